@@ -1,0 +1,136 @@
+# Everything from here: `make help` lists it. Needs Python 3.10 to 3.13, make, and a package index.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+## Data set: phantom, brats, abdomen, cardiac or folder (experiments/data/<DATASET>.yaml)
+DATASET ?= phantom
+## Name of the run; its files lie under RUNS/DATASET/EXPERIMENT
+EXPERIMENT ?= default
+## Network that is adapted (experiments/backbone/<BACKBONE>.yaml)
+BACKBONE ?= pocket
+## Folder of the scans, in the layout in which they are downloaded; empty: the data set's own default
+DATA_DIR ?=
+## More options for the command behind a target, e.g. ARGS="--model.sub_classes 4"
+ARGS ?=
+## Folder of all runs
+RUNS ?= runs
+## Interpreter that .venv is made from, 3.10 to 3.13
+PYTHON ?= python3
+
+UV := uv==0.13.9
+BIN := .venv/bin
+STAMP := .venv/.installed
+CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info .constraints.tmp
+SOURCES := src data_modules benchmarks tests
+
+pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --experiment '$(EXPERIMENT)' \
+	--backbone '$(BACKBONE)' --runs '$(RUNS)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+	$(if $(strip $(ARGS)),-- $(ARGS))
+
+.PHONY: help setup train prepare classify pseudo-labels segment evaluate report \
+	test lint types format bench pocket constraints clean clean-runs distclean
+
+## This list
+help:
+	@awk 'function show(name) { printf "  %-14s %s\n", name, doc; doc = "" } \
+		/^## / { doc = substr($$0, 4); next } \
+		doc && /^[A-Z_]+ \?=/ { name = $$1; value = $$0; sub(/^[^=]*= */, "", value); \
+			vars = vars sprintf("  %-14s %s%s\n", name, doc, value == "" ? "" : " [" value "]"); doc = ""; next } \
+		doc && /^[a-z-]+:/ { sub(/:.*/, "", $$1); show($$1); next } \
+		{ doc = "" } \
+		BEGIN { print "usage: make TARGET [VARIABLE=value ...]\n\ntargets:" } \
+		END { printf "\nvariables [default]:\n%s", vars }' $(firstword $(MAKEFILE_LIST))
+
+## Make .venv from pyproject.toml and constraints.txt; does nothing where it is up to date
+setup: $(STAMP)
+
+# The stamp comes last, so that a setup that was killed is begun anew; a finished one is updated in place.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "$(PYTHON) is not a Python 3.10 to 3.13; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; \
+		exit 1; }
+	@test -e $@ || $(PYTHON) -m venv --clear .venv || { \
+		echo "$(PYTHON) cannot make .venv (Debian and Ubuntu: install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+## All stages of a run: prepare, classify, pseudo-labels, segment, evaluate, report; continues where it stopped
+train: $(STAMP)
+	@$(call pipeline,train)
+
+## Turn the scans into a slice store (with the phantom: draw them first)
+prepare: $(STAMP)
+	@$(call pipeline,prepare)
+
+## Train the classification network, with sub-class exploration
+classify: $(STAMP)
+	@$(call pipeline,classify)
+
+## Make pseudo-labels, with prompt affinity mining
+pseudo-labels: $(STAMP)
+	@$(call pipeline,pseudo-labels)
+
+## Train the segmentation network on the pseudo-labels
+segment: $(STAMP)
+	@$(call pipeline,segment)
+
+## Score the segmentation network against the expert masks of the test cases
+evaluate: $(STAMP)
+	@$(call pipeline,evaluate)
+
+## Write the run's report.html
+report: $(STAMP)
+	@$(call pipeline,report)
+
+# One thread a worker: two workers with all threads each are slower than one.
+## Run the test suite (ARGS go to pytest)
+test: $(STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+## Check style, docstrings, annotations and format
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+## Check types
+types: $(STAMP)
+	$(BIN)/mypy
+
+## Mend format and what else can be mended
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## Run every benchmark (ARGS=--full for more)
+bench: $(STAMP)
+	@for name in $(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+## Pre-train the embedded backbone on procedural images (an hour or two on 2 cores)
+pocket: $(STAMP)
+	$(BIN)/python -m weakmedsam.pretraining $(ARGS)
+
+# The header says what the file is; the pins below it name no address, so that any index serves.
+## Refresh constraints.txt to the newest versions that pyproject.toml allows
+constraints: $(STAMP)
+	@sed '/^#/!d' constraints.txt > .constraints.tmp
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.10 --upgrade \
+		--python $(BIN)/python --no-annotate --no-header --no-emit-index-url --no-emit-find-links >> .constraints.tmp
+	@mv .constraints.tmp constraints.txt
+
+## Remove caches and build output
+clean:
+	rm -rf $(CACHES)
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+## Remove the files of the run DATASET/EXPERIMENT
+clean-runs:
+	@test -n '$(strip $(RUNS))' -a -n '$(strip $(DATASET))' -a -n '$(strip $(EXPERIMENT))' || { \
+		echo "clean-runs needs RUNS, DATASET and EXPERIMENT" >&2; exit 1; }
+	rm -rf '$(RUNS)/$(DATASET)/$(EXPERIMENT)'
+
+## Remove .venv too
+distclean: clean
+	rm -rf .venv

@@ -1,0 +1,80 @@
+"""AbdomenCT-1K: liver, kidneys, spleen and pancreas in 1062 abdominal CTs, 1000 of them with masks.
+
+From 512 x 79 x 31 to 796 x 512 x 1026 voxels, 0.45 to 8 mm. About 20 headers state a false 1 x 1 x 1
+mm; they are warned of, as the truth is unknown. Ma et al., IEEE TPAMI 2022, doi
+10.1109/TPAMI.2021.3100536. CC BY-NC-SA.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from data_modules.base import SliceDataModule
+from data_modules.cases import Case, DataSet, Intensity, require_cases
+
+_log = logging.getLogger(__name__)
+
+SAME_SCAN = {"00928": "00297"}
+"""Case -> the case it is the same scan as: one patient, so that they stay in one split."""
+
+FACTS = DataSet(
+    name="abdomen",
+    classes={"liver": (1,), "kidney": (2,), "spleen": (3,), "pancreas": (4,)},
+    default=("liver", "kidney", "spleen", "pancreas"),
+    values=(1, 2, 3, 4),
+    intensity=Intensity(window=(40.0, 400.0)),
+    layout=(
+        "  Case_00001_0000.nii.gz ...   images, in any folders below (nested parts, or Images/)\n"
+        "  Mask/Case_00001.nii.gz ...   masks (Mask/ or Masks/)"
+    ),
+    home="https://github.com/JunMa11/AbdomenCT-1K",
+    false_spacing=(1.0, 1.0, 1.0),
+)
+
+
+def find_cases(root: Path) -> list[Case]:
+    """The cases below a folder that have a mask; 62 images have none and are left out.
+
+    Raises:
+        DataError: no case, or an image or mask that is there twice.
+    """
+    images = _by_id(root, r"Case_(\d+)_0000\.nii(\.gz)?")
+    masks = _by_id(root, r"Case_(\d+)\.nii(\.gz)?")
+    unlabelled = sum(number not in masks for number, _ in images.items())
+    if unlabelled:
+        _log.info("%d of %d images have no mask and are left out", unlabelled, len(images))
+    cases = []
+    for number, paths in masks.items():
+        name = f"Case_{number}"
+        patient = f"Case_{SAME_SCAN.get(number, number)}"
+        found = images.get(number, [])
+        problem = None
+        if not found:
+            problem = (
+                f"{paths[0]}: is a mask without its image {name}_0000.nii.gz. Get it, or remove the mask."
+            )
+        elif len(found) > 1 or len(paths) > 1:
+            problem = f"{[str(p) for p in (*found, *paths)]}: {name} is there more than once. Keep one."
+        cases.append(Case(name, patient, str(found[0]) if found else "", str(paths[0]), problem=problem))
+    return require_cases(cases if images else [], FACTS, root)
+
+
+def _by_id(root: Path, pattern: str) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("Case_*.nii*")):
+        match = re.fullmatch(pattern, path.name)
+        if match and path.is_file():
+            found.setdefault(match[1], []).append(path)
+    return found
+
+
+class AbdomenCT1K(SliceDataModule):
+    """AbdomenCT-1K. Arguments are those of ``SliceDataModule``."""
+
+    facts = FACTS
+
+    def find_cases(self) -> list[Case]:
+        """The cases; see the module's ``find_cases``."""
+        return find_cases(Path(self.data_dir))

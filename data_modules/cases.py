@@ -1,0 +1,176 @@
+"""What a data set is to the rest: its cases, its facts, and how values become classes.
+
+Plain data without torch or Lightning, so that the worker processes that read volumes start quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from weakmedsam.contracts import BACKGROUND, ConfigError, DataError
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: where its files are. Plain data: it is pickled to worker processes.
+
+    Attributes:
+        name: unique within the data set; also the name of its folder in the store.
+        patient: who was scanned; cases of one patient are never split.
+        image: path of the volume.
+        mask: path of the expert mask, None where there is none.
+        table: image-level labels per slice, by the slice's number along the *file's own* third axis,
+            one 0 or 1 per class in the order of the chosen classes. None: labels come from the mask.
+        problem: what is already known to be wrong with it and how to mend it; it is then not read.
+    """
+
+    name: str
+    patient: str
+    image: str
+    mask: str | None = None
+    table: Mapping[int, tuple[int, ...]] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How the values of a volume become [0, 1]: linear from ``low`` to ``high``, clipped outside.
+
+    Attributes:
+        window: (level, width) in the file's units, HU for CT: low, high = level -+ width / 2. The
+            same for every volume. None: by percentiles.
+        percentiles: (lower, upper) in percent, of the voxels above the volume's minimum, so that the
+            air or the zeros around the body do not count; each volume has its own low and high.
+
+    Raises:
+        ConfigError: a window without width, or percentiles out of order.
+    """
+
+    window: tuple[float, float] | None = None
+    percentiles: tuple[float, float] = (0.5, 99.5)
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window[1] <= 0:
+            raise ConfigError(f"window: {self.window} is not (level, width) with a width above 0.")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ConfigError(f"percentiles: {self.percentiles} are not (lower, upper) between 0 and 100.")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The facts of a data set.
+
+    Attributes:
+        name: short name, used for the store's folder.
+        classes: what may be chosen: class name -> mask values. Empty: the user names the classes.
+        default: the classes taken when none are chosen.
+        values: mask values known to occur, without 0; any other value is an error.
+        intensity: how values become [0, 1].
+        layout: the expected files as a small tree, for the message when nothing is found.
+        home: where to get the data set.
+        published_split: CSV (case, split) used when all its cases are there.
+        false_spacing: (x, y, z) mm known to be a wrong entry of the header: warned of.
+    """
+
+    name: str
+    classes: Mapping[str, tuple[int, ...]]
+    default: tuple[str, ...]
+    values: tuple[int, ...]
+    intensity: Intensity
+    layout: str
+    home: str
+    published_split: Path | None = None
+    false_spacing: tuple[float, float, float] | None = None
+
+
+def choose_classes(facts: DataSet, wanted: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+    """The classes to learn, in order: class ids are 1, 2, ... in this order.
+
+    Args:
+        facts: the data set.
+        wanted: class name -> mask values, as configured; None takes the data set's default.
+
+    Returns:
+        Class name -> mask values.
+
+    Raises:
+        ConfigError: no class, an unknown name, a value the data set does not have, or a value that
+            belongs to two classes.
+    """
+    if wanted is None:
+        wanted = {name: facts.classes[name] for name in facts.default}
+    if not wanted:
+        raise ConfigError("classes: at least one class is needed, e.g. classes: {tumour: [1]}.")
+    unknown = [name for name in wanted if facts.classes and name not in facts.classes]
+    if unknown:
+        raise ConfigError(f"classes: {facts.name} has no class {unknown}; it has {sorted(facts.classes)}.")
+    owner: dict[int, str] = {}
+    for name, values in wanted.items():
+        if not values:
+            raise ConfigError(f"classes: {name} has no mask value; give at least one, e.g. {name}: [1].")
+        for value in values:
+            if facts.classes and value not in facts.values:
+                raise ConfigError(
+                    f"classes: {name} asks for mask value {value}; {facts.name} has {facts.values}."
+                )
+            if not 0 < value < 256:
+                raise ConfigError(f"classes: {name} asks for mask value {value}; 1 to 255 are possible.")
+            if value in owner:
+                raise ConfigError(f"classes: mask value {value} is in both {owner[value]} and {name}.")
+            owner[value] = name
+    return {name: tuple(values) for name, values in wanted.items()}
+
+
+def class_ids(classes: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
+    """Mask value -> class id (1..C); values of no class become background."""
+    return {
+        value: number for number, values in enumerate(classes.values(), BACKGROUND + 1) for value in values
+    }
+
+
+def nifti_stem(name: str) -> str:
+    """File name without .nii or .nii.gz."""
+    for ending in NIFTI_ENDINGS:
+        if name.endswith(ending):
+            return name[: -len(ending)]
+    return name
+
+
+def list_nifti(folder: Path) -> dict[str, Path]:
+    """NIfTI files directly in a folder, stem -> path, sorted; names with a leading dot are left out.
+
+    macOS writes ``._name.nii.gz`` beside each file of an archive; those are no volumes.
+    """
+    if not folder.is_dir():
+        return {}
+    paths = sorted(
+        p for p in folder.iterdir() if p.name.endswith(NIFTI_ENDINGS) and not p.name.startswith(".")
+    )
+    return {nifti_stem(path.name): path for path in paths if path.is_file()}
+
+
+def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
+    """The cases, sorted by name, or an error that says what should have been there.
+
+    Raises:
+        DataError: no case, or two cases of one name.
+    """
+    if not cases:
+        there = "" if root.is_dir() else " (there is no such folder)"
+        raise DataError(
+            f"No {facts.name} data in {root}{there}. Expected:\n{facts.layout}\nGet it from: {facts.home}\n"
+            "Then give the folder as DATA_DIR (data_dir in the configuration)."
+        )
+    ordered = sorted(cases, key=lambda case: case.name)
+    for first, second in pairwise(ordered):
+        if first.name == second.name:
+            raise DataError(
+                f"Two cases are named {first.name}: {first.image or first.mask} and "
+                f"{second.image or second.mask}. Remove or rename one."
+            )
+    return ordered

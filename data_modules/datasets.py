@@ -1,0 +1,240 @@
+"""Datasets over a slice store: slices for training and validation, whole volumes for the rest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch.utils.data import Dataset
+
+from data_modules.index import Entry
+from data_modules.store import FULL_SCALE, SliceReader
+from weakmedsam.contracts import DataError, PseudoLabelKeys, VolumeBatch
+
+CERTAIN = 255
+"""Confidence of 1 as it stands in a pseudo-label file."""
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """The slices of a split, in order; a slice's row is its ``index``.
+
+    Attributes:
+        cases: names of the cases.
+        case: (N,) int64, position in ``cases``.
+        slice: (N,) int64, the slice's number within its volume.
+        labels: (N, C) float32, 0 or 1.
+    """
+
+    cases: tuple[str, ...]
+    case: NDArray[np.int64]
+    slice: NDArray[np.int64]
+    labels: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.slice)
+
+
+def slice_labels(entry: Entry, min_pixels: int) -> NDArray[np.float32]:
+    """Image-level labels of a case's slices: by its table, else by the pixels of its mask.
+
+    Args:
+        entry: the case.
+        min_pixels: a class is present in a slice if its mask has at least so many pixels of it,
+            counted on the scan's own slice.
+
+    Returns:
+        (D, C) float32, 0 or 1.
+
+    Raises:
+        DataError: neither table nor mask.
+    """
+    if entry.table is not None:
+        return np.asarray(entry.table, dtype=np.float32)
+    if entry.counts is None:
+        raise DataError(
+            f"{entry.sources[0][0]}: has neither a mask nor a row in a label table. Add one of them."
+        )
+    return (np.asarray(entry.counts) >= min_pixels).astype(np.float32)
+
+
+def tabulate(entries: Sequence[Entry], min_pixels: int, only_positive: bool = False) -> SliceTable:
+    """All slices of some cases.
+
+    Args:
+        entries: the cases, in order.
+        min_pixels: see ``slice_labels``.
+        only_positive: keep only slices in which some class is present.
+
+    Returns:
+        The slices, ordered by case and by number.
+    """
+    labels = [slice_labels(entry, min_pixels) for entry in entries]
+    keep = [np.flatnonzero(part.any(axis=1)) if only_positive else np.arange(len(part)) for part in labels]
+    return SliceTable(
+        cases=tuple(entry.name for entry in entries),
+        case=np.repeat(np.arange(len(entries)), [len(part) for part in keep]),
+        slice=np.concatenate(keep),
+        labels=np.concatenate([part[rows] for part, rows in zip(labels, keep, strict=True)]),
+    )
+
+
+def check_positives(table: SliceTable, class_names: Sequence[str], where: str) -> None:
+    """Raise DataError if some class is present in no slice, naming it and ``where``."""
+    never = [name for number, name in enumerate(class_names) if not table.labels[:, number].any()]
+    if never:
+        raise DataError(
+            f"No training slice of {where} shows {', '.join(never)}: it cannot be learnt. "
+            "Leave it out of classes, lower min_pixels, or change the split."
+        )
+
+
+class PseudoLabelReader:
+    """Reads single slices of pseudo-label files, ``<folder>/<case>.safetensors``.
+
+    Args:
+        folder: where the files are.
+        max_open: how many files are kept open.
+    """
+
+    def __init__(self, folder: Path, max_open: int = 256) -> None:
+        self.folder = folder
+        self.max_open = max_open
+        self._open: OrderedDict[str, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "max_open": self.max_open, "_open": OrderedDict()}
+
+    def check(self, entries: Sequence[Entry]) -> None:
+        """Raise DataError if a file is missing, unreadable or of another working frame."""
+        missing = [
+            entry.name for entry in entries if not (self.folder / f"{entry.name}.safetensors").exists()
+        ]
+        if missing:
+            raise DataError(
+                f"{self.folder}: {len(missing)} of {len(entries)} cases have no pseudo-label: {missing[:5]}. "
+                "Run the pseudo-label stage first, or correct pseudo_labels_dir."
+            )
+        for entry in entries:
+            shape = tuple(self._file(entry.name).get_slice(PseudoLabelKeys.label).get_shape())
+            wanted = (entry.depth, entry.frame.size, entry.frame.size)
+            if shape != wanted:
+                raise DataError(
+                    f"{self.folder / entry.name}.safetensors: is {shape}, the slices are {wanted}. "
+                    "It was made with another image_size or other data: make the pseudo-labels again."
+                )
+
+    def read(self, case: str, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """(label, confidence) of a slice, each (S, S) uint8; reads this slice only."""
+        file = self._file(case)
+        label = file.get_slice(PseudoLabelKeys.label)[number]
+        return label, file.get_slice(PseudoLabelKeys.confidence)[number]
+
+    def _file(self, case: str) -> Any:
+        if case in self._open:
+            self._open.move_to_end(case)
+        else:
+            path = self.folder / f"{case}.safetensors"
+            try:
+                self._open[case] = safe_open(path, framework="numpy")
+            except (OSError, SafetensorError) as error:
+                raise DataError(f"{path}: cannot be read ({error}). Delete it and make it again.") from error
+            if len(self._open) > self.max_open:
+                self._open.popitem(last=False)
+        return self._open[case]
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """Slices, one at a time; the keys are those of ``SliceBatch``.
+
+    Args:
+        table: which slices.
+        reader: of the store.
+        with_mask: add ``mask``, the expert mask: for validation only.
+        pseudo: add ``target`` and ``confidence`` from these pseudo-labels.
+        expert_target: add ``target`` from the expert mask, with confidence 1: for the ceiling only.
+    """
+
+    def __init__(
+        self,
+        table: SliceTable,
+        reader: SliceReader,
+        with_mask: bool = False,
+        pseudo: PseudoLabelReader | None = None,
+        expert_target: bool = False,
+    ) -> None:
+        self.table = table
+        self.reader = reader
+        self.with_mask = with_mask
+        self.pseudo = pseudo
+        self.expert_target = expert_target
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        case = self.table.cases[self.table.case[index]]
+        number = int(self.table.slice[index])
+        image = self.reader.image(case)[number].astype(np.float32)
+        item = {
+            "image": torch.from_numpy(image).div_(FULL_SCALE)[None],
+            "label": torch.from_numpy(self.table.labels[index]),
+            "index": index,
+            "case": case,
+            "slice": number,
+        }
+        if self.with_mask:
+            item["mask"] = torch.from_numpy(self.reader.mask(case)[number].astype(np.int64))
+        if self.pseudo is not None:
+            target, confidence = self.pseudo.read(case, number)
+            item["target"] = torch.from_numpy(target.astype(np.int64))
+            item["confidence"] = torch.from_numpy(confidence.astype(np.float32)).div_(CERTAIN)
+        elif self.expert_target:
+            target = self.reader.mask(case)[number]
+            item["target"] = torch.from_numpy(target.astype(np.int64))
+            item["confidence"] = torch.ones(target.shape)
+        return item
+
+
+class VolumeDataset(Dataset[VolumeBatch]):
+    """Whole volumes, one at a time, as ``VolumeBatch``.
+
+    Args:
+        entries: the cases, in order.
+        reader: of the store.
+        min_pixels: see ``slice_labels``.
+        with_mask: add ``mask``, the expert mask on the scan's own slices: for the test only.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], reader: SliceReader, min_pixels: int, with_mask: bool = False
+    ) -> None:
+        self.entries = tuple(entries)
+        self.reader = reader
+        self.min_pixels = min_pixels
+        self.with_mask = with_mask
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> VolumeBatch:
+        entry = self.entries[index]
+        image = torch.from_numpy(self.reader.image(entry.name).astype(np.float32)).div_(FULL_SCALE)
+        volume = VolumeBatch(
+            image=image[:, None],
+            label=torch.from_numpy(slice_labels(entry, self.min_pixels)),
+            case=entry.name,
+            index=index,
+            frame=entry.frame,
+            spacing=entry.geometry.spacing,
+        )
+        if self.with_mask:
+            volume["mask"] = torch.from_numpy(self.reader.mask_native(entry.name).astype(np.int64))
+        return volume

@@ -1,0 +1,174 @@
+"""What is known of a slice store: the settings that made it, and an entry per case."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_modules.cases import Intensity
+from data_modules.volumes import Geometry
+from weakmedsam.contracts import Frame
+
+STORE_FORMAT = 1
+"""Raise it when the files' content or meaning changes: old stores are then left alone."""
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything that changes what is in a store.
+
+    Attributes:
+        data_set: its name.
+        data_dir: resolved folder of the volumes.
+        variant: what else tells the volumes apart, e.g. the modality.
+        image_size: side of the working frame, pixels.
+        plane: which slices are taken.
+        intensity: how values become [0, 1].
+        classes: class name -> mask values, in order.
+        values: further mask values that are known and become background.
+    """
+
+    data_set: str
+    data_dir: str
+    variant: str
+    image_size: int
+    plane: str
+    intensity: Intensity
+    classes: Mapping[str, tuple[int, ...]]
+    values: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they stand in the index; class order is kept as it decides the ids."""
+        settings = {**asdict(self), "classes": [[name, list(v)] for name, v in self.classes.items()]}
+        return json.loads(json.dumps({"format": STORE_FORMAT, **settings}))
+
+    @property
+    def key(self) -> str:
+        """Eight hexadecimal digits of the settings' hash."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def folder(self, store_dir: str | Path) -> Path:
+        """The store's folder."""
+        return Path(store_dir) / f"{self.data_set}-{self.key}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says of a case.
+
+    Attributes:
+        name: the case.
+        patient: who was scanned.
+        sources: (path relative to the data folder, bytes, modification time in ns) of what was read.
+        geometry: of the scan.
+        frame: how the working frame lies on the scan's own slices.
+        low: value of the file that became 0.
+        high: value of the file that became 65535 (1.0).
+        window_rule: how low and high were found.
+        mean: of the scaled intensity in [0, 1] over the scan's own voxels.
+        deviation: standard deviation of the same.
+        counts: (D, C) pixels of each class on the scan's own slices; None without a mask.
+        table: (D, C) labels given by a table, 0 or 1; None without one.
+    """
+
+    name: str
+    patient: str
+    sources: tuple[tuple[str, int, int], ...]
+    geometry: Geometry
+    frame: Frame
+    low: float
+    high: float
+    window_rule: str
+    mean: float
+    deviation: float
+    counts: tuple[tuple[int, ...], ...] | None = None
+    table: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return self.geometry.shape[self.geometry.slice_axis[0]]
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is an expert mask."""
+        return self.counts is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "frame": list(self.frame)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Entry:
+        """The inverse of ``to_json``."""
+        geometry = values["geometry"]
+        shape = geometry["shape"]
+        rest = {name: value for name, value in values.items() if name not in ("geometry", "frame")}
+        rest["sources"] = tuple((str(s[0]), int(s[1]), int(s[2])) for s in values["sources"])
+        for rows in ("counts", "table"):
+            if values[rows] is not None:
+                rest[rows] = tuple(tuple(row) for row in values[rows])
+        affine = tuple(tuple(row) for row in geometry["affine"])
+        place = Geometry((shape[0], shape[1], shape[2]), affine, geometry["plane"])
+        return Entry(**rest, geometry=place, frame=Frame(*values["frame"]))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index of a store.
+
+    Attributes:
+        entries: case name -> entry, sorted by name.
+        skipped: case name -> (sources, reason), of the cases left out.
+    """
+
+    entries: Mapping[str, Entry]
+    skipped: Mapping[str, tuple[tuple[tuple[str, int, int], ...], str]]
+
+
+def read_index(store: Path) -> Index | None:
+    """The index of a store, None if there is none yet."""
+    try:
+        values = json.loads((store / "index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    entries = {entry["name"]: Entry.from_json(entry) for entry in values["cases"]}
+    skipped = {
+        name: (tuple((str(s[0]), int(s[1]), int(s[2])) for s in sources), reason)
+        for name, (sources, reason) in values["skipped"].items()
+    }
+    return Index(entries, skipped)
+
+
+def write_index(store: Path, spec: StoreSpec, index: Index) -> None:
+    """Write ``index.json`` and ``skipped.csv``, each atomically; unchanged files are left alone."""
+    cases = [entry.to_json() for entry in index.entries.values()]
+    skipped = {name: [list(sources), reason] for name, (sources, reason) in index.skipped.items()}
+    text = json.dumps({"settings": spec.to_json(), "skipped": skipped, "cases": cases}) + "\n"
+    write_text(store / "index.json", text)
+    write_rows(store / "skipped.csv", ("case", "reason"), [(n, r) for n, (_, r) in index.skipped.items()])
+
+
+def write_rows(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Write a CSV file atomically, only if it changes."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, stream.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, only if it changes."""
+    if path.exists() and path.read_text() == text:
+        return
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,84 @@
+"""Loaders of slices and of volumes, and a rank's share of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from data_modules.datasets import SliceDataset, VolumeDataset
+
+
+class ShareSampler(DistributedSampler[int]):
+    """A rank's share of a dataset in order, nothing twice: ranks may differ in length by one.
+
+    torch's DistributedSampler repeats samples to make ranks equal, which counts cases twice in a
+    score. It is a DistributedSampler so that Lightning leaves it in place.
+
+    Args:
+        size: length of the dataset.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, size: int, rank: int = 0, world: int = 1) -> None:
+        super().__init__(range(size), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self._share = range(rank, size, world)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._share)
+
+    def __len__(self) -> int:
+        return len(self._share)
+
+
+def as_is(volume: Any) -> Any:
+    """A volume is a batch already: nothing to collate."""
+    return volume
+
+
+def slice_loader(
+    dataset: SliceDataset,
+    sampler: DistributedSampler[Any],
+    batch_size: int,
+    num_workers: int,
+    persistent: bool = True,
+) -> DataLoader[Any]:
+    """Batches of slices, ``SliceBatch``.
+
+    Args:
+        dataset: the slices.
+        sampler: their order and this rank's share.
+        batch_size: slices a batch.
+        num_workers: processes that read; 0 reads in this one.
+        persistent: keep them from epoch to epoch.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=persistent and num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def volume_loader(dataset: VolumeDataset, rank: int, world: int, num_workers: int) -> DataLoader[Any]:
+    """A rank's share of volumes, one a batch, ``VolumeBatch``.
+
+    Args:
+        dataset: the volumes.
+        rank: of this process.
+        world: number of processes.
+        num_workers: more than 0 reads one volume ahead; a large CT takes gigabytes, so it is never more.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=ShareSampler(len(dataset), rank, world),
+        collate_fn=as_is,
+        num_workers=min(num_workers, 1),
+        prefetch_factor=1 if num_workers > 0 else None,
+    )

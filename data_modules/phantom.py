@@ -1,0 +1,212 @@
+"""Phantom: abdomen-like volumes drawn by the program, so that everything runs without a download.
+
+Two targets, ``lesion`` and ``cyst``, and a distractor: a bright ring-shaped vessel that appears in most
+slices with a lesion and in few others, and is in no mask. Image-level labels alone cannot tell it from
+the lesion; sub-classes can, because it is missing in some of the lesion's slices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data_modules.base import SliceDataModule, Supervision
+from data_modules.cases import Case, DataSet, Intensity, list_nifti, require_cases
+from data_modules.phantom_drawing import CYST, LESION, VERSION, PhantomParameters, draw_volume
+from data_modules.prepare import OnBadCase
+from data_modules.transforms import Augmentation
+from data_modules.volumes import Plane
+from weakmedsam.contracts import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs that draw the same set at once are then the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+FACTS = DataSet(
+    name="phantom",
+    classes={"lesion": (LESION,), "cyst": (CYST,)},
+    default=("lesion", "cyst"),
+    values=(LESION, CYST),
+    intensity=Intensity(percentiles=(0.5, 99.5)),
+    layout=(
+        "phantom-<key>/\n"
+        "  phantom.json\n"
+        "  images/phantom_000.nii.gz\n"
+        "  masks/phantom_000.nii.gz   1 lesion, 2 cyst"
+    ),
+    home="nowhere: the program draws it, `make prepare DATASET=phantom`",
+)
+
+DEFAULT = PhantomParameters()
+
+
+def phantom_folder(data_dir: str | Path, parameters: PhantomParameters, num_volumes: int) -> Path:
+    """Folder of one set: its name ends in a key of all that decides the set, so sets never mix."""
+    key = hashlib.sha256(_describe(parameters, num_volumes).encode()).hexdigest()[:8]
+    return Path(data_dir) / f"phantom-{key}"
+
+
+def write_phantom(data_dir: str | Path, parameters: PhantomParameters, num_volumes: int) -> Path:
+    """Draw a set, or what is missing of it; quick when all is there.
+
+    A volume appears whole or not at all: the mask first, then the image, each renamed into place.
+    A killed call is continued by the next one and ends with the same files.
+
+    Args:
+        data_dir: where the set's own folder goes.
+        parameters: how the volumes look.
+        num_volumes: how many.
+
+    Returns:
+        The set's folder: ``images``, ``masks`` and ``phantom.json``.
+    """
+    root = phantom_folder(data_dir, parameters, num_volumes)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    with _lock(root):
+        names = [f"phantom_{number:03d}.nii.gz" for number in range(num_volumes)]
+        missing = [n for n, name in enumerate(names) if not _is_there(root, name)]
+        for number in tqdm(missing, desc="drawing phantom", unit="volume", disable=not missing):
+            drawing = draw_volume(parameters, number)
+            _write_nifti(root / "masks" / names[number], drawing.mask, parameters.spacing)
+            _write_nifti(root / "images" / names[number], drawing.image, parameters.spacing)
+        description = root / "phantom.json"
+        if not description.exists():
+            part = root / ".part-phantom.json"
+            part.write_text(_describe(parameters, num_volumes) + "\n", encoding="utf-8")
+            part.replace(description)
+    return root
+
+
+def find_cases(root: Path) -> list[Case]:
+    """Cases of a drawn set, sorted by name; each volume is a patient of its own.
+
+    Raises:
+        DataError: none found; the message shows the layout.
+    """
+    masks = list_nifti(root / "masks")
+    cases = [
+        Case(name=name, patient=name, image=str(image), mask=str(masks[name]))
+        for name, image in list_nifti(root / "images").items()
+        if name in masks
+    ]
+    return require_cases(cases, FACTS, root)
+
+
+class Phantom(SliceDataModule):
+    """Drawn volumes; takes what ``SliceDataModule`` takes, and what follows.
+
+    Args:
+        data_dir: where the drawn set goes, in a folder of its own that is named by its parameters.
+        num_volumes: how many volumes are drawn, at least 3: one for each split.
+        phantom: how they look and how hard they are; see ``PhantomParameters``.
+
+    Raises:
+        ConfigError: a parameter out of its range.
+    """
+
+    facts = FACTS
+
+    def __init__(
+        self,
+        data_dir: str = "data/scans",
+        num_volumes: int = 30,
+        phantom: PhantomParameters = DEFAULT,
+        store_dir: str = "data",
+        image_size: int = 128,
+        plane: Plane = "axial",
+        classes: dict[str, list[int]] | None = None,
+        min_pixels: int = 10,
+        window: tuple[float, float] | None = None,
+        percentiles: tuple[float, float] | None = None,
+        split_file: str | None = None,
+        split_fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+        seed: int = 0,
+        on_bad_case: OnBadCase = "raise",
+        supervision: Supervision = "image",
+        pseudo_labels_dir: str | None = None,
+        only_positive: bool = False,
+        augment: Augmentation | None = None,
+        batch_size: int = 24,
+        num_workers: int = 2,
+        prepare_workers: int | None = None,
+    ) -> None:
+        if num_volumes < 3:
+            raise ConfigError(f"num_volumes: at least 3 are needed, one for each split; got {num_volumes}.")
+        super().__init__(
+            data_dir=str(phantom_folder(data_dir, phantom, num_volumes)),
+            store_dir=store_dir,
+            image_size=image_size,
+            plane=plane,
+            classes=classes,
+            min_pixels=min_pixels,
+            window=window,
+            percentiles=percentiles,
+            split_file=split_file,
+            split_fractions=split_fractions,
+            seed=seed,
+            on_bad_case=on_bad_case,
+            supervision=supervision,
+            pseudo_labels_dir=pseudo_labels_dir,
+            only_positive=only_positive,
+            augment=augment,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            prepare_workers=prepare_workers,
+        )
+        self.num_volumes = num_volumes
+        self.phantom = phantom
+
+    def prepare_data(self) -> None:
+        """Draw the volumes that are missing, then prepare them as any others."""
+        write_phantom(Path(self.data_dir).parent, self.phantom, self.num_volumes)
+        super().prepare_data()
+
+    def find_cases(self) -> list[Case]:
+        """The cases of the drawn set; see the module's ``find_cases``."""
+        return find_cases(Path(self.data_dir))
+
+
+def _describe(parameters: PhantomParameters, num_volumes: int) -> str:
+    facts = {"version": VERSION, "num_volumes": num_volumes, **asdict(parameters)}
+    return json.dumps(facts, indent=2, sort_keys=True)
+
+
+def _is_there(root: Path, name: str) -> bool:
+    return (root / "images" / name).exists() and (root / "masks" / name).exists()
+
+
+def _write_nifti(path: Path, slices: NDArray[np.generic], spacing: tuple[float, float, float]) -> None:
+    """Write (D, H, W) slices, rows from front to back, columns from right to left, feet first.
+
+    The file's axes run left, front, up (LAS), with the centre at 0 mm, as scanners commonly write them:
+    reading it without regard to its affine turns it upside down.
+    """
+    voxels = np.ascontiguousarray(slices[:, ::-1].transpose(2, 1, 0))
+    row, column, distance = spacing
+    affine = np.diag([-column, row, distance, 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(voxels.shape) - 1) / 2)
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    part = path.with_name(f".part-{path.name}")  # keeps .nii.gz, by which nibabel chooses the format
+    nib.save(image, part)
+    part.replace(path)
+
+
+@contextlib.contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Only one process draws a set; the lock goes with the process, even when killed."""
+    with (root / ".lock").open("w") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

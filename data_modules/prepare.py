@@ -1,0 +1,241 @@
+"""Filling a slice store: in parallel, continued after a kill, each volume read once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from tqdm import tqdm
+
+from data_modules.cases import Case
+from data_modules.index import Entry, Index, StoreSpec, read_index, write_index
+from data_modules.store import read_case, stamp, write_case
+from weakmedsam.contracts import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two preparations at once are then the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+OnBadCase = Literal["raise", "skip"]
+
+SHOWN = 20
+"""How many bad cases one error lists."""
+
+_log = logging.getLogger(__name__)
+
+
+def prepare(
+    cases: Sequence[Case],
+    spec: StoreSpec,
+    store_dir: str | Path,
+    workers: int | None = None,
+    on_bad_case: OnBadCase = "raise",
+) -> Index:
+    """Bring a store up to date with its cases; what is there and unchanged is not read again.
+
+    Args:
+        cases: all cases of the data set.
+        spec: how they are stored.
+        store_dir: the folder of stores.
+        workers: processes; None takes one per processor, 1 works in this process.
+        on_bad_case: "raise": one error names every bad case, after all good ones are stored. "skip":
+            bad cases are left out, logged, and listed in ``skipped.csv``.
+
+    Returns:
+        The index.
+
+    Raises:
+        DataError: bad cases, or none that is good.
+    """
+    store = spec.folder(store_dir)
+    store.mkdir(parents=True, exist_ok=True)
+    with _lock(store):
+        for leftover in store.glob(".part-*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        index = _fill(cases, spec, store, workers, retry=on_bad_case == "raise")
+        write_index(store, spec, index)
+    if index.skipped and (on_bad_case == "raise" or not index.entries):
+        raise DataError(_list_problems(index, len(cases), on_bad_case))
+    for name, (_, reason) in index.skipped.items():
+        _log.warning("left out %s: %s", name, reason)
+    return index
+
+
+def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | None, retry: bool) -> Index:
+    before = read_index(store) or Index({}, {})
+    entries: dict[str, Entry] = {}
+    skipped: dict[str, tuple[tuple[tuple[str, int, int], ...], str]] = {}
+    todo: list[Case] = []
+    for case in cases:
+        try:
+            now = () if case.problem else stamp(case, spec.data_dir)
+        except DataError as error:
+            skipped[case.name] = ((), str(error))
+            continue
+        if case.problem:
+            skipped[case.name] = ((), case.problem)
+        elif (entry := _stored(case.name, now, before, store)) is not None:
+            entries[case.name] = entry
+        elif not retry and before.skipped.get(case.name, ((), ""))[0] == now:
+            skipped[case.name] = before.skipped[case.name]
+        else:
+            todo.append(case)
+    for case, result in _run(todo, spec, store, workers):
+        if isinstance(result, Entry):
+            entries[case.name] = result
+        else:
+            skipped[case.name] = (stamp(case, spec.data_dir), result)
+    for case in cases:
+        if case.name in entries:
+            try:
+                # The table is small and read anyway: kept out of the case's folder, a corrected table
+                # costs no reading of volumes.
+                entries[case.name] = replace(entries[case.name], table=table_labels(case, entries[case.name]))
+            except DataError as error:
+                del entries[case.name]
+                skipped[case.name] = ((), str(error))
+    return Index(dict(sorted(entries.items())), dict(sorted(skipped.items())))
+
+
+def _stored(name: str, now: tuple[tuple[str, int, int], ...], before: Index, store: Path) -> Entry | None:
+    path = store / name / "entry.json"
+    if not path.exists():
+        return None
+    entry = before.entries.get(name)
+    if entry is None or entry.sources != now:  # a killed run leaves folders that the index does not know
+        entry = Entry.from_json(json.loads(path.read_text()))
+    return entry if entry.sources == now else None
+
+
+def table_labels(case: Case, entry: Entry) -> tuple[tuple[int, ...], ...] | None:
+    """A case's labels from its table, in the order of the stored slices.
+
+    The table counts slices along the file's own third axis; the store may count the other way.
+
+    Returns:
+        (D, C) of 0 and 1, None if the case has no table.
+
+    Raises:
+        DataError: the table does not fit the volume.
+    """
+    if case.table is None:
+        return None
+    axis, backwards = entry.geometry.slice_axis
+    if axis != 2:
+        raise DataError(
+            f"{case.image}: the label table counts slices along the file's third axis, but its "
+            f"{entry.geometry.plane} slices lie along axis {axis + 1}. Choose another plane, or "
+            "store the file with that axis last."
+        )
+    missing = sorted(set(range(entry.depth)) - set(case.table))
+    extra = sorted(set(case.table) - set(range(entry.depth)))
+    if missing or extra:
+        raise DataError(
+            f"{case.image}: has slices 0 to {entry.depth - 1}; the label table lacks {missing[:5]} and has "
+            f"{extra[:5]} beyond them. Give every slice one row, counted from 0."
+        )
+    numbers = range(entry.depth - 1, -1, -1) if backwards else range(entry.depth)
+    return tuple(tuple(case.table[number]) for number in numbers)
+
+
+def _run(
+    todo: Sequence[Case], spec: StoreSpec, store: Path, workers: int | None
+) -> Iterator[tuple[Case, Entry | str]]:
+    count = min(workers or os.cpu_count() or 1, len(todo))
+    bar = tqdm(total=len(todo), desc=f"preparing {spec.data_set}", unit="volume", disable=not todo)
+    with bar:
+        if count <= 1:
+            for case in todo:
+                yield case, prepare_case(case, spec, store)
+                bar.update()
+            return
+        # Spawned, not forked: a fork would inherit whatever the caller has loaded, locks included.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+            with _bare_workers():
+                waiting = {pool.submit(prepare_case, case, spec, store): case for case in todo}
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+                bar.update()
+
+
+def prepare_case(case: Case, spec: StoreSpec, store: Path) -> Entry | str:
+    """Read and store one case: its entry, or what is wrong with it. Runs in a worker process."""
+    try:
+        arrays = read_case(case, spec)
+    except DataError as error:
+        return str(error)
+    write_case(arrays, store)
+    return arrays.entry
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent is killed: it would otherwise wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _bare_workers() -> Iterator[None]:
+    """Processes spawned meanwhile compute with one thread, and do not run the caller's main script.
+
+    They share the processors. And they need nothing of the script, which multiprocessing would import
+    in each of them: torch and Lightning with it (half a minute), or, if it is not guarded, all it does.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _lock(store: Path) -> Iterator[None]:
+    """Only one process prepares a store; the lock goes with the process, even when killed."""
+    with (store / ".lock").open("w") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _list_problems(index: Index, total: int, on_bad_case: OnBadCase) -> str:
+    lines = [f"  {reason}" for _, reason in index.skipped.values()]
+    if len(lines) > SHOWN:
+        lines = [*lines[:SHOWN], f"  ... and {len(lines) - SHOWN} more"]
+    mend = (
+        "Mend them, or leave them out with on_bad_case: skip."
+        if on_bad_case == "raise"
+        else "No case is left."
+    )
+    return f"{len(index.skipped)} of {total} cases cannot be used:\n" + "\n".join(lines) + f"\n{mend}"

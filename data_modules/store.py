@@ -1,0 +1,217 @@
+"""The slice store: volumes written once as slices that can be read one at a time.
+
+``<store_dir>/<data set>-<key>/`` holds ``index.json``, ``skipped.csv`` and, for each case, a folder:
+
+- ``image.npy`` (D, S, S) uint16: intensity, low..high of the case -> 0..65535, on the working frame;
+- ``mask.npy`` (D, S, S) uint8: expert class ids on the working frame, where there is a mask;
+- ``mask_native.npz``, key ``mask`` (D, H0, W0) uint8: the same on the scan's own slices, compressed;
+- ``entry.json``: what the index says of this case.
+
+The key is a hash of everything that changes the content, so changed settings never read old slices.
+A case's folder is written beside and renamed, so it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_modules.cases import Case, Intensity, class_ids
+from data_modules.frames import labels_to_frame, make_frame, values_to_frame
+from data_modules.index import Entry, StoreSpec
+from data_modules.volumes import check_same_geometry, read_classes, read_volume
+from weakmedsam.contracts import DataError, Frame
+
+FULL_SCALE = 65535
+"""What 1.0 becomes in ``image.npy``."""
+
+
+@dataclass(frozen=True)
+class CaseArrays:
+    """A case read into memory, as it is written.
+
+    Attributes:
+        image: (D, S, S) uint16 on the working frame.
+        mask: (D, S, S) uint8 class ids on the working frame, or None.
+        mask_native: (D, H0, W0) uint8 class ids on the scan's own slices, or None.
+        entry: what the index says of it.
+    """
+
+    image: NDArray[np.uint16]
+    mask: NDArray[np.uint8] | None
+    mask_native: NDArray[np.uint8] | None
+    entry: Entry
+
+
+def stamp(case: Case, data_dir: str) -> tuple[tuple[str, int, int], ...]:
+    """(relative path, bytes, modification time in ns) of each of a case's files.
+
+    Raises:
+        DataError: a file is gone.
+    """
+    marks = []
+    for path in (case.image, case.mask):
+        if path is None:
+            continue
+        try:
+            state = Path(path).stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error}). Restore it, or remove its case.") from error
+        marks.append((os.path.relpath(path, data_dir), state.st_size, state.st_mtime_ns))
+    return tuple(marks)
+
+
+def find_window(voxels: NDArray[Any], intensity: Intensity, path: str) -> tuple[float, float, str]:
+    """(low, high, rule) of a volume.
+
+    Args:
+        voxels: the volume, values of the file.
+        intensity: the rule.
+        path: named in errors.
+
+    Raises:
+        DataError: NaN or infinity, or an image that is constant (within its window).
+    """
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise DataError(
+            f"{path}: holds NaN or infinite values. Replace them (for CT by -1024), or leave it out."
+        )
+    if voxels.size == 0:
+        raise DataError(f"{path}: is empty, its shape is {voxels.shape}. Export it again.")
+    darkest, brightest = float(voxels.min()), float(voxels.max())
+    if darkest == brightest:
+        raise DataError(f"{path}: is constant ({darkest:g} everywhere). Export it again, or leave it out.")
+    if intensity.window is not None:
+        level, width = intensity.window
+        low, high = level - width / 2, level + width / 2
+        if brightest <= low or darkest >= high or (low <= darkest and brightest - darkest < width / 1000):
+            raise DataError(
+                f"{path}: is constant within its window {low:g}..{high:g} (it holds "
+                f"{darkest:g}..{brightest:g}). Is it in HU? Correct the window or the file."
+            )
+        return low, high, f"level {level:g}, width {width:g}"
+    low, high = (float(v) for v in np.percentile(voxels[voxels > darkest], intensity.percentiles))
+    if high <= low:  # e.g. a volume of two values
+        low, high = darkest, brightest
+    lower, upper = intensity.percentiles
+    return low, high, f"percentiles {lower:g} and {upper:g} above the minimum"
+
+
+def scale_slices(
+    slices: NDArray[Any], low: float, high: float, size: int
+) -> tuple[NDArray[np.uint16], Frame, float, float]:
+    """Scale intensities to [0, 1] and bring them to the working frame.
+
+    Args:
+        slices: (D, H0, W0) values of the file.
+        low: becomes 0, as does everything below.
+        high: becomes 1, as does everything above.
+        size: side of the working frame, pixels.
+
+    Returns:
+        (D, S, S) uint16, the frame, and mean and standard deviation in [0, 1] of the scan's own voxels.
+    """
+    frame = make_frame(slices.shape[1], slices.shape[2], size)
+    framed = np.empty((slices.shape[0], size, size), dtype=np.uint16)
+    total = squares = 0.0
+    # Slice by slice: a float copy of a whole CT would take gigabytes in each process.
+    for number, values in enumerate(slices):
+        scaled = np.clip((values.astype(np.float32) - low) / (high - low), 0.0, 1.0)
+        total += float(scaled.sum(dtype=np.float64))
+        squares += float(np.square(scaled, dtype=np.float64).sum())
+        framed[number] = np.rint(values_to_frame(scaled, frame).clip(0.0, 1.0) * FULL_SCALE)
+    mean = total / slices.size
+    return framed, frame, mean, max(squares / slices.size - mean**2, 0.0) ** 0.5
+
+
+def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
+    """Read a case's files, each once, as they go into the store. New scans take the same way.
+
+    Raises:
+        DataError: something is wrong with a file; the message names it and the mend.
+    """
+    if case.problem is not None:
+        raise DataError(case.problem)
+    sources = stamp(case, spec.data_dir)
+    voxels, geometry = read_volume(case.image, spec.plane)
+    low, high, rule = find_window(voxels, spec.intensity, case.image)
+    mask_native = counts = mask = None
+    if case.mask is not None:
+        ids = class_ids(spec.classes)
+        mask_native, mask_geometry = read_classes(case.mask, spec.plane, ids, spec.values)
+        check_same_geometry(case.image, geometry, case.mask, mask_geometry)
+        counts = tuple(
+            tuple(np.bincount(part.ravel(), minlength=len(spec.classes) + 1)[1:].tolist())
+            for part in mask_native
+        )
+    image, frame, mean, deviation = scale_slices(voxels, low, high, spec.image_size)
+    if mask_native is not None:
+        mask = labels_to_frame(mask_native, frame)
+    entry = Entry(case.name, case.patient, sources, geometry, frame, low, high, rule, mean, deviation, counts)
+    return CaseArrays(image, mask, mask_native, entry)
+
+
+def write_case(arrays: CaseArrays, store: Path) -> None:
+    """Write a case's folder, whole or not at all."""
+    name = arrays.entry.name
+    part = store / f".part-{os.getpid()}-{name}"
+    part.mkdir(parents=True)
+    np.save(part / "image.npy", arrays.image)
+    if arrays.mask is not None and arrays.mask_native is not None:
+        np.save(part / "mask.npy", arrays.mask)
+        np.savez_compressed(part / "mask_native.npz", mask=arrays.mask_native)
+    (part / "entry.json").write_text(json.dumps(arrays.entry.to_json()))
+    final = store / name
+    if final.exists():  # of a source that has changed
+        shutil.rmtree(final)
+    part.rename(final)
+
+
+class SliceReader:
+    """Reads slices of a store. Files are mapped when first needed, the latest ones kept open.
+
+    It pickles, and may be forked: each process opens its own maps.
+
+    Args:
+        store: the store's folder.
+        max_open: how many files are kept mapped; each costs address space, not memory.
+    """
+
+    def __init__(self, store: Path, max_open: int = 256) -> None:
+        self.store = store
+        self.max_open = max_open
+        self._maps: OrderedDict[tuple[str, str], NDArray[Any]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store, "max_open": self.max_open, "_maps": OrderedDict()}
+
+    def image(self, case: str) -> NDArray[np.uint16]:
+        """(D, S, S) uint16, mapped, not read."""
+        return self._map(case, "image.npy")
+
+    def mask(self, case: str) -> NDArray[np.uint8]:
+        """(D, S, S) uint8 expert class ids on the working frame, mapped, not read."""
+        return self._map(case, "mask.npy")
+
+    def mask_native(self, case: str) -> NDArray[np.uint8]:
+        """(D, H0, W0) uint8 expert class ids on the scan's own slices, read whole."""
+        with np.load(self.store / case / "mask_native.npz") as arrays:
+            return arrays["mask"]
+
+    def _map(self, case: str, name: str) -> NDArray[Any]:
+        key = (case, name)
+        if key in self._maps:
+            self._maps.move_to_end(key)
+        else:
+            self._maps[key] = np.load(self.store / case / name, mmap_mode="r")
+            if len(self._maps) > self.max_open:
+                self._maps.popitem(last=False)
+        return self._maps[key]

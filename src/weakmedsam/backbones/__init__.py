@@ -1,0 +1,1 @@
+"""SAM-like networks behind one contract (``base.py``), one file each."""

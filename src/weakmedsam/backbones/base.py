@@ -1,0 +1,68 @@
+"""The one contract between a SAM-like network and everything that sits on it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Encoded(NamedTuple):
+    """What a backbone's image encoder gives.
+
+    Attributes:
+        features: (B, D, h, w), before SAM's neck: what is classified and clustered.
+        embedding: (B, E, h', w'), after the neck: what the mask decoder is prompted on.
+    """
+
+    features: Tensor
+    embedding: Tensor
+
+
+class Backbone(nn.Module, ABC):
+    """A SAM-like network.
+
+    Heads, SCE and PAM see nothing of a backbone but this.
+
+    Attributes:
+        name: the name in ``experiments/backbone/<name>.yaml``.
+        image_size: side of the square input frame, pixels; points are given in it.
+        feature_dim: D.
+    """
+
+    name: str
+    image_size: int
+    feature_dim: int
+
+    @abstractmethod
+    def encode(self, image: Tensor) -> Encoded:
+        """Encode each image once.
+
+        Args:
+            image: (B, 1, H, W) float in [0, 1], H = W = ``image_size``. The network's own intensity
+                normalisation and channel rule are applied inside.
+
+        Raises:
+            ConfigError: another input size.
+        """
+
+    @abstractmethod
+    def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
+        """Ask the mask decoder for one mask at each of P points, as often as wanted.
+
+        Args:
+            embedding: (B, E, h', w') of ``encode``.
+            points: (P, 2) float, (x, y) in pixels of the input frame; each is one positive prompt.
+
+        Returns:
+            (B, P, h'', w'') mask logits, 0 = the border.
+        """
+
+    @abstractmethod
+    def set_trainable(self, policy: str) -> None:
+        """Freeze and unfreeze parameters by the name of a policy.
+
+        Raises:
+            ConfigError: an unknown policy; the message lists the known ones.
+        """

@@ -1,0 +1,214 @@
+"""Pocket: the embedded SAM-like network, small enough to ship and to train on two cores.
+
+segment-anything's own prompt encoder, two-way transformer and mask decoder at width 128, behind a
+convolutional pyramid instead of a vision transformer: at this size it is four times as fast on a CPU
+and learns sooner. Pre-trained on procedurally drawn images only (``weakmedsam.pretraining``), its
+weights lie beside this file; it needs no download.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
+
+from weakmedsam.backbones.base import Backbone, Encoded
+from weakmedsam.backbones.prompting import decode_points
+from weakmedsam.contracts import CheckpointError, ConfigError
+
+WEIGHTS = Path(__file__).with_name("pocket.safetensors")
+
+FRAME = 128
+"""Side of the frame the network sees, pixels; larger inputs are reduced to it."""
+
+CELLS = 32
+"""Side of its feature map."""
+
+EMBED = 128
+"""Width of embedding and decoder; SAM's is 256."""
+
+FEATURES = 160
+"""Feature channels before the neck."""
+
+STAGES = ((32, 1), (64, 2), (128, 3), (160, 2))
+"""(channels, residual blocks) at strides 2, 4, 8, 16 of the frame."""
+
+
+def _norm(channels: int) -> nn.Module:
+    # Group rather than batch statistics: the same numbers for any batch, process count and mode.
+    return nn.GroupNorm(8, channels)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = _norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.norm1(x)))
+        return x + self.conv2(F.relu(self.norm2(y)))
+
+
+class _Attention(nn.Module):
+    """Global self-attention over the coarsest map: what is far apart can belong together."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2)
+        y = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        return x + self.out(y.transpose(-1, -2).reshape(b, c, h, w))
+
+
+class PyramidEncoder(nn.Module):
+    """(B, 1, 128, 128) -> features (B, 192, 32, 32), embedding (B, 128, 32, 32).
+
+    Down to stride 16, then the coarse maps are added back onto the 32 x 32 cells, as in a feature
+    pyramid network (Lin et al., CVPR 2017).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = [c for c, _ in STAGES]
+        inputs = [1, *channels[:-1]]
+        self.down = nn.ModuleList(
+            nn.Conv2d(i, o, 5 if i == 1 else 3, stride=2, padding=2 if i == 1 else 1)
+            for i, o in zip(inputs, channels, strict=True)
+        )
+        self.blocks = nn.ModuleList(nn.Sequential(*(_Residual(c) for _ in range(n))) for c, n in STAGES)
+        self.context = _Attention(channels[-1])
+        self.lateral = nn.ModuleList(nn.Conv2d(c, FEATURES, 1) for c in channels[1:])
+        self.skip = nn.Conv2d(4 * channels[0], FEATURES, 1)
+        self.smooth = _Residual(FEATURES)
+        self.final = _norm(FEATURES)
+        self.neck = nn.Sequential(nn.Conv2d(FEATURES, EMBED, 1, bias=False), nn.GroupNorm(1, EMBED))
+
+    def forward(self, x: Tensor) -> Encoded:
+        """Features before and embedding after the neck."""
+        maps = []
+        for down, block in zip(self.down, self.blocks, strict=True):
+            x = block(down(x))
+            maps.append(x)
+        maps[-1] = self.context(maps[-1])
+        # The stride-2 map goes in with its four pixels of a cell as channels: its detail is what the
+        # decoder draws borders from.
+        features = self.skip(F.pixel_unshuffle(maps[0], 2))
+        for lateral, coarse in zip(self.lateral, maps[1:], strict=True):
+            scale = features.shape[-1] // coarse.shape[-1]
+            y = lateral(coarse)
+            features = features + (y if scale == 1 else F.interpolate(y, scale_factor=scale, mode="bilinear"))
+        features = F.relu(self.final(self.smooth(features)))
+        return Encoded(features, self.neck(features))
+
+
+class Pocket(Backbone):
+    """The embedded backbone: 3.9 M parameters, 32 x 32 cells, masks of 128 x 128.
+
+    Its input is one grey channel in [0, 1], used as (x - 0.5) / 0.25; a frame other than 128 x 128 is
+    resized to it (area average when larger), so that every input gives 32 x 32 cells.
+
+    Args:
+        image_size: side of the input frame, pixels, 64 to 512.
+        weights: ``embedded`` (pre-trained on drawn images), ``none`` (random), or the path of a
+            safetensors file of ``python -m weakmedsam.pretraining``.
+
+    Raises:
+        ConfigError: an ``image_size`` out of range.
+        CheckpointError: a weights file that is missing or of another network.
+    """
+
+    name = "pocket"
+    feature_dim = FEATURES
+    policies = ("all", "published", "decoder", "none")
+
+    def __init__(self, image_size: int = FRAME, weights: str = "embedded") -> None:
+        super().__init__()
+        if not 64 <= image_size <= 512:
+            raise ConfigError(f"backbone.image_size: pocket takes 64 to 512 pixels, got {image_size}")
+        self.image_size = image_size
+        self.encoder = PyramidEncoder()
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=EMBED, image_embedding_size=(CELLS, CELLS), input_image_size=(image_size, image_size), mask_in_chans=16
+        )
+        self.mask_decoder = MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBED, mlp_dim=512, num_heads=8),
+            transformer_dim=EMBED,
+            iou_head_depth=3,
+            iou_head_hidden_dim=EMBED,
+        )
+        if weights != "none":
+            self._load(WEIGHTS if weights == "embedded" else Path(weights))
+
+    def _load(self, path: Path) -> None:
+        if not path.is_file():
+            raise CheckpointError(f"backbone.weights: {path} does not exist; 'embedded' and 'none' are always there")
+        state = {key: value.float() for key, value in load_file(path).items()}
+        own = self.state_dict()
+        wrong = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
+        if wrong:
+            raise CheckpointError(f"backbone.weights: {path} is not of pocket; first differing keys: {', '.join(wrong[:4])}")
+        self.load_state_dict(state)
+
+    def encode(self, image: Tensor) -> Encoded:  # noqa: D102
+        if image.shape[1:] != (1, self.image_size, self.image_size):
+            raise ConfigError(
+                f"backbone.image_size is {self.image_size}, but an image of shape {tuple(image.shape)} came in: "
+                "set data.image_size and backbone.image_size to the same value"
+            )
+        if self.image_size > FRAME:
+            image = F.interpolate(image, size=(FRAME, FRAME), mode="bilinear", antialias=True)
+        elif self.image_size < FRAME:
+            image = F.interpolate(image, size=(FRAME, FRAME), mode="bilinear", align_corners=False)
+        return self.encoder(((image - 0.5) / 0.25).contiguous(memory_format=torch.channels_last))
+
+    def candidates_at_points(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The three candidate masks of each point and their predicted quality.
+
+        Args:
+            embedding: (B, 128, 32, 32).
+            points: (P, 2) or (B, P, 2), (x, y) in pixels of the input frame.
+
+        Returns:
+            logits (B, P, 3, 128, 128) and predicted IoU (B, P, 3).
+        """
+        logits, quality = decode_points(self.prompt_encoder, self.mask_decoder, embedding, points)
+        return logits[:, :, 1:], quality[:, :, 1:]
+
+    def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
+        """The candidate with the best predicted quality at each point: (B, P, 128, 128) logits."""
+        logits, quality = self.candidates_at_points(embedding, points)
+        best = quality.argmax(dim=2)[:, :, None, None, None]
+        return logits.take_along_dim(best, dim=2).squeeze(2)
+
+    def set_trainable(self, policy: str) -> None:
+        """Freeze by name.
+
+        ``published``: the encoder, prompt encoder and mask decoder frozen (the paper trains SAMUS's
+        adapters, CNN branch and last blocks; pocket's whole encoder is that small). ``all``;
+        ``decoder``: mask decoder only; ``none``.
+        """
+        if policy not in self.policies:
+            raise ConfigError(f"model.trainable: {policy!r} is unknown; pocket knows {', '.join(self.policies)}")
+        self.requires_grad_(policy == "all")
+        if policy == "published":
+            self.encoder.requires_grad_(True)
+            # The neck serves the frozen decoder, no classification loss reaches it.
+            self.encoder.neck.requires_grad_(False)
+        if policy == "decoder":
+            self.mask_decoder.requires_grad_(True)

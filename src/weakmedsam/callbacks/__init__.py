@@ -1,0 +1,7 @@
+"""What happens around the training loop: SCE, PAM, pictures, history."""
+
+from weakmedsam.callbacks.explore import SubClassExploration
+from weakmedsam.callbacks.history import History
+from weakmedsam.callbacks.mine import PromptAffinityMining
+
+__all__ = ["History", "PromptAffinityMining", "SubClassExploration"]

@@ -1,0 +1,204 @@
+"""Stage 1: classification with sub-classes, from image-level labels.
+
+Source: WeakMedSAM (arXiv 2503.04106): features of a SAM-like encoder, averaged over the image, feed a
+class head and a sub-class head; loss = BCE(class) + 0.5 * BCE(sub-class).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torchmetrics.classification import MultilabelAUROC, MultilabelAveragePrecision
+
+from weakmedsam.backbones.base import Backbone
+from weakmedsam.cam import class_activation_map
+from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch
+from weakmedsam.subclasses import subclass_targets
+
+CHECKPOINT_KEY = "weakmedsam"
+
+
+class Activation(NamedTuple):
+    """What one look at B slices gives; PAM starts from it without encoding again.
+
+    Attributes:
+        logits: (B, C) class logits.
+        cam: (B, C, h, w) in [0, 1].
+        embedding: (B, E, h', w') for the mask decoder.
+    """
+
+    logits: Tensor
+    cam: Tensor
+    embedding: Tensor
+
+
+class WeakMedSAM(LightningModule):
+    """A SAM-like backbone with a class head and a sub-class head.
+
+    Differs from the published code: several classes at once; a slice without any class is "none
+    present" (output 0) of the sub-class head.
+
+    Args:
+        backbone: see ``backbones/base.py``.
+        class_names: C names, in the order of the label's columns; the command line takes them from the
+            data.
+        sub_classes: K, clusters a class; the paper uses 8.
+        subclass_weight: of the sub-class loss; the paper uses 0.5.
+        trainable: the backbone's freezing policy, by name.
+        learning_rate: peak of the one-cycle schedule of AdamW; the paper uses 1e-4.
+        weight_decay: of AdamW; the paper uses 0.01.
+        slices_per_step: slices of a volume encoded at once in test and prediction; bounds memory only.
+        sce: finds the sub-classes (``callbacks.SubClassExploration``); null trains without them.
+        pam: refines activation maps (``callbacks.PromptAffinityMining``); null does without.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    subclass_ids: Tensor
+    """(N, C) int64 by training index: 0 = class absent, 1..K."""
+
+    subclass_centroids: Tensor
+    """(C, K, D) of the last clustering, NaN before the first; the next one starts there."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: list[str],
+        sub_classes: int = 8,
+        subclass_weight: float = 0.5,
+        trainable: str = "published",
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        slices_per_step: int = 16,
+        sce: Callback | None = None,
+        pam: Callback | None = None,
+    ) -> None:
+        super().__init__()
+        if sub_classes < 1:
+            raise ConfigError(f"model.sub_classes is {sub_classes}; at least 1 is needed (model.sce: null trains without)")
+        self.backbone = backbone
+        self.class_names = list(class_names)
+        self.sub_classes = sub_classes
+        self.subclass_weight = subclass_weight
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.slices_per_step = slices_per_step
+        self._callbacks = [callback for callback in (sce, pam) if callback is not None]
+        classes, features = len(self.class_names), backbone.feature_dim
+        self.class_head = nn.Conv2d(features, classes, 1, bias=False)
+        self.subclass_head = nn.Conv2d(features, classes * sub_classes + 1, 1, bias=False)
+        backbone.set_trainable(trainable)
+        # Without sub-classes no gradient reaches their head, and DDP would wait for one.
+        self.subclass_head.requires_grad_(sce is not None)
+        self.register_buffer("subclass_ids", torch.zeros(0, classes, dtype=torch.int64))
+        self.register_buffer("subclass_centroids", torch.full((classes, sub_classes, features), torch.nan))
+        self.auroc = MultilabelAUROC(classes, average="none")
+        self.precision = MultilabelAveragePrecision(classes, average="none")
+        self.finished_cases: set[str] = set()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """SCE and PAM, as set in ``model.sce`` and ``model.pam``."""
+        return self._callbacks
+
+    def forward(self, image: Tensor) -> Activation:
+        """Classify slices and say where the evidence lies: (B, 1, H, W) in [0, 1]."""
+        encoded = self.backbone.encode(image)
+        logits = self.class_head(self.pool(encoded.features)).flatten(1)
+        cam = class_activation_map(encoded.features.float(), self.class_head.weight.flatten(1))
+        return Activation(logits, cam, encoded.embedding)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, D, 1, 1), the average over the image: what is classified and clustered."""
+        return features.mean(dim=(-2, -1), keepdim=True)
+
+    def training_step(self, batch: SliceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """BCE over classes plus weighted BCE over sub-classes; also hands out the pooled features."""
+        pooled = self.pool(self.backbone.encode(batch["image"]).features)
+        class_loss = F.binary_cross_entropy_with_logits(self.class_head(pooled).flatten(1), batch["label"])
+        loss, size = class_loss, len(batch["index"])
+        if len(self.subclass_ids):
+            targets = subclass_targets(self.subclass_ids[batch["index"]], self.sub_classes)
+            subclass_loss = F.binary_cross_entropy_with_logits(self.subclass_head(pooled).flatten(1), targets)
+            loss = class_loss + self.subclass_weight * subclass_loss
+            self.log("train/subclass_loss", subclass_loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/class_loss", class_loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        return {"loss": loss, "pooled": pooled.detach().flatten(1)}
+
+    def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:
+        """Class loss, AUROC and average precision; the activation goes on to PAM."""
+        activation = self(batch["image"])
+        loss = F.binary_cross_entropy_with_logits(activation.logits, batch["label"])
+        self.log("val/loss", loss, batch_size=len(batch["label"]), sync_dist=True)
+        self._score(activation.logits, batch["label"])
+        return activation
+
+    def test_step(self, batch: VolumeBatch, batch_idx: int) -> Activation:
+        """The same figures over whole volumes."""
+        activation = self.look_at_volume(batch["image"])
+        self._score(activation.logits, batch["label"])
+        return activation
+
+    def predict_step(self, batch: VolumeBatch, batch_idx: int) -> Activation | None:
+        """Look at a volume for PAM, unless its pseudo-label is there already."""
+        return None if batch["case"] in self.finished_cases else self.look_at_volume(batch["image"])
+
+    def look_at_volume(self, image: Tensor) -> Activation:
+        """``forward`` over the slices of a volume, a few at a time: (D, 1, H, W)."""
+        parts = [self(chunk) for chunk in image.split(self.slices_per_step)]
+        return Activation(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/auroc`` and ``val/ap``, per class and as their mean."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/auroc`` and ``test/ap``."""
+        self._log_scores("test")
+
+    def _score(self, logits: Tensor, label: Tensor) -> None:
+        self.auroc.update(logits.float().sigmoid(), label.long())
+        self.precision.update(logits.float().sigmoid(), label.long())
+
+    def _log_scores(self, stage: str) -> None:
+        for name, metric in (("auroc", self.auroc), ("ap", self.precision)):
+            values = metric.compute()
+            for class_name, value in zip(self.class_names, values, strict=True):
+                self.log(f"{stage}/{name}/{class_name}", value)
+            self.log(f"{stage}/{name}", values.nanmean(), prog_bar=name == "auroc")
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on what is not frozen, with a one-cycle schedule over all steps."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put what the checkpoint is of beside its weights."""
+        checkpoint[CHECKPOINT_KEY] = self._identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another model's checkpoint; make room for its sub-class ids.
+
+        Raises:
+            CheckpointError: another backbone, other classes or another number of sub-classes; names both.
+        """
+        theirs, ours = checkpoint.get(CHECKPOINT_KEY), self._identity()
+        if theirs is None:
+            raise CheckpointError("the checkpoint is not one of WeakMedSAM's classification stage; pass one of runs/*/*/classify/checkpoints")
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                raise CheckpointError(f"the checkpoint was made with {key} {theirs.get(key)!r}, this run has {value!r}: choose the checkpoint or the setting to fit")
+        self.subclass_ids = torch.zeros_like(checkpoint["state_dict"]["subclass_ids"], device=self.device)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"backbone": self.backbone.name, "class_names": self.class_names, "sub_classes": self.sub_classes}

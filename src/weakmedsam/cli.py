@@ -1,0 +1,101 @@
+"""The command line: LightningCLI, stock but for what a user would trip over.
+
+The only file that knows both the models and the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import netrc
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "monai", "faiss-gpu", "faiss-cpu", "segment-anything", "wandb", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git commit and command of this run; what is not there is left out."""
+    versions = {"python": sys.version.split()[0], "weakmedsam": version("weakmedsam")}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False)
+    return {"versions": versions, "git": git.stdout.strip(), "command": " ".join(sys.argv)}
+
+
+class SaveRun(SaveConfigCallback):
+    """Put the whole configuration, versions and git commit beside the run and into its loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Rank 0 only; no collectives here."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.parser.dump(self.config, skip_none=False)
+        (folder / "config.yaml").write_text(config)
+        (folder / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": config, **provenance()})
+
+
+class WeakMedSAMCLI(LightningCLI):
+    """A run = stage x data x backbone x trainer, each a YAML."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            save_config_callback=SaveRun,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Class names are the data's; the model cannot be told others."""
+        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a test or prediction with a network that has learnt nothing."""
+        path = self.config[self.subcommand].get("ckpt_path")
+        if path and path not in ("best", "last") and not Path(path).is_file():
+            raise CheckpointError(f"--ckpt_path {path}: there is no such file")
+        if self.subcommand != "fit" and not path:
+            raise ConfigError(f"{self.subcommand} needs a trained network: add --ckpt_path runs/<dataset>/<experiment>/<stage>/checkpoints/best.ckpt")
+
+
+def use_wandb_offline_unless_asked() -> None:
+    """W&B goes online when the user is logged in or has set WANDB_MODE; else it writes to disk only."""
+    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
+        return
+    try:
+        logged_in = netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        logged_in = False
+    if not logged_in:
+        os.environ["WANDB_MODE"] = "offline"
+        os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def main() -> None:
+    """Run a stage. An error meant for the user is printed without a traceback, exit status 2."""
+    # Before the parser is built: ${...} then resolves over all --config files and the command line.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    torch.set_float32_matmul_precision("high")
+    use_wandb_offline_unless_asked()
+    try:
+        WeakMedSAMCLI()
+    except WeakMedSAMError as error:
+        sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")

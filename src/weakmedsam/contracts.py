@@ -1,0 +1,123 @@
+"""What every part agrees on: the batch, the pseudo-label file, the errors.
+
+A leaf: it imports nothing of the project, and torch for its annotations only, so that readers of
+volumes can use it without loading torch. The backbone's contract is in ``backbones/base.py``.
+
+Dimensions, everywhere: B images, C classes, D feature channels (or, in a volume, its slices),
+H W pixels, h w feature cells, K sub-classes of a class, P prompt points. Arrays of a slice are
+(row, column); points are (x, y) = (column, row) in pixels of the input frame, pixel centres at
+integer + 0.5 (the convention of segment-anything's point encoding).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BACKGROUND = 0
+"""Class id of "none of the classes" in a mask or pseudo-label; classes are 1..C."""
+
+IGNORE = 255
+"""Id of a pixel that no loss may look at."""
+
+
+class WeakMedSAMError(Exception):
+    """An error whose message is meant for the user: what is wrong, where, and the mend.
+
+    The command line prints it without a traceback.
+    """
+
+
+class DataError(WeakMedSAMError):
+    """Something is wrong with the user's data; the message names the file."""
+
+
+class ConfigError(WeakMedSAMError):
+    """Something is wrong with the settings; the message names the key."""
+
+
+class CheckpointError(WeakMedSAMError):
+    """A checkpoint is missing, damaged or of another model; the message names both."""
+
+
+class SliceBatch(TypedDict, total=False):
+    """A batch of slices.
+
+    Keys:
+        image: (B, 1, H, W) float32 in [0, 1].
+        label: (B, C) float32, 1 where the class is present in the slice.
+        index: (B,) int64, the slice's row within its split; the same under any shuffling.
+        case: B case names.
+        slice: (B,) int64, the slice's number within its volume.
+        mask: (B, H, W) int64 expert class ids, 0..C; validation only, never in training.
+        target: (B, H, W) int64 class ids to learn (pseudo-label), ``IGNORE`` outside the frame;
+            segmentation training only.
+        confidence: (B, H, W) float32 in [0, 1], how sure the target is; beside ``target`` only.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+    case: list[str]
+    slice: Tensor
+    mask: Tensor
+    target: Tensor
+    confidence: Tensor
+
+
+class VolumeBatch(TypedDict, total=False):
+    """One whole volume, its slices in order: what prediction and test get.
+
+    Keys:
+        image: (D, 1, H, W) float32 in [0, 1], the working frame.
+        label: (D, C) float32.
+        case: the case's name.
+        index: the case's row within its split.
+        frame: how the working frame lies on the scan's own slices.
+        spacing: (slice distance, row, column) of the scan's own grid, in mm.
+        mask: (D, H0, W0) int64 expert class ids on the scan's own slices; test only, and only
+            where there is one.
+    """
+
+    image: Tensor
+    label: Tensor
+    case: str
+    index: int
+    frame: Frame
+    spacing: tuple[float, float, float]
+    mask: Tensor
+
+
+class Frame(NamedTuple):
+    """How a square working frame lies on the scan's own slices.
+
+    A slice (``height``, ``width``) is padded, centred, to a square of side ``side`` pixels and
+    resized to ``size`` x ``size``.
+
+    Attributes:
+        height: rows of the scan's own slice, pixels.
+        width: columns of the scan's own slice, pixels.
+        side: side of the padded square, pixels of the scan's own slice.
+        size: side of the working frame, pixels.
+    """
+
+    height: int
+    width: int
+    side: int
+    size: int
+
+
+class PseudoLabelKeys:
+    """Tensors of a pseudo-label file (safetensors, one file a volume, ``<case>.safetensors``).
+
+    ``label`` (D, H, W) uint8 class ids on the working frame; ``confidence`` (D, H, W) uint8,
+    255 = certain; ``quality`` (D, C) float32 in [0, 1], NaN where the class is absent. The file's
+    metadata hold the settings that made it, as one JSON string under ``settings``.
+    """
+
+    label = "label"
+    confidence = "confidence"
+    quality = "quality"
+    settings = "settings"

@@ -1,0 +1,1 @@
+"""Pre-training of the embedded backbone on procedurally drawn images: ``python -m weakmedsam.pretraining``."""

@@ -1,0 +1,309 @@
+"""A run's folder as plain data: what the report shows, read from JSON, CSV and YAML files.
+
+Every part may be missing, so that a half-finished run can be read; what is there but damaged is an
+error that names the file. Neither torch nor Lightning is imported.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from weakmedsam.contracts import DataError
+
+STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test")
+"""A run's stages in order; each has a folder of that name."""
+
+NAN = math.nan
+Row = dict[str, str | float]
+
+_TEXT_COLUMNS = ("case", "class")
+_CLASS_METRICS = ("val/auroc/", "val/ap/", "val/cam_dice/", "val/pam_dice/", "val/dice/", "val/agreement/")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage left behind.
+
+    Attributes:
+        name: one of ``STAGES``.
+        state: "done" (its stage.json is there), "unfinished" (its folder is) or "not run".
+        settings: resolved options, nested.
+        command: the command that ran it.
+        seconds: how long it took; NaN where unknown.
+        finished: ISO time of its end.
+        versions: versions of the packages it used.
+        git: the commit of the source.
+    """
+
+    name: str
+    state: str = "not run"
+    settings: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    seconds: float = NAN
+    finished: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
+    git: str = ""
+
+
+@dataclass(frozen=True)
+class History:
+    """Metrics by epoch, epochs ascending; NaN where a metric was not measured.
+
+    Attributes:
+        epochs: (E,) epoch numbers.
+        series: metric name -> (E,) values.
+    """
+
+    epochs: list[float] = field(default_factory=list)
+    series: dict[str, list[float]] = field(default_factory=dict)
+
+    def at(self, metric: str, epoch: float) -> tuple[float, float]:
+        """Value of a metric at an epoch, or at the last one before that has it, with that epoch."""
+        found = (NAN, NAN)
+        for number, value in zip(self.epochs, self.series.get(metric, ()), strict=False):
+            if number <= epoch and not math.isnan(value):
+                found = (value, number)
+        return found
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What chooses the checkpoint of a training stage: a metric, and "min" or "max"."""
+
+    metric: str
+    mode: str
+
+    def kept_epoch(self, history: History) -> float:
+        """Epoch of the best value so far; NaN where there is none."""
+        sign = -1.0 if self.mode == "min" else 1.0
+        pairs = zip(history.epochs, history.series.get(self.metric, ()), strict=False)
+        values = [(sign * value, -epoch) for epoch, value in pairs if not math.isnan(value)]
+        return -max(values)[1] if values else NAN
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a report says of a run.
+
+    Attributes:
+        folder: the run's directory, ``runs/<dataset>/<experiment>``.
+        stages: stage name -> ``Stage``, all of ``STAGES``.
+        histories: "classify" and "segment" -> ``History``.
+        configs: "classify" and "segment" -> text of config.yaml, where there is one.
+        monitors: "classify" and "segment" -> what chooses the checkpoint, where the config names it.
+        quality: rows of pseudo_labels/quality.csv.
+        cases: rows of test/cases.csv.
+        map_cases: rows of cam_cases.csv (CAM and refined CAM on the test cases), of classify/ or test/.
+        summary: test/summary.json.
+        expert: the segmentation network was trained on expert masks (``supervision: expert``).
+    """
+
+    folder: Path
+    stages: dict[str, Stage]
+    histories: dict[str, History]
+    configs: dict[str, str]
+    monitors: dict[str, Monitor]
+    quality: list[Row]
+    cases: list[Row]
+    map_cases: list[Row]
+    summary: dict[str, Any]
+    expert: bool
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set: the folder above."""
+        return self.folder.parent.name
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment: the run's own folder."""
+        return self.folder.name
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order in which the files name them."""
+        columns = (name for history in self.histories.values() for name in history.series)
+        named = [name[len(stem) :] for name in columns for stem in _CLASS_METRICS if name.startswith(stem)]
+        named += [str(row["class"]) for row in (*self.cases, *self.quality)]
+        return list(dict.fromkeys(named))
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Args:
+        folder: ``runs/<dataset>/<experiment>``; may be empty.
+
+    Raises:
+        DataError: there is no such folder, or a file in it cannot be read; the message names it.
+    """
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one."
+        )
+    trained = ("classify", "segment")
+    texts = {name: _read_text(folder / name / "config.yaml") for name in trained}
+    configs = {name: _parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
+    monitors = {name: _find_monitor(config) for name, config in configs.items()}
+    stages = {name: _read_stage(folder / name) for name in STAGES}
+    maps = (folder / name / "cam_cases.csv" for name in ("classify", "test"))
+    return Run(
+        folder=folder,
+        stages=stages,
+        histories={name: _read_history(folder / name / "history.csv") for name in trained},
+        configs={name: text for name, text in texts.items() if text},
+        monitors={name: monitor for name, monitor in monitors.items() if monitor},
+        quality=_read_rows(folder / "pseudo_labels" / "quality.csv", ("quality",)),
+        cases=_read_rows(folder / "test" / "cases.csv", ("dice",)),
+        map_cases=next((rows for path in maps if (rows := _read_rows(path, ("cam_dice", "pam_dice")))), []),
+        summary=_read_json(folder / "test" / "summary.json"),
+        expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
+    )
+
+
+def _supervised_by_experts(options: Any) -> bool:
+    """Whether ``supervision: expert`` stands anywhere in nested options."""
+    if not isinstance(options, dict):
+        return False
+    return options.get("supervision") == "expert" or any(map(_supervised_by_experts, options.values()))
+
+
+def _read_stage(folder: Path) -> Stage:
+    path = folder / "stage.json"
+    if not path.exists():
+        return Stage(folder.name, "unfinished" if folder.is_dir() and any(folder.iterdir()) else "not run")
+    facts = _read_json(path)
+    settings, versions = (facts.get(key) or {} for key in ("settings", "versions"))
+    if not isinstance(settings, dict) or not isinstance(versions, dict):
+        raise DataError(f"{path}: `settings` and `versions` must be objects")
+    seconds = facts.get("seconds")
+    return Stage(
+        name=folder.name,
+        state="done",
+        settings=settings,
+        command=str(facts.get("command") or ""),
+        seconds=float(seconds) if isinstance(seconds, int | float) else NAN,
+        finished=str(facts.get("finished") or ""),
+        versions=versions,
+        git=str(facts.get("git") or ""),
+    )
+
+
+def _read_text(path: Path) -> str:
+    if not path.exists():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
+    if not text:
+        return {}
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: is not valid JSON ({error}); run its stage again") from error
+    if not isinstance(facts, dict):
+        raise DataError(f"{path}: should hold one JSON object, holds a {type(facts).__name__}")
+    return facts
+
+
+def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each row."""
+    lines = csv.reader(_read_text(path).splitlines(), strict=True)
+    try:
+        header = next(lines, [])
+        missing = [name for name in required if name not in header]
+        if missing:
+            raise DataError(
+                f"{path}: has no column {', '.join(missing)}; it has {', '.join(header) or 'no header'}"
+            )
+        for cells in lines:
+            if cells and len(cells) != len(header):
+                raise DataError(
+                    f"{path}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns"
+                )
+            if cells:
+                yield lines.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num}: is not valid CSV ({error})") from error
+
+
+def _read_history(path: Path) -> History:
+    if not path.exists():
+        return History()
+    rows: dict[float, dict[str, float]] = {}
+    for line, cells in _read_csv(path, ("epoch",)):
+        row = {name: _number(cell, path, line, name) for name, cell in cells.items()}
+        if not math.isfinite(row["epoch"]):
+            raise DataError(f"{path}, line {line}: no epoch number")
+        rows[row["epoch"]] = row  # an epoch that was repeated after a stop counts once, the last time
+    epochs = sorted(rows)
+    names = [name for name in rows[epochs[0]] if name != "epoch"] if epochs else []
+    return History(epochs, {name: [rows[epoch][name] for epoch in epochs] for name in names})
+
+
+def _read_rows(path: Path, numbers: Sequence[str]) -> list[Row]:
+    """Rows of a table by case and class; further columns become numbers where every cell is one."""
+    if not path.exists():
+        return []
+    lines = list(_read_csv(path, (*_TEXT_COLUMNS, *numbers)))
+    names = list(lines[0][1]) if lines else []
+    further = [name for name in names if name not in (*_TEXT_COLUMNS, *numbers)]
+    numeric = {*numbers, *(name for name in further if all(_is_number(cells[name]) for _, cells in lines))}
+    return [
+        {
+            name: _number(cell, path, line, name) if name in numeric else cell
+            for name, cell in cells.items()
+        }
+        for line, cells in lines
+    ]  # fmt: skip
+
+
+def _number(cell: str, path: Path, line: int, name: str) -> float:
+    if not _is_number(cell):
+        raise DataError(f"{path}, line {line}, column {name}: {cell!r} is not a number")
+    text = cell.strip().lower()
+    return (
+        {"": NAN, "true": 1.0, "false": 0.0}.get(text, NAN) if text in ("", "true", "false") else float(text)
+    )
+
+
+def _is_number(cell: str) -> bool:
+    text = cell.strip().lower()
+    try:
+        return text in ("", "true", "false") or isinstance(float(text), float)
+    except ValueError:
+        return False
+
+
+def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: is not valid YAML ({error})") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _find_monitor(config: dict[str, Any]) -> Monitor | None:
+    """The first ModelCheckpoint with a metric among the trainer's callbacks."""
+    trainer = config.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    for callback in callbacks if isinstance(callbacks, list) else ():
+        if isinstance(callback, dict) and str(callback.get("class_path")).endswith("ModelCheckpoint"):
+            options = callback.get("init_args") or {}
+            if options.get("monitor"):
+                return Monitor(str(options["monitor"]), str(options.get("mode") or "min"))
+    return None

@@ -1,0 +1,110 @@
+"""Who may import whom: read from the sources, nothing is imported."""
+
+import ast
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "torchvision", "torchmetrics", "lightning", "monai"}
+PROJECT = {"weakmedsam", "data_modules", "benchmarks", "tests"}
+CONTRACTS = "weakmedsam.contracts"
+SETS = "data_modules"
+MODELS = {"weakmedsam.classify", "weakmedsam.segment"}
+TORCH_FREE_DATA = ["store", "splits", "cases", "volumes", "frames", "prepare", "phantom_drawing"]
+
+# Files -> (what of the project they may import, what else they must not); the first pattern that fits counts.
+RULES: dict[str, tuple[set[str], set[str]]] = {
+    "src/weakmedsam/contracts.py": (set(), HEAVY),
+    "src/weakmedsam/pseudo_labels.py": ({CONTRACTS, "weakmedsam.cam", "weakmedsam.affinity"}, {"lightning"}),
+    **{
+        f"src/weakmedsam/{formula}.py": ({CONTRACTS}, {"lightning"})
+        for formula in ("cam", "subclasses", "affinity", "metrics")
+    },
+    "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
+    "src/weakmedsam/pipeline.py": ({"weakmedsam", SETS}, HEAVY),
+    "src/weakmedsam/report.py": ({"weakmedsam", SETS}, HEAVY),
+    "src/weakmedsam/*": ({"weakmedsam", SETS}, set()),
+    **{f"data_modules/{name}.py": ({CONTRACTS, SETS}, HEAVY) for name in TORCH_FREE_DATA},
+    "data_modules/*": ({CONTRACTS, SETS}, set()),
+}
+
+
+def imports(source: str, while_loading: bool) -> set[str]:
+    """Modules a source imports; ``while_loading`` leaves out functions and TYPE_CHECKING blocks."""
+
+    def walk(node: ast.AST) -> set[str]:
+        if while_loading and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return set()
+        if while_loading and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return set().union(*map(walk, node.orelse))
+        if isinstance(node, ast.Import):
+            return {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            # `from package import module` names a module; `from module import name` does no harm so.
+            return {f"{node.module}.{alias.name}" for alias in node.names}
+        return set().union(*map(walk, ast.iter_child_nodes(node)))
+
+    return walk(ast.parse(source))
+
+
+def within(module: str, packages: set[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What a file imports against the rules."""
+    allowed, forbidden = next(rule for pattern, rule in RULES.items() if fnmatch(path, pattern))
+    everything, loading = imports(source, while_loading=False), imports(source, while_loading=True)
+    found = {name for name in everything if within(name, PROJECT) and not within(name, allowed)}
+    found |= {name for name in loading if within(name, forbidden)}
+    if path != "src/weakmedsam/cli.py" and any(within(name, MODELS) for name in everything):
+        found |= {name for name in everything if within(name, {SETS})}
+    return sorted(found)
+
+
+FILES = sorted(
+    str(p.relative_to(ROOT)) for room in ("src", "data_modules") for p in (ROOT / room).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_imports_keep_to_the_rooms(path: str) -> None:
+    assert violations(path, (ROOT / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("src/weakmedsam/contracts.py", "import torch"),
+        ("src/weakmedsam/contracts.py", "if TYPE_CHECKING:\n    from weakmedsam.cam import x"),
+        ("src/weakmedsam/cam.py", "from lightning import Trainer"),
+        ("src/weakmedsam/affinity.py", "from weakmedsam import cam"),
+        ("src/weakmedsam/metrics.py", "def f():\n    from data_modules.store import Entry"),
+        ("src/weakmedsam/backbones/pocket.py", "import weakmedsam.classify"),
+        ("src/weakmedsam/pipeline.py", "try:\n    import torch.nn\nexcept ImportError:\n    pass"),
+        ("src/weakmedsam/report.py", "import torch"),
+        ("src/weakmedsam/predict.py", "import data_modules\nfrom weakmedsam import classify"),
+        ("data_modules/store.py", "class A:\n    import lightning"),
+        ("data_modules/brats.py", "from weakmedsam.cam import compute_cam"),
+        ("data_modules/base.py", "from tests import test_base"),
+    ],
+)
+def test_a_violation_is_found(path: str, source: str) -> None:
+    assert violations(path, source) != []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("src/weakmedsam/contracts.py", "if TYPE_CHECKING:\n    from torch import Tensor"),
+        ("src/weakmedsam/pseudo_labels.py", "from weakmedsam.affinity import random_walk\nimport torch"),
+        ("src/weakmedsam/pipeline.py", "def run():\n    import torch"),
+        ("src/weakmedsam/cli.py", "from data_modules import base\nfrom weakmedsam import classify"),
+        ("data_modules/base.py", "import lightning\nfrom weakmedsam.contracts import SliceBatch"),
+    ],
+)
+def test_what_is_allowed_passes(path: str, source: str) -> None:
+    assert violations(path, source) == []

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+
+from data_modules.folder import Folder, find_cases, read_table
+from data_modules.store import read_case
+from tests.fakes import draw_scan, fake_folder, save_nifti, write_table
+from weakmedsam.contracts import DataError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "lgg-flair-64"
+
+
+def make(root: Path, **changes) -> Folder:
+    settings = {"classes": {"tumour": [1]}, "store_dir": str(root / "s"), "image_size": 32, "num_workers": 0}
+    return Folder(str(root), **{**settings, "prepare_workers": 1, **changes})
+
+
+def test_a_table_alone_is_enough(tmp_path):
+    module = make(fake_folder(tmp_path, table=True, masks=False))
+    module.prepare_data()
+    module.setup("fit")
+    assert not module.has_val_masks
+    assert module.train_labels().sum() == 3 * 4
+    batch = next(iter(module.val_dataloader()))
+    assert "mask" not in batch
+    assert {b["case"] for b in module.predict_dataloader()} == {
+        e.name for e in (*module.cases("train"), *module.cases("val"))
+    }
+    with pytest.raises(DataError, match="nothing to score"):
+        module.setup("test")
+
+
+def test_a_table_wins_over_masks(tmp_path):
+    root = fake_folder(tmp_path)
+    write_table(root, [(f"scan{n}", k, int(k == 0)) for n in range(5) for k in range(6)])
+    module = make(root)
+    module.prepare_data()
+    module.setup("fit")
+    assert module.train_labels()[:6, 0].tolist() == [1, 0, 0, 0, 0, 0]
+    assert "mask" in next(iter(module.val_dataloader()))
+
+
+def test_patients_file_keeps_scans_together(tmp_path):
+    root = fake_folder(tmp_path, 6)
+    rows = "".join(f"scan{n},patient{n // 2}\n" for n in range(6))
+    (root / "patients.csv").write_text("case,patient\n" + rows)
+    module = make(root)
+    module.prepare_data()
+    module.setup("fit")
+    assert all(module.split[f"scan{n}"] == module.split[f"scan{n + 1}"] for n in (0, 2, 4))
+    (root / "patients.csv").write_text("case,person\na,b\n")
+    with pytest.raises(DataError, match="columns case and patient"):
+        find_cases(root, ["tumour"])
+
+
+def test_what_lacks_its_other_half_is_named(tmp_path):
+    root = fake_folder(tmp_path, 3)
+    (root / "masks" / "scan0.nii.gz").unlink()
+    (root / "images" / "scan1.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"(?s)scan0\.nii\.gz: has neither.*scan1\.nii\.gz: has no image"):
+        make(root).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("case,slice,lesion\na,0,1\n", r"lacks the column\(s\) \['tumour'\]"),
+        ("case,slice,tumour\na,0,yes\n", "line 2"),
+        ("case,slice,tumour\na,-1,1\n", "line 2"),
+        ("case,slice,tumour\na,0,1\na,0,0\n", "line 3.*two rows"),
+        ("case,slice,tumour\na,0\n", "line 2"),
+    ],
+)
+def test_wrong_tables_are_refused(tmp_path, text, said):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_table(tmp_path / "labels.csv", ["tumour"])
+
+
+def test_a_spreadsheets_byte_order_mark_does_no_harm(tmp_path):
+    (tmp_path / "labels.csv").write_text("case,slice,tumour\na,0, 1\n", encoding="utf-8-sig")
+    assert read_table(tmp_path / "labels.csv", ["tumour"]) == {"a": {0: (1,)}}
+
+
+def test_other_values_must_be_named(tmp_path):
+    root = fake_folder(tmp_path, 3)
+    save_nifti(root / "masks" / "scan0.nii.gz", draw_scan(0, (1, 7))[1])
+    with pytest.raises(DataError, match=r"scan0\.nii\.gz: holds unknown label values 7"):
+        make(root).prepare_data()
+    module = make(root, background_values=(7,))
+    arrays = read_case(module.find_cases()[0], module.spec)
+    assert arrays.mask_native is not None
+    assert int(arrays.mask_native.sum()) == int((draw_scan(0, (1, 7))[1] == 1).sum())
+
+
+def test_the_real_table_agrees_with_the_real_masks():
+    if not SHARED.is_dir():
+        pytest.skip("no real scans in ../shared/data")
+    module = Folder(str(SHARED), {"tumour": [1]}, image_size=64)
+    for case in module.find_cases()[::20]:
+        entry = read_case(case, module.spec).entry
+        assert case.table is not None
+        assert entry.counts is not None
+        # These files' third axis runs feet to head, as the store counts.
+        assert entry.geometry.slice_axis == (2, False)
+        assert [int(n > 0) for (n,) in entry.counts] == [case.table[k][0] for k in range(entry.depth)]
+
+
+def test_no_data_says_the_layout(tmp_path):
+    with pytest.raises(DataError, match=r"(?s)images/<case>.*labels\.csv"):
+        find_cases(tmp_path, ["tumour"])

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+
+from data_modules.transforms import Augmentation, apply_geometry, apply_intensity, augment_batch, draw
+from weakmedsam.contracts import IGNORE, ConfigError, SliceBatch
+
+WILD = Augmentation(
+    flip_columns=0.5,
+    flip_rows=0.5,
+    rotation=45,
+    shrink=0.6,
+    translation=1,
+    gamma=0.5,
+    brightness=0.2,
+    contrast=0.3,
+    noise=0.1,
+)
+GEOMETRY = Augmentation(flip_columns=0.5, flip_rows=0.5, rotation=45, shrink=0.6, translation=1)
+
+
+def make_batch(indices, size=32) -> SliceBatch:
+    image = torch.stack(
+        [torch.rand(1, size, size, generator=torch.Generator().manual_seed(i)) for i in indices]
+    )
+    target = (image[:, 0] > 0.5).long()
+    return SliceBatch(
+        image=image,
+        label=torch.ones(len(indices), 1),
+        index=torch.tensor(indices),
+        case=[f"c{i}" for i in indices],
+        slice=torch.tensor(indices),
+        target=target,
+        confidence=torch.full(target.shape, 0.7),
+    )
+
+
+def test_no_pixel_of_the_frame_ever_leaves_it():
+    draws = draw(WILD, 0, 0, np.arange(5000))
+    source = draws.to_source.double()
+    corners = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
+    # to_source leads from the result to the slice; its inverse leads the slice's corners to the result.
+    arrived = torch.linalg.solve(source[:, :, :2], (corners.T[None] - source[:, :, 2:]))
+    assert arrived.abs().max() <= 1 + 1e-5
+    # and the ranges are really used: some reach the border, some are small, some are turned over
+    assert arrived.abs().amax(dim=(1, 2)).max() > 0.99
+    assert torch.linalg.det(source[:, :, :2]).min() < -1 < 1 < torch.linalg.det(source[:, :, :2]).max()
+
+
+def test_a_mark_in_the_corner_survives():
+    image = torch.zeros(500, 1, 32, 32)
+    image[:, :, :3, :3] = 1
+    moved = apply_geometry(image, draw(GEOMETRY, 1, 0, np.arange(500)), "bilinear")
+    assert (moved.amax(dim=(1, 2, 3)) > 0.5).all()
+
+
+def test_a_draw_depends_on_seed_epoch_and_index_only():
+    together = augment_batch(make_batch([3, 8, 5]), WILD, 0, 2)["image"]
+    alone = augment_batch(make_batch([8]), WILD, 0, 2)["image"]
+    torch.testing.assert_close(together[1:2], alone)
+    for seed, epoch in ((1, 2), (0, 3)):
+        assert not torch.allclose(augment_batch(make_batch([8]), WILD, seed, epoch)["image"], alone)
+    assert not torch.allclose(
+        draw(WILD, 0, 2, np.array([9])).to_source, draw(WILD, 0, 2, np.array([8])).to_source
+    )
+
+
+def test_the_default_changes_nothing():
+    batch = make_batch([1, 2])
+    same = augment_batch(batch, Augmentation(), 0, 0)
+    torch.testing.assert_close(same["image"], batch["image"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(same["target"], batch["target"])
+    torch.testing.assert_close(same["confidence"], batch["confidence"])
+
+
+def test_a_mirror_is_a_mirror():
+    batch = make_batch([1])
+    mirrored = augment_batch(batch, Augmentation(flip_columns=1), 0, 0)
+    torch.testing.assert_close(mirrored["image"], batch["image"].flip(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mirrored["target"], batch["target"].flip(-1))
+    upside_down = augment_batch(batch, Augmentation(flip_rows=1), 0, 0)
+    torch.testing.assert_close(upside_down["image"], batch["image"].flip(-2), atol=1e-5, rtol=0)
+
+
+def test_the_target_moves_with_the_image():
+    batch = make_batch(list(range(20)))
+    smooth = torch.linspace(0, 1, 32).expand(20, 1, 32, 32).contiguous()
+    batch["image"], batch["target"] = smooth, (smooth[:, 0] * 250).round().long()
+    moved = augment_batch(batch, GEOMETRY, 0, 0)
+    inside = moved["target"] != IGNORE
+    assert 0.3 < inside.float().mean() < 0.99
+    # Half a pixel of nearest neighbour is 1/62 of the ramp; the border, blended with outside, is left out.
+    core = torch.nn.functional.max_pool2d((~inside)[:, None].float(), 5, 1, 2)[:, 0] == 0
+    assert (moved["image"][:, 0] - moved["target"] / 250)[core].abs().max() < 0.05
+    assert (moved["confidence"][~inside] == 0).all()
+    assert torch.allclose(moved["confidence"][inside], torch.tensor(0.7))
+    assert set(moved) == set(batch)
+
+
+def test_intensities_stay_in_range_and_follow_the_draw():
+    image = torch.rand(4, 1, 8, 8)
+    draws = draw(WILD, 0, 0, np.arange(4))
+    changed = apply_intensity(image, draws)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    only_gamma = draw(Augmentation(gamma=1), 0, 0, np.arange(4))
+    torch.testing.assert_close(
+        apply_intensity(image, only_gamma), image ** only_gamma.gamma[:, None, None, None]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shrink": 1.2}, {"shrink": 0}, {"translation": 2}, {"flip_rows": -1}, {"rotation": -5}]
+)
+def test_ranges_that_could_crop_or_mean_nothing_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"augment.{next(iter(wrong))}"):
+        Augmentation(**wrong)

@@ -1,0 +1,121 @@
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_modules.volumes import check_same_geometry, read_classes, read_volume, to_scan
+from tests.fakes import RAS, draw_scan, save_nifti
+from weakmedsam.contracts import DataError
+
+AXES = ["RAS", "LPS", "LAS", "SRA", "PIR", "ASL", "IPR"]
+
+
+def affine_of(codes: str, oblique: bool) -> np.ndarray:
+    """Affine of a file whose axes run as ``codes`` say, with spacing 1, 2, 3 mm along its own axes."""
+    orientation = nib.orientations.axcodes2ornt(tuple(codes))
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(orientation):
+        affine[int(world), axis] = sign * (axis + 1)
+    if oblique:
+        turn = nib.eulerangles.euler2mat(0.2, -0.15, 0.25)
+        affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = (-12.5, 7.0, 30.25)
+    return affine
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("oblique", [False, True])
+@pytest.mark.parametrize("codes", AXES)
+def test_a_result_goes_back_to_the_scans_own_space(tmp_path, codes, oblique, plane):
+    voxels = np.random.default_rng(0).integers(0, 9, (4, 5, 6)).astype(np.int16)
+    affine = affine_of(codes, oblique)
+    path = save_nifti(tmp_path / "scan.nii.gz", voxels, affine)
+    slices, geometry = read_volume(path, plane)
+    back = to_scan(slices, geometry)
+    np.testing.assert_array_equal(back.get_fdata(), voxels)
+    np.testing.assert_allclose(back.affine, affine, atol=1e-5)
+    assert slices.shape[0] == geometry.shape[geometry.slice_axis[0]]
+
+
+@pytest.mark.parametrize("codes", AXES)
+def test_axial_slices_look_as_a_radiologist_sees_them(tmp_path, codes):
+    affine = affine_of(codes, oblique=False)
+    voxels = np.zeros((5, 5, 5), np.uint8)
+    # One voxel far to the patient's right, in front, near the head: +x is right, +y front, +z head.
+    corner = np.array([2 if affine[0, :3].sum() == 0 else 0] * 3)
+    place = np.linalg.inv(affine[:3, :3]) @ np.array([1.0, 1.0, 1.0])
+    corner = np.where(place > 0, 4, 0)
+    voxels[tuple(corner)] = 1
+    slices, geometry = read_volume(save_nifti(tmp_path / "scan.nii", voxels, affine))
+    # last slice, top row, left column
+    assert slices[-1, 0, 0] == 1
+    distances = {code: axis + 1 for axis, code in enumerate(codes)}
+    found = [next(distances[c] for c in pair if c in distances) for pair in ("SI", "AP", "LR")]
+    assert geometry.spacing == pytest.approx(found)
+
+
+def test_truncated_empty_and_missing_files_are_named(tmp_path):
+    path = save_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).random((30, 30, 30)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    plain = save_nifti(tmp_path / "plain.nii", np.zeros((9, 9, 9)))
+    plain.write_bytes(plain.read_bytes()[:-100])
+    (tmp_path / "empty.nii.gz").write_bytes(b"")
+    for name in ("scan.nii.gz", "plain.nii", "empty.nii.gz", "nowhere.nii"):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read"):
+            read_volume(tmp_path / name)
+
+
+def test_four_axes_are_refused_unless_the_last_is_one(tmp_path):
+    with pytest.raises(DataError, match=r"four\.nii: has 4 axes \(3, 3, 3, 2\)"):
+        read_volume(save_nifti(tmp_path / "four.nii", np.zeros((3, 3, 3, 2))))
+    assert read_volume(save_nifti(tmp_path / "one.nii", np.zeros((3, 4, 5, 1))))[0].shape == (5, 4, 3)
+    with pytest.raises(DataError, match="2 axes"):
+        read_volume(save_nifti(tmp_path / "two.nii", np.zeros((3, 3))))
+
+
+def test_colour_and_useless_headers_are_refused(tmp_path):
+    with pytest.raises(DataError, match="greyscale"):
+        read_volume(save_nifti(tmp_path / "c.nii", np.zeros((3, 3, 3), np.complex64)))
+    path = save_nifti(tmp_path / "flat.nii", np.zeros((3, 3, 3)))
+    image = nib.load(path)
+    image.header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), 1)
+    image.header["pixdim"][3] = 0
+    nib.Nifti1Image(np.zeros((3, 3, 3)), None, image.header).to_filename(path)
+    with pytest.raises(DataError, match="no usable geometry"):
+        read_volume(path)
+
+
+def test_masks_of_other_geometry_are_refused():
+    shape = (4, 4, 4)
+    first = read_geometry(shape, RAS)
+    check_same_geometry("i", first, "m", read_geometry(shape, RAS + 1e-5))
+    with pytest.raises(DataError, match=r"m: has \(4, 4, 5\) voxels, its image i"):
+        check_same_geometry("i", first, "m", read_geometry((4, 4, 5), RAS))
+    for other in (np.diag([-1.5, 2, 3, 1]), RAS * 1.1, np.eye(4)):
+        with pytest.raises(DataError, match="mm away from its image i"):
+            check_same_geometry("i", first, "m", read_geometry(shape, other))
+
+
+def read_geometry(shape, affine):
+    from data_modules.volumes import Geometry
+
+    return Geometry(shape, tuple(map(tuple, affine)), "axial")
+
+
+@pytest.mark.parametrize("strange", [3, 0.5, -1, 300, np.nan])
+def test_unknown_label_values_are_named(tmp_path, strange):
+    mask = draw_scan(0)[1].astype(np.float32)
+    mask[0, 0, 0] = strange
+    path = save_nifti(tmp_path / "mask.nii.gz", mask)
+    with pytest.raises(
+        DataError, match=rf"mask\.nii\.gz: holds unknown label values {strange:g}; expected \[0, 1"
+    ):
+        read_classes(str(path), "axial", {1: 1}, known=(2,))
+
+
+def test_known_values_that_are_not_chosen_become_background(tmp_path):
+    mask = draw_scan(0, (1, 2, 4))[1]
+    path = save_nifti(tmp_path / "mask.nii.gz", mask)
+    classes, geometry = read_classes(str(path), "axial", {4: 1, 1: 2}, known=(1, 2, 4))
+    wanted = np.select([mask == 4, mask == 1], [1, 2], 0)
+    np.testing.assert_array_equal(geometry.from_slices(classes), wanted)
