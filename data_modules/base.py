@@ -114,10 +114,14 @@ class SliceDataModule(LightningDataModule):
             raise ConfigError(
                 "supervision: pseudo needs pseudo_labels_dir, the folder of pseudo-label files."
             )
-        if min_pixels < 1:
-            raise ConfigError(
-                f"min_pixels: {min_pixels} would call every slice positive; at least 1 is needed."
-            )
+        for name, value, least in (
+            ("min_pixels", min_pixels, 1),
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"{name}: {value} is too small; at least {least} is needed.")
         self.data_dir = data_dir
         self.store_dir = store_dir
         self.image_size = image_size
@@ -243,6 +247,33 @@ class SliceDataModule(LightningDataModule):
     def has_val_masks(self) -> bool:
         """Whether validation batches hold ``mask``; validation cases without one are then left out."""
         return any(entry.has_mask for entry in self.cases("val"))
+
+    @property
+    def val_cases(self) -> list[str]:
+        """The case of each validation slice, by ``index``: which volume it belongs to."""
+        masked = self.has_val_masks
+        entries = [entry for entry in self.cases("val") if entry.has_mask or not masked]
+        table = tabulate(entries, self.min_pixels)
+        return [table.cases[case] for case in table.case]
+
+    def summary(self) -> dict[str, Any]:
+        """What ``prepare_data`` has left, as plain values: where, how many cases, slices and positives."""
+        index = read_index(self.store)
+        if index is None:
+            raise DataError(f"{self.store}: nothing is prepared there. Call prepare_data() first.")
+        split, _ = self._split(index)
+        counts: dict[str, Any] = {}
+        for name in ("train", "val", "test"):
+            entries = [entry for case, entry in index.entries.items() if split[case] == name]
+            labels = tabulate(entries, self.min_pixels).labels if entries else np.zeros((0, self.num_classes))
+            positive = dict(zip(self.class_names, labels.sum(axis=0).astype(int).tolist(), strict=True))
+            counts[name] = {"cases": len(entries), "slices": len(labels), "positive_slices": positive}
+        return {
+            "store": str(self.store),
+            "data_dir": self.data_dir,
+            "classes": self.classes,
+            "splits": counts,
+        }
 
     @property
     def train_slices(self) -> int:

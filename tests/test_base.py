@@ -1,5 +1,6 @@
 import inspect
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import jsonargparse
@@ -153,17 +154,26 @@ class Recorder(lightning.LightningModule):
     def validation_step(self, batch, batch_index):
         self.seen["val"].append(batch["image"])
 
+    def predict_step(self, volume, batch_index):
+        return volume
+
+    def test_step(self, volume, batch_index):
+        self.seen.setdefault("test", []).append(volume)
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def run_epochs(module: Folder, epochs: int, tmp_path: Path) -> dict[str, list]:
-    model = Recorder()
+def make_trainer(tmp_path: Path, epochs: int = 1) -> lightning.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(
+    return lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", enable_checkpointing=False, default_root_dir=tmp_path, **quiet
     )
-    trainer.fit(model, datamodule=module)
+
+
+def run_epochs(module: Folder, epochs: int, tmp_path: Path) -> dict[str, list]:
+    model = Recorder()
+    make_trainer(tmp_path, epochs).fit(model, datamodule=module)
     return model.seen
 
 
@@ -173,10 +183,21 @@ def test_lightning_shuffles_by_epoch_and_augments_training_only(root, tmp_path):
     assert moved["order"] == plain["order"]
     half = len(plain["order"]) // 2
     assert plain["order"][:half] != plain["order"][half:]
-    flat = [sum(plain["order"][part], []) for part in (slice(0, half), slice(half, None))]
+    flat = [list(chain(*plain["order"][part])) for part in (slice(0, half), slice(half, None))]
     assert flat == [epoch_order(make(root), 0), epoch_order(make(root), 1)]
     assert all(torch.equal(a, b) for a, b in zip(plain["val"], moved["val"], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(plain["train"], moved["train"], strict=True))
+
+
+def test_lightning_hands_whole_volumes_to_prediction_and_test(root, tmp_path):
+    module, model = make(root), Recorder()
+    volumes = make_trainer(tmp_path).predict(model, datamodule=module)
+    assert [volume["case"] for volume in volumes] == [entry.name for entry in module.cases("train")]
+    assert all(volume["image"].shape == (6, 1, 32, 32) for volume in volumes)
+    make_trainer(tmp_path).test(model, datamodule=module)
+    (tested,) = model.seen["test"]
+    assert tested["mask"].shape == (6, 16, 20)
+    assert tested["frame"].side == 20
 
 
 def test_labels_follow_min_pixels_without_preparing_again(root):
@@ -250,7 +271,8 @@ def test_each_configuration_builds_and_states_every_argument(path):
         arguments = inspect.signature(getattr(import_module(package), name).__init__).parameters
         assert [a for a in arguments if a != "self" and f"    {a}:" not in stated] == []
     for line in path.read_text().splitlines():
-        assert not line.startswith("    ") or "#" in line, f"no comment: {line}"
+        is_value = line.startswith("    ") and not line.endswith(":")
+        assert not is_value or "#" in line, f"no comment: {line}"
 
 
 def test_a_misspelt_key_is_refused(tmp_path):

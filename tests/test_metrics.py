@@ -8,14 +8,12 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 
 from weakmedsam.contracts import IGNORE
 from weakmedsam.metrics import (
-    CaseScores,
     VolumeDice,
     dice_from_counts,
     grid_diagonal,
     jaccard_from_counts,
     overlap_counts,
     slice_metrics,
-    summarise,
     surface_distances,
     volume_metrics,
 )
@@ -91,7 +89,9 @@ def test_volume_dice_is_dice_over_all_slices_of_a_volume_then_mean_over_volumes(
     torch.testing.assert_close(volume_dice([[0, 1, 2, 3, 4]]).compute(), torch.stack(want).mean(0))
 
 
-@pytest.mark.parametrize("order", [[[4, 2], [0, 3], [1]], [[0, 1, 2], [2, 3, 4], [0, 0, 4]], [[i] for i in range(5)]])
+@pytest.mark.parametrize(
+    "order", [[[4, 2], [0, 3], [1]], [[0, 1, 2], [2, 3, 4], [0, 0, 4]], [[i] for i in range(5)]]
+)
 def test_volume_dice_does_not_depend_on_order_or_repetition(order):
     assert volume_dice(order).compute().equal(volume_dice([[0, 1, 2, 3, 4]]).compute())
 
@@ -128,6 +128,7 @@ def _volume_dice_on_rank(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_volume_dice_of_two_processes_equals_one(tmp_path):
     torch.multiprocessing.spawn(_volume_dice_on_rank, args=(str(tmp_path),), nprocs=2)
@@ -177,10 +178,14 @@ def test_crop_and_own_surfaces_change_no_value():
     for corner in (0, 3):  # at the border of the volume and away from it
         truth, prediction = torch.zeros(2, 14, 15, 16).bool()
         truth[corner : corner + 7, corner : corner + 8, 2:9] = torch.rand(7, 8, 7, generator=generator) < 0.8
-        prediction[corner : corner + 5, 1:9, corner : corner + 9] = torch.rand(5, 8, 9, generator=generator) < 0.8
+        prediction[corner : corner + 5, 1:9, corner : corner + 9] = (
+            torch.rand(5, 8, 9, generator=generator) < 0.8
+        )
         spacing = [2.5, 0.7, 1.1]
         pair = (prediction[None, None].float(), truth[None, None].float())
-        assd = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing)
+        assd = compute_average_surface_distance(
+            *pair, include_background=True, symmetric=True, spacing=spacing
+        )
         hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
         assert surface_distances(prediction, truth, spacing) == pytest.approx((float(assd), float(hd95)))
 
@@ -239,37 +244,3 @@ def test_slice_scores_of_an_absent_class():
     assert math.isnan(score.slice_dice)
     assert math.isnan(score.slice_hd95_mm)
     assert score.published_dice == 1
-
-
-# Summary
-
-
-def scores_of(case, prediction, truth):
-    spacing = (1.0, 1.0, 1.0)
-    pair = (volume_metrics(prediction, truth, spacing, 2), slice_metrics(prediction, truth, spacing, 2))
-    names = ["liver", "cyst"]
-    return [CaseScores(case, n, v, s) for n, v, s in zip(names, *pair, strict=True)]
-
-
-def test_summary_counts_misses_and_leaves_out_what_is_undefined():
-    shape = (3, 4, 12)
-    organ, nothing = box(shape, (0, 2), (0, 2), (0, 2)), torch.zeros(shape, dtype=torch.uint8)
-    scores = scores_of("1", organ, organ) + scores_of("2", nothing, organ) + scores_of("3", nothing, nothing)
-    summary = summarise(scores, ["liver", "cyst"])
-    liver, cyst = summary["classes"]["liver"], summary["classes"]["cyst"]
-    assert summary["cases"] == 3
-    assert liver["volume"]["dice"] == {"mean": 0.5, "std": pytest.approx(0.5**0.5), "median": 0.5, "n": 2}
-    assert liver["volume"]["hd95_mm"]["mean"] == 6.5
-    assert liver["volume"]["hd95_mm_found"] == {"mean": 0.0, "std": None, "median": 0.0, "n": 1}
-    assert (liver["present"], liver["missed"], liver["false_alarms"]) == (2, 1, 0)
-    assert liver["slice_wise"]["dice"] == {"mean": 0.5, "n": 4}
-    assert liver["published"]["dice"] == {"mean": pytest.approx(7 / 9), "n": 9}
-    assert cyst["volume"]["dice"] == {"mean": None, "std": None, "median": None, "n": 0}
-    assert cyst["slice_wise"]["assd_mm"] == {"mean": None, "n": 0}
-    assert summary["mean"]["volume"]["dice"] == 0.5  # the class that nobody has is left out
-
-
-def test_row_has_a_column_for_every_figure():
-    row = scores_of("1", *torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[0].row()
-    assert list(row)[:4] == ["case", "class", "dice", "jaccard"]
-    assert {"assd_mm", "hd95_mm", "missed", "false_alarm", "slice_dice", "published_dice", "true_ml"} <= set(row)

@@ -93,7 +93,7 @@ def run_script(text: str, path: Path, *arguments: object) -> subprocess.Complete
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=120,
     )
 
 

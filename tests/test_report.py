@@ -274,7 +274,7 @@ def test_a_ceiling_is_called_one(full_run: Path) -> None:
 
 def test_maps_on_test_cases_stand_beside_validation(full_run: Path) -> None:
     rows = [{"case": f"t{n}", "class": "liver", "cam_dice": 0.2, "pam_dice": 0.4 + 0.1 * n} for n in range(3)]
-    write_csv(full_run / "classify" / "cam_cases.csv", rows)
+    write_csv(full_run / "test_maps" / "cam_cases.csv", rows)
     shown = section(page_of(full_run), "figures")
     assert "3 test cases" in shown
     assert "0.500 ± 0.100" in shown
@@ -297,7 +297,7 @@ def test_one_class_has_one_column(full_run: Path) -> None:
     for path in (full_run / "test" / "cases.csv", full_run / "pseudo_labels" / "quality.csv"):
         write_csv(path, [row for row in csv.DictReader(path.open()) if row["class"] == "liver"])
     shown = section(page_of(full_run), "figures")
-    assert "mean of classes" not in shown
+    assert "Mean of the classes" not in shown
     assert shown.count('<th class="n">liver</th>') == 1
 
 

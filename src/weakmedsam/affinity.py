@@ -46,7 +46,9 @@ def half_disc(radius: float) -> list[tuple[int, int]]:
     The pixel itself is not among them.
     """
     reach = range(-int(radius), int(radius) + 1)
-    return [(dy, dx) for dy in reach for dx in reach if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius]
+    return [
+        (dy, dx) for dy in reach for dx in reach if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius
+    ]
 
 
 def prompt_maps(logits: Tensor, size: int, affinity: str = "per_prompt") -> Tensor:
@@ -67,7 +69,9 @@ def prompt_maps(logits: Tensor, size: int, affinity: str = "per_prompt") -> Tens
     return F.interpolate(maps, size=(size, size), mode="bilinear", antialias=True)
 
 
-def edge_weights(maps: Tensor, offsets: list[tuple[int, int]], beta: float = 4.0, contrast: float = 10.0) -> Tensor:
+def edge_weights(
+    maps: Tensor, offsets: list[tuple[int, int]], beta: float = 4.0, contrast: float = 10.0
+) -> Tensor:
     """Affinity of each pixel with its neighbours: ``exp(-contrast * mean_p |m_p(i) - m_p(j)|) ** beta``.
 
     Args:
@@ -90,7 +94,9 @@ def edge_weights(maps: Tensor, offsets: list[tuple[int, int]], beta: float = 4.0
     return weights
 
 
-def _overlap(offset: tuple[int, int], height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _overlap(
+    offset: tuple[int, int], height: int, width: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where both a pixel and its neighbour exist: slices of the pixels, and of their neighbours."""
     dy, dx = offset
     here = slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx))

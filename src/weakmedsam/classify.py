@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torchmetrics.classification import MultilabelAUROC, MultilabelAveragePrecision
+from torchmetrics import CatMetric
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.cam import class_activation_map
@@ -81,7 +82,9 @@ class WeakMedSAM(LightningModule):
     ) -> None:
         super().__init__()
         if sub_classes < 1:
-            raise ConfigError(f"model.sub_classes is {sub_classes}; at least 1 is needed (model.sce: null trains without)")
+            raise ConfigError(
+                f"model.sub_classes is {sub_classes}; at least 1 is needed (model.sce: null trains without)"
+            )
         self.backbone = backbone
         self.class_names = list(class_names)
         self.sub_classes = sub_classes
@@ -98,8 +101,7 @@ class WeakMedSAM(LightningModule):
         self.subclass_head.requires_grad_(sce is not None)
         self.register_buffer("subclass_ids", torch.zeros(0, classes, dtype=torch.int64))
         self.register_buffer("subclass_centroids", torch.full((classes, sub_classes, features), torch.nan))
-        self.auroc = MultilabelAUROC(classes, average="none")
-        self.precision = MultilabelAveragePrecision(classes, average="none")
+        self.scores, self.truths = CatMetric(), CatMetric()
         self.finished_cases: set[str] = set()
 
     def configure_callbacks(self) -> list[Callback]:
@@ -116,6 +118,20 @@ class WeakMedSAM(LightningModule):
     def pool(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D, 1, 1), the average over the image: what is classified and clustered."""
         return features.mean(dim=(-2, -1), keepdim=True)
+
+    def on_train_start(self) -> None:
+        """Refuse to lengthen a finished schedule.
+
+        Raises:
+            CheckpointError: the checkpoint's one-cycle schedule has another number of steps.
+        """
+        held = self.trainer.lr_scheduler_configs[0].scheduler.total_steps
+        wanted = int(self.trainer.estimated_stepping_batches)
+        if held != wanted:
+            raise CheckpointError(
+                f"the checkpoint's one-cycle schedule has {held} steps, this run {wanted} (other data, epochs or batch "
+                "size): continue with the same settings, or start anew without --ckpt_path"
+            )
 
     def training_step(self, batch: SliceBatch, batch_idx: int) -> dict[str, Tensor]:
         """BCE over classes plus weighted BCE over sub-classes; also hands out the pooled features."""
@@ -163,16 +179,23 @@ class WeakMedSAM(LightningModule):
         self._log_scores("test")
 
     def _score(self, logits: Tensor, label: Tensor) -> None:
-        self.auroc.update(logits.float().sigmoid(), label.long())
-        self.precision.update(logits.float().sigmoid(), label.long())
+        self.scores.update(logits.float().sigmoid().flatten())
+        self.truths.update(label.flatten())
 
     def _log_scores(self, stage: str) -> None:
-        for name, metric in (("auroc", self.auroc), ("ap", self.precision)):
-            values = metric.compute()
-            for class_name, value in zip(self.class_names, values, strict=True):
+        scores = self.scores.compute().unflatten(0, (-1, len(self.class_names)))
+        truths = self.truths.compute().unflatten(0, (-1, len(self.class_names))).long()
+        for name, metric in (("auroc", binary_auroc), ("ap", binary_average_precision)):
+            values = []
+            for c, class_name in enumerate(self.class_names):
+                # Neither is defined where every slice has the class, or none; torchmetrics says 0 then.
+                defined = 0 < truths[:, c].sum() < len(truths)
+                value = metric(scores[:, c], truths[:, c]) if defined else scores.new_tensor(torch.nan)
+                values.append(value)
                 self.log(f"{stage}/{name}/{class_name}", value)
-            self.log(f"{stage}/{name}", values.nanmean(), prog_bar=name == "auroc")
-            metric.reset()
+            self.log(f"{stage}/{name}", torch.stack(values).nanmean(), prog_bar=name == "auroc")
+        self.scores.reset()
+        self.truths.reset()
 
     def configure_optimizers(self) -> Any:
         """AdamW on what is not frozen, with a one-cycle schedule over all steps."""
@@ -194,11 +217,19 @@ class WeakMedSAM(LightningModule):
         """
         theirs, ours = checkpoint.get(CHECKPOINT_KEY), self._identity()
         if theirs is None:
-            raise CheckpointError("the checkpoint is not one of WeakMedSAM's classification stage; pass one of runs/*/*/classify/checkpoints")
+            raise CheckpointError(
+                "the checkpoint is not one of WeakMedSAM's classification stage; pass one of runs/*/*/classify/checkpoints"
+            )
         for key, value in ours.items():
             if theirs.get(key) != value:
-                raise CheckpointError(f"the checkpoint was made with {key} {theirs.get(key)!r}, this run has {value!r}: choose the checkpoint or the setting to fit")
+                raise CheckpointError(
+                    f"the checkpoint was made with {key} {theirs.get(key)!r}, this run has {value!r}: choose the checkpoint or the setting to fit"
+                )
         self.subclass_ids = torch.zeros_like(checkpoint["state_dict"]["subclass_ids"], device=self.device)
 
     def _identity(self) -> dict[str, Any]:
-        return {"backbone": self.backbone.name, "class_names": self.class_names, "sub_classes": self.sub_classes}
+        return {
+            "backbone": self.backbone.name,
+            "class_names": self.class_names,
+            "sub_classes": self.sub_classes,
+        }

@@ -1,27 +1,38 @@
-"""The command line: LightningCLI, stock but for what a user would trip over.
+"""The command line: LightningCLI, stock but for what a user would trip over, and ``prepare``.
 
 The only file that knows both the models and the data.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import netrc
+import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from jsonargparse import set_parsing_settings
-from lightning import LightningModule, Trainer
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
 
-PACKAGES = ("torch", "lightning", "torchmetrics", "monai", "faiss-gpu", "faiss-cpu", "segment-anything", "wandb", "numpy")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "monai",
+    "faiss-gpu",
+    "faiss-cpu",
+    "segment-anything",
+    "wandb",
+    "numpy",
+)
 
 
 def provenance() -> dict[str, Any]:
@@ -33,7 +44,9 @@ def provenance() -> dict[str, Any]:
         except ModuleNotFoundError:
             continue
     here = Path(__file__).parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+    )
     return {"versions": versions, "git": git.stdout.strip(), "command": " ".join(sys.argv)}
 
 
@@ -51,6 +64,15 @@ class SaveRun(SaveConfigCallback):
             logger.log_hyperparams({"config": config, **provenance()})
 
 
+class Parser(LightningArgumentParser):
+    """A wrong option is one message, not three pages of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and leave with status 2."""
+        sys.stderr.write(f"\nweakmedsam: {message}\n(all options: python -m weakmedsam fit --help)\n")
+        raise SystemExit(2)
+
+
 class WeakMedSAMCLI(LightningCLI):
     """A run = stage x data x backbone x trainer, each a YAML."""
 
@@ -60,6 +82,7 @@ class WeakMedSAMCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
         )
 
@@ -73,7 +96,28 @@ class WeakMedSAMCLI(LightningCLI):
         if path and path not in ("best", "last") and not Path(path).is_file():
             raise CheckpointError(f"--ckpt_path {path}: there is no such file")
         if self.subcommand != "fit" and not path:
-            raise ConfigError(f"{self.subcommand} needs a trained network: add --ckpt_path runs/<dataset>/<experiment>/<stage>/checkpoints/best.ckpt")
+            raise ConfigError(
+                f"{self.subcommand} needs a trained network: add --ckpt_path runs/<dataset>/<experiment>/<stage>/checkpoints/best.ckpt"
+            )
+
+
+def prepare(words: list[str]) -> None:
+    """``prepare --config experiments/data/<dataset>.yaml``: write the slice store, and nothing else.
+
+    Options are those of ``data`` in the other commands; ``--summary FILE`` gets what was prepared as JSON.
+    """
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--summary", type=Path)
+    known, rest = own.parse_known_args(words)
+    parser = ArgumentParser(prog="python -m weakmedsam prepare", parser_mode="omegaconf+")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
+    parser.add_argument("--summary", type=Path, help="file to write a summary to")
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    data = parser.instantiate_classes(parser.parse_args(rest)).data
+    data.prepare_data()
+    if known.summary is not None:
+        known.summary.parent.mkdir(parents=True, exist_ok=True)
+        known.summary.write_text(json.dumps(data.summary(), indent=2) + "\n")
 
 
 def use_wandb_offline_unless_asked() -> None:
@@ -96,6 +140,9 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     use_wandb_offline_unless_asked()
     try:
-        WeakMedSAMCLI()
+        if sys.argv[1:2] == ["prepare"]:
+            prepare(sys.argv[2:])
+        else:
+            WeakMedSAMCLI()
     except WeakMedSAMError as error:
         sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")

@@ -7,14 +7,13 @@ never replaced by a flattering number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from monai.metrics.utils import get_surface_distance
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, find_objects
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -46,21 +45,21 @@ def overlap_counts(prediction: Tensor, truth: Tensor, num_classes: int) -> Tenso
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape"
         )
-    looked_at = truth != IGNORE
     counts = []
     for class_id in range(1, num_classes + 1):
-        predicted, true = (prediction == class_id) & looked_at, truth == class_id
+        predicted, true = _masks_of_class(prediction, truth, class_id)
         # Summed in int32, which a slice cannot overflow: three times as fast as in int64 on a CPU.
         sums = [m.flatten(-2).sum(-1, dtype=torch.int32) for m in (predicted & true, predicted, true)]
         counts.append(torch.stack(sums, dim=-1))
     return torch.stack(counts, dim=-2).long()
 
 
-def dice_from_counts(counts: Tensor) -> Tensor:
-    """Dice, 2 I / (P + T).
+def _masks_of_class(prediction: Tensor, truth: Tensor, class_id: int) -> tuple[Tensor, Tensor]:
+    return (prediction == class_id) & (truth != IGNORE), truth == class_id
 
-    Args:
-        counts: (..., 3) intersection I, predicted P, true T.
+
+def dice_from_counts(counts: Tensor) -> Tensor:
+    """Dice, 2 I / (P + T), of (..., 3) counts I, P and T.
 
     Returns:
         (...) float in [0, 1]; NaN where the class is in neither, 0 where it is in one only.
@@ -70,10 +69,7 @@ def dice_from_counts(counts: Tensor) -> Tensor:
 
 
 def jaccard_from_counts(counts: Tensor) -> Tensor:
-    """Jaccard index (intersection over union), I / (P + T - I).
-
-    Args:
-        counts: (..., 3) intersection I, predicted P, true T.
+    """Jaccard index (intersection over union), I / (P + T - I), of (..., 3) counts I, P and T.
 
     Returns:
         (...) float in [0, 1]; NaN where the class is in neither, 0 where it is in one only.
@@ -137,15 +133,13 @@ class VolumeScores:
     """Scores of one class in one volume, in three dimensions.
 
     Attributes:
-        dice: in [0, 1]; NaN if the class is in neither.
-        jaccard: in [0, 1]; NaN if the class is in neither.
+        dice, jaccard: in [0, 1]; NaN if the class is in neither.
         assd_mm: average symmetric surface distance; the penalty if missed or a false alarm; NaN if the
             class is in neither.
         hd95_mm: 95th percentile Hausdorff distance; penalty and NaN as above.
         missed: there is truth and no prediction.
         false_alarm: there is a prediction and no truth.
-        true_ml: volume of the truth.
-        predicted_ml: volume of the prediction.
+        true_ml, predicted_ml: volume of the truth and of the prediction.
     """
 
     dice: float
@@ -163,15 +157,13 @@ class SliceScores:
     """Scores of one class in one volume, slice by slice: to compare with papers that do so.
 
     Attributes:
-        slice_dice: mean over the slices in which the class is in truth or prediction; NaN if in none.
-        slice_jaccard: the same.
-        slice_assd_mm: mean over the slices in which it is in both; NaN if in none.
-        slice_hd95_mm: the same.
+        slice_dice, slice_jaccard: mean over the slices in which the class is in truth or prediction;
+            NaN if in none.
+        slice_assd_mm, slice_hd95_mm: mean over the slices in which it is in both; NaN if in none.
         slices_occupied: slices with the class in truth or prediction.
         slices_matched: slices with the class in both.
-        published_dice: mean over all slices, one with the class in neither counting as 1 (the
-            definition of the authors' released code).
-        published_jaccard: the same.
+        published_dice, published_jaccard: mean over all slices, one with the class in neither counting
+            as 1 (the definition of the authors' released code).
         slices: all slices, D.
     """
 
@@ -184,21 +176,6 @@ class SliceScores:
     published_dice: float
     published_jaccard: float
     slices: int
-
-
-@dataclass(frozen=True)
-class CaseScores:
-    """Both protocols for one class of one case: a row of ``cases.csv``."""
-
-    case: str
-    class_name: str
-    volume: VolumeScores
-    slice_wise: SliceScores
-
-    def row(self) -> dict[str, Any]:
-        """Column -> value."""
-        names = {"case": self.case, "class": self.class_name}
-        return names | asdict(self.volume) | asdict(self.slice_wise)
 
 
 def grid_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
@@ -228,17 +205,12 @@ def surface_distances(predicted: Tensor, true: Tensor, spacing: Sequence[float])
         percentiles), in mm.
     """
     masks = [mask.cpu().numpy() for mask in (predicted, true)]
-    occupied = masks[0] | masks[1]
-    box = []
-    for axis in range(occupied.ndim):
-        others = tuple(other for other in range(occupied.ndim) if other != axis)
-        inside = np.flatnonzero(occupied.any(axis=others))
-        box.append(slice(inside[0], inside[-1] + 1))
+    (box,) = find_objects((masks[0] | masks[1]).view(np.uint8))
     # compute_average_surface_distance and compute_hausdorff_distance would each find the surfaces anew,
     # at 17 ms a slice. This is what happens inside them, once; a test holds that the values are theirs.
-    surfaces = [mask ^ binary_erosion(mask) for mask in (whole[tuple(box)] for whole in masks)]
-    there = get_surface_distance(*surfaces, spacing=list(spacing))
-    back = get_surface_distance(*surfaces[::-1], spacing=list(spacing))
+    one, other = (mask ^ binary_erosion(mask) for mask in (whole[box] for whole in masks))
+    there = get_surface_distance(one, other, spacing=list(spacing))
+    back = get_surface_distance(other, one, spacing=list(spacing))
     hd95 = max(np.percentile(there, PERCENTILE), np.percentile(back, PERCENTILE))
     return float(np.concatenate([there, back]).mean()), float(hd95)
 
@@ -246,7 +218,7 @@ def surface_distances(predicted: Tensor, true: Tensor, spacing: Sequence[float])
 def volume_metrics(
     prediction: Tensor, truth: Tensor, spacing: Spacing, num_classes: int, penalty_mm: float | None = None
 ) -> list[VolumeScores]:
-    """Score one patient volume in three dimensions.
+    """Score each class 1..C of one patient volume in three dimensions.
 
     A volume of one slice has no surface in the third dimension: its distances are two-dimensional.
 
@@ -258,9 +230,6 @@ def volume_metrics(
         penalty_mm: ASSD and HD95 of a miss and of a false alarm, mm; None takes the diagonal of the
             volume's box.
 
-    Returns:
-        One for each class 1..C.
-
     Raises:
         ValueError: the shapes differ.
     """
@@ -268,16 +237,14 @@ def volume_metrics(
     dice, jaccard = dice_from_counts(counts).tolist(), jaccard_from_counts(counts).tolist()
     penalty = grid_diagonal(truth.shape, spacing) if penalty_mm is None else penalty_mm
     millilitres = math.prod(spacing) / 1000
-    looked_at, flat = truth != IGNORE, truth.shape[0] == 1
+    grid: Sequence[float] = spacing
+    if len(truth) == 1:
+        prediction, truth, grid = prediction[0], truth[0], spacing[1:]
     scores = []
     for row, (_, predicted, true) in enumerate(counts.tolist()):
         assd, hd95 = (math.nan, math.nan) if predicted == true == 0 else (penalty, penalty)
         if predicted and true:
-            masks = ((prediction == row + 1) & looked_at, truth == row + 1)
-            if flat:
-                assd, hd95 = surface_distances(masks[0][0], masks[1][0], spacing[1:])
-            else:
-                assd, hd95 = surface_distances(*masks, spacing)
+            assd, hd95 = surface_distances(*_masks_of_class(prediction, truth, row + 1), grid)
         scores.append(
             VolumeScores(
                 dice=dice[row],
@@ -294,16 +261,13 @@ def volume_metrics(
 
 
 def slice_metrics(prediction: Tensor, truth: Tensor, spacing: Spacing, num_classes: int) -> list[SliceScores]:
-    """Score one volume slice by slice, in two dimensions: the protocol of many papers, under its own name.
+    """Score each class 1..C of one volume slice by slice, in two dimensions, as many papers do.
 
     Args:
         prediction: (D, H, W) class ids on the scan's own grid.
         truth: (D, H, W) class ids; ``IGNORE`` is left out.
         spacing: (slice distance, row, column), mm; the first is not used.
         num_classes: C, without background.
-
-    Returns:
-        One for each class 1..C.
 
     Raises:
         ValueError: the shapes differ.
@@ -314,9 +278,7 @@ def slice_metrics(prediction: Tensor, truth: Tensor, spacing: Spacing, num_class
     scores = []
     for row in range(num_classes):
         distances = [
-            surface_distances(
-                (prediction[z] == row + 1) & (truth[z] != IGNORE), truth[z] == row + 1, spacing[1:]
-            )
+            surface_distances(*_masks_of_class(prediction[z], truth[z], row + 1), spacing[1:])
             for z in matched[:, row].nonzero()[:, 0].tolist()
         ]
         assd, hd95 = np.mean(distances, axis=0).tolist() if distances else (math.nan, math.nan)
@@ -334,65 +296,3 @@ def slice_metrics(prediction: Tensor, truth: Tensor, spacing: Spacing, num_class
             )
         )
     return scores
-
-
-def summarise(scores: Sequence[CaseScores], class_names: Sequence[str]) -> dict[str, Any]:
-    """Sum up the test cases; the content of ``summary.json``.
-
-    Args:
-        scores: one per case and class.
-        class_names: in order of their ids.
-
-    Returns:
-        ``cases`` (how many), ``classes`` (name -> its summary) and ``mean`` (over the classes' means);
-        None where there is no number. ``docs/metrics.md`` lists the names.
-    """
-    classes = {name: _summarise_class([s for s in scores if s.class_name == name]) for name in class_names}
-    mean = {
-        protocol: {
-            metric: _spread(_nan(c[protocol][metric]["mean"]) for c in classes.values())["mean"]
-            for metric in next(iter(classes.values()))[protocol]
-        }
-        for protocol in ("volume", "slice_wise", "published")
-    }
-    return {"cases": len({s.case for s in scores}), "classes": classes, "mean": mean}
-
-
-def _summarise_class(scores: Sequence[CaseScores]) -> dict[str, Any]:
-    rows = [s.row() for s in scores]
-    found = [row for row in rows if not row["missed"] and not row["false_alarm"]]
-    volume = {m: _spread(row[m] for row in rows) for m in ("dice", "jaccard", "assd_mm", "hd95_mm")}
-    volume |= {f"{m}_found": _spread(row[m] for row in found) for m in ("assd_mm", "hd95_mm")}
-    weights = {"dice": "slices_occupied", "jaccard": "slices_occupied"}
-    weights |= {"assd_mm": "slices_matched", "hd95_mm": "slices_matched"}
-    return {
-        "volume": volume,
-        "present": sum(row["true_ml"] > 0 for row in rows),
-        "missed": sum(row["missed"] for row in rows),
-        "false_alarms": sum(row["false_alarm"] for row in rows),
-        "slice_wise": {m: _pooled(rows, f"slice_{m}", n) for m, n in weights.items()},
-        "published": {m: _pooled(rows, f"published_{m}", "slices") for m in ("dice", "jaccard")},
-    }
-
-
-def _spread(values: Iterable[float]) -> dict[str, float | int | None]:
-    numbers = np.array([value for value in values if not math.isnan(value)])
-    some, several = len(numbers) > 0, len(numbers) > 1
-    return {
-        "mean": float(numbers.mean()) if some else None,
-        "std": float(numbers.std(ddof=1)) if several else None,
-        "median": float(np.median(numbers)) if some else None,
-        "n": len(numbers),
-    }
-
-
-def _pooled(rows: Sequence[Mapping[str, Any]], metric: str, weight: str) -> dict[str, float | int | None]:
-    """Mean over all slices of all cases, from each case's mean and number of slices."""
-    total = sum(row[weight] for row in rows)
-    # A case without such slices has a NaN mean, which times 0 would still be NaN.
-    summed = sum(row[metric] * row[weight] for row in rows if row[weight])
-    return {"mean": summed / total if total else None, "n": total}
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value

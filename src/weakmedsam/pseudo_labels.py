@@ -82,7 +82,9 @@ def threshold_scores(scores: Tensor, threshold: float = 0.5) -> tuple[Tensor, Te
     confidence = torch.where(best > threshold, above, below)
     if scores.shape[1] > 1:
         second = scores.topk(2, dim=1).values[:, 1]
-        confidence = torch.where(best > threshold, torch.minimum(confidence, (best - second) / (1 - threshold)), confidence)
+        confidence = torch.where(
+            best > threshold, torch.minimum(confidence, (best - second) / (1 - threshold)), confidence
+        )
     return label, confidence.clamp(0, 1)
 
 
@@ -130,7 +132,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="numpy") as file:
             return dict(json.loads(file.metadata()[PseudoLabelKeys.settings]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a pseudo-label file ({error}): delete it and make the pseudo-labels again") from error
+        raise DataError(
+            f"{path} is not a pseudo-label file ({error}): delete it and make the pseudo-labels again"
+        ) from error
 
 
 def read_quality(path: Path) -> NDArray[np.float32]:
@@ -143,4 +147,6 @@ def read_quality(path: Path) -> NDArray[np.float32]:
         with safe_open(path, framework="numpy") as file:
             return np.asarray(file.get_tensor(PseudoLabelKeys.quality), np.float32)
     except SafetensorError as error:
-        raise DataError(f"{path} is not a pseudo-label file ({error}): delete it and make the pseudo-labels again") from error
+        raise DataError(
+            f"{path} is not a pseudo-label file ({error}): delete it and make the pseudo-labels again"
+        ) from error

@@ -101,7 +101,7 @@ class Run:
         monitors: "classify" and "segment" -> what chooses the checkpoint, where the config names it.
         quality: rows of pseudo_labels/quality.csv.
         cases: rows of test/cases.csv.
-        map_cases: rows of cam_cases.csv (CAM and refined CAM on the test cases), of classify/ or test/.
+        map_cases: rows of cam_cases.csv (CAM and refined CAM on the test cases), of test_maps/.
         summary: test/summary.json.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
     """
@@ -155,7 +155,7 @@ def read_run(folder: Path) -> Run:
     configs = {name: _parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(config) for name, config in configs.items()}
     stages = {name: _read_stage(folder / name) for name in STAGES}
-    maps = (folder / name / "cam_cases.csv" for name in ("classify", "test"))
+    maps = (folder / name / "cam_cases.csv" for name in ("test_maps", "test"))
     return Run(
         folder=folder,
         stages=stages,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import importlib
 import math
-import os
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -19,11 +15,21 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from weakmedsam.contracts import BACKGROUND, IGNORE, CheckpointError, ConfigError, Frame, SliceBatch, VolumeBatch
-from weakmedsam.metrics import CaseScores, VolumeDice, slice_metrics, summarise, volume_metrics
+from weakmedsam.contracts import (
+    BACKGROUND,
+    IGNORE,
+    CheckpointError,
+    ConfigError,
+    Frame,
+    SliceBatch,
+    VolumeBatch,
+)
+from weakmedsam.frames import to_native
+from weakmedsam.metrics import VolumeDice
+from weakmedsam.pictures import draw_contours, most_telling_slice
+from weakmedsam.scores import CaseScores, gather, score_case, summarise, take_means, write_tables, write_whole
 
 _SIGNATURE = "segmenter"
-TEST_METRICS = ("dice", "jaccard", "assd_mm", "hd95_mm")
 
 
 class SegmentationData(Protocol):
@@ -73,23 +79,23 @@ def segmentation_loss(
     return loss
 
 
-def to_native(values: Tensor, frame: Frame) -> Tensor:
-    """Bring values of the working frame to the scan's own slices.
+def build_network(name: str, arguments: dict[str, Any], num_classes: int) -> nn.Module:
+    """A network (B, 1, S, S) -> logits (B, C + 1, S, S), background first, by its class's import path.
 
-    Linear, with pixel centres at integer + 0.5 and anti-aliased when shrinking: the same map as
-    ``data_modules.frames.values_from_frame``, on the device and differentiable; a test compares them.
-
-    Args:
-        values: (D, C, S, S) float, e.g. probabilities.
-        frame: how the working frame lies on the slices; S = ``frame.size``.
-
-    Returns:
-        (D, C, ``frame.height``, ``frame.width``).
+    Raises:
+        ConfigError: there is no such class, or it does not take these arguments; the message names both.
     """
-    side = (frame.side, frame.side)
-    square = F.interpolate(values, size=side, mode="bilinear", align_corners=False, antialias=True)
-    top, left = (frame.side - frame.height) // 2, (frame.side - frame.width) // 2
-    return square[..., top : top + frame.height, left : left + frame.width]
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)(
+            spatial_dims=2, in_channels=1, out_channels=num_classes + 1, **arguments
+        )
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"model.network: {name!r} cannot be built ({error}); e.g. monai.networks.nets.BasicUNet"
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"model.network_args: {name} does not take {arguments} ({error})") from error
 
 
 def network_signature(network: nn.Module) -> str:
@@ -109,11 +115,12 @@ class Segmenter(LightningModule):
     into the trainer's ``default_root_dir``.
 
     Args:
-        network: (B, 1, S, S) in [0, 1] to logits (B, C + 1, S, S), background first. The image size is
-            the network's to allow: MONAI's BasicUNet takes any from 16 pixels, its UNet multiples of
-            the product of its strides.
-        num_classes: C, without background.
-        class_names: names of the classes, id 1 first; as many as ``num_classes``.
+        network: import path of a network class with MONAI's arguments ``spatial_dims``, ``in_channels``
+            and ``out_channels``, which are set here to 2, 1 and C + 1. The image size is the network's to
+            allow: MONAI's BasicUNet takes any from 16 pixels, its UNet multiples of the product of its
+            strides.
+        class_names: names of the classes, id 1 first; the command line takes them from the data.
+        network_args: its other arguments.
         background_weight: weight of a background pixel's cross-entropy against 1 for a class's, above
             0. Default 1, with the Dice loss against imbalance; published 10, which asks for few false
             positives.
@@ -135,9 +142,9 @@ class Segmenter(LightningModule):
 
     def __init__(
         self,
-        network: nn.Module,
-        num_classes: int,
+        network: str,
         class_names: list[str],
+        network_args: dict[str, Any] | None = None,
         background_weight: float = 1.0,
         dice_weight: float = 1.0,
         ignore_below: float = 0.0,
@@ -147,18 +154,19 @@ class Segmenter(LightningModule):
         slices_per_step: int = 16,
     ) -> None:
         super().__init__()
-        if len(class_names) != num_classes or num_classes < 1:
-            raise ConfigError(f"num_classes is {num_classes}, class_names has {len(class_names)}: {class_names}.")
         if background_weight <= 0 or dice_weight < 0:
-            raise ConfigError(f"background_weight {background_weight} or dice_weight {dice_weight} is too small.")
+            raise ConfigError(
+                f"background_weight {background_weight} or dice_weight {dice_weight} is too small."
+            )
         if not 0 <= ignore_below <= 1:
             raise ConfigError(f"ignore_below: {ignore_below} is no confidence; it lies in [0, 1].")
         if not 0 < warmup < 1 or slices_per_step < 1:
-            raise ConfigError(f"warmup {warmup} must lie in (0, 1), slices_per_step {slices_per_step} be 1 or more.")
-        self.save_hyperparameters(ignore=["network"])
-        self.network = network
-        self.num_classes = num_classes
+            raise ConfigError(
+                f"warmup {warmup} must lie in (0, 1), slices_per_step {slices_per_step} be 1 or more."
+            )
         self.class_names = list(class_names)
+        self.num_classes = len(self.class_names)
+        self.network = build_network(network, network_args or {}, self.num_classes)
         self.background_weight = background_weight
         self.dice_weight = dice_weight
         self.ignore_below = ignore_below
@@ -180,7 +188,7 @@ class Segmenter(LightningModule):
         if channels != self.num_classes + 1:
             raise ConfigError(
                 f"network gives {channels} channels; {self.num_classes} classes and background need "
-                f"{self.num_classes + 1}. Set its out_channels (and no deep supervision)."
+                f"{self.num_classes + 1}. It must obey out_channels, without deep supervision."
             )
         return logits
 
@@ -220,10 +228,7 @@ class Segmenter(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what it is of."""
-        checkpoint[_SIGNATURE] = {
-            "network": network_signature(self.network),
-            "class_names": list(self.class_names),
-        }
+        checkpoint[_SIGNATURE] = {"network": network_signature(self.network), "class_names": self.class_names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else, before its tensors fail to fit.
@@ -237,7 +242,8 @@ class Segmenter(LightningModule):
         wanted = network_signature(self.network)
         if list(saved["class_names"]) != self.class_names:
             raise CheckpointError(
-                f"The checkpoint is of the classes {list(saved['class_names'])}, the settings say {self.class_names}."
+                f"The checkpoint is of the classes {list(saved['class_names'])}, "
+                f"the settings say {self.class_names}."
             )
         if saved["network"] != wanted:
             raise CheckpointError(
@@ -250,7 +256,9 @@ class Segmenter(LightningModule):
         """Loss of a batch with ``target`` and, where there is one, ``confidence``."""
         loss = self._loss(self(batch["image"]), batch)
         size = len(batch["image"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         return loss
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> None:
@@ -309,113 +317,18 @@ class Segmenter(LightningModule):
         frame, spacing, case = batch["frame"], batch["spacing"], batch["case"]
         prediction = self.segment_volume(batch["image"], frame).cpu()
         truth = batch["mask"].to(torch.uint8).cpu()
-        volumes = volume_metrics(prediction, truth, spacing, self.num_classes)
-        slices = slice_metrics(prediction, truth, spacing, self.num_classes)
-        scores = [
-            CaseScores(case, name, volume, slice_wise)
-            for name, volume, slice_wise in zip(self.class_names, volumes, slices, strict=True)
-        ]
+        scores = score_case(case, prediction, truth, spacing, self.class_names)
         self._scores += scores
         z = most_telling_slice(prediction, truth)
         native = to_native(batch["image"][z : z + 1], frame)[0, 0].cpu()
         dice = ", ".join(f"{s.class_name} {s.volume.dice:.2f}" for s in scores)
         picture = draw_contours(native, prediction[z], truth[z], spacing, f"{case}, slice {z}\nDice {dice}")
-        _write(Path(self.trainer.default_root_dir) / "pictures" / f"{case}.png", picture)
+        write_whole(Path(self.trainer.default_root_dir) / "pictures" / f"{case}.png", picture)
 
     def on_test_epoch_end(self) -> None:
         """Put the ranks' cases together, write the tables and log the means."""
-        scores = self._scores
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            shares: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(shares, scores)
-            scores = [score for share in shares for score in share]
-        # A sampler that pads gives a case twice.
-        unique = {(score.case, self.class_names.index(score.class_name)): score for score in scores}
-        scores = [unique[key] for key in sorted(unique)]
+        scores = gather(self._scores, self.class_names)
         summary = summarise(scores, self.class_names)
-        for metric in TEST_METRICS:
-            self._log_number(f"test/{metric}", summary["mean"]["volume"][metric])
-            for name in self.class_names:
-                self._log_number(f"test/{metric}_{name}", summary["classes"][name]["volume"][metric]["mean"])
+        self.log_dict({f"test/{k}": value for k, value in take_means(summary).items()}, sync_dist=True)
         if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            _write(folder / "cases.csv", format_cases(scores))
-            _write(folder / "summary.json", json.dumps(summary, indent=2).encode())
-
-    def _log_number(self, name: str, value: float | None) -> None:
-        self.log(name, math.nan if value is None else value, sync_dist=True)
-
-
-def most_telling_slice(prediction: Tensor, truth: Tensor) -> int:
-    """The slice with the largest true area, or predicted area where there is no truth.
-
-    Args:
-        prediction: (D, H, W) class ids.
-        truth: (D, H, W) class ids.
-    """
-    areas = [((ids != BACKGROUND) & (ids != IGNORE)).sum((1, 2)) for ids in (truth, prediction)]
-    area = areas[0] if areas[0].any() else areas[1]
-    return int(area.argmax()) if area.any() else len(truth) // 2
-
-
-def format_cases(scores: Sequence[CaseScores]) -> bytes:
-    """The content of ``cases.csv``: a row per case and class; a figure that does not exist is empty."""
-    rows = [score.row() for score in scores]
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    for row in rows:
-        table.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-    return text.getvalue().encode()
-
-
-def draw_contours(
-    image: Tensor, prediction: Tensor, truth: Tensor, spacing: tuple[float, float, float], title: str
-) -> bytes:
-    """Draw a slice with the contours of truth (green) and prediction (magenta), near what is in them.
-
-    Args:
-        image: (H, W) float.
-        prediction: (H, W) class ids.
-        truth: (H, W) class ids.
-        spacing: (slice distance, row, column), mm; pixels are drawn in their true proportion.
-        title: above the picture.
-
-    Returns:
-        A PNG.
-    """
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
-    from matplotlib.lines import Line2D
-
-    figure = Figure(figsize=(5, 5.4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    low, high = torch.quantile(image.flatten()[:: max(1, image.numel() // 100_000)], torch.tensor([0.01, 0.99]))
-    axes.imshow(image, cmap="gray", vmin=float(low), vmax=max(float(high), float(low) + 1e-6))
-    for ids, colour in ((truth, "lime"), (prediction, "magenta")):
-        for class_id in set(ids.unique().tolist()) - {BACKGROUND, IGNORE}:
-            axes.contour(ids == class_id, levels=[0.5], colors=colour, linewidths=1.2)
-    occupied = ((truth != BACKGROUND) & (truth != IGNORE)) | (prediction != BACKGROUND)
-    for axis, limit in ((0, axes.set_ylim), (1, axes.set_xlim)):
-        inside = occupied.any(dim=1 - axis).nonzero()
-        length = occupied.shape[axis]
-        first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, length - 1)
-        # At least half the slice, so that one sees where in the body it is.
-        reach = max(0.65 * (last - first + 1), 0.25 * length)
-        begin, end = max(0, (first + last) / 2 - reach), min(length - 1, (first + last) / 2 + reach)
-        limit(*((end + 0.5, begin - 0.5) if axis == 0 else (begin - 0.5, end + 0.5)))
-    axes.set_aspect(spacing[1] / spacing[2])
-    axes.set_axis_off()
-    axes.set_title(title, fontsize=11)
-    handles = [Line2D([], [], color=c, label=n) for c, n in (("lime", "truth"), ("magenta", "prediction"))]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; two ranks may write the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
+            write_tables(Path(self.trainer.default_root_dir), scores, summary)

@@ -116,7 +116,9 @@ def explore(
         DataError: a class has no positive slice; features are not finite.
     """
     if not np.isfinite(features).all():
-        raise DataError("the features to cluster contain NaN or infinity: the network has diverged; lower model.learning_rate")
+        raise DataError(
+            "the features to cluster contain NaN or infinity: the network has diverged; lower model.learning_rate"
+        )
     count = len(class_names)
     ids = np.zeros(labels.shape, np.int64)
     centroids = np.full((count, clusters, features.shape[1]), np.nan, np.float32)
@@ -124,10 +126,15 @@ def explore(
     for c, name in enumerate(class_names):
         rows = np.flatnonzero(labels[:, c] > 0.5)
         if not len(rows):
-            raise DataError(f"class {name!r} has no positive training slice: leave it out of data.classes or change the split")
+            raise DataError(
+                f"class {name!r} has no positive training slice: leave it out of data.classes or change the split"
+            )
         k = min(clusters, len(rows))
         if k < clusters:
-            warnings.warn(f"class {name!r} has {len(rows)} positive slices: {k} sub-classes instead of {clusters}", stacklevel=2)
+            warnings.warn(
+                f"class {name!r} has {len(rows)} positive slices: {k} sub-classes instead of {clusters}",
+                stacklevel=2,
+            )
         start = None if previous is None else previous.centroids[c, :k]
         if start is not None and not np.isfinite(start).all():
             start = None

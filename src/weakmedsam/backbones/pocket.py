@@ -143,7 +143,10 @@ class Pocket(Backbone):
         self.image_size = image_size
         self.encoder = PyramidEncoder()
         self.prompt_encoder = PromptEncoder(
-            embed_dim=EMBED, image_embedding_size=(CELLS, CELLS), input_image_size=(image_size, image_size), mask_in_chans=16
+            embed_dim=EMBED,
+            image_embedding_size=(CELLS, CELLS),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=16,
         )
         self.mask_decoder = MaskDecoder(
             num_multimask_outputs=3,
@@ -157,12 +160,20 @@ class Pocket(Backbone):
 
     def _load(self, path: Path) -> None:
         if not path.is_file():
-            raise CheckpointError(f"backbone.weights: {path} does not exist; 'embedded' and 'none' are always there")
+            raise CheckpointError(
+                f"backbone.weights: {path} does not exist; 'embedded' and 'none' are always there"
+            )
         state = {key: value.float() for key, value in load_file(path).items()}
         own = self.state_dict()
-        wrong = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
+        wrong = sorted(
+            k
+            for k in own.keys() | state.keys()
+            if k not in own or k not in state or own[k].shape != state[k].shape
+        )
         if wrong:
-            raise CheckpointError(f"backbone.weights: {path} is not of pocket; first differing keys: {', '.join(wrong[:4])}")
+            raise CheckpointError(
+                f"backbone.weights: {path} is not of pocket; first differing keys: {', '.join(wrong[:4])}"
+            )
         self.load_state_dict(state)
 
     def encode(self, image: Tensor) -> Encoded:  # noqa: D102
@@ -204,7 +215,9 @@ class Pocket(Backbone):
         ``decoder``: mask decoder only; ``none``.
         """
         if policy not in self.policies:
-            raise ConfigError(f"model.trainable: {policy!r} is unknown; pocket knows {', '.join(self.policies)}")
+            raise ConfigError(
+                f"model.trainable: {policy!r} is unknown; pocket knows {', '.join(self.policies)}"
+            )
         self.requires_grad_(policy == "all")
         if policy == "published":
             self.encoder.requires_grad_(True)

@@ -14,7 +14,11 @@ from torch import Tensor
 
 
 def decode_points(
-    prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, embedding: Tensor, points: Tensor, chunk: int = 16
+    prompt_encoder: PromptEncoder,
+    mask_decoder: MaskDecoder,
+    embedding: Tensor,
+    points: Tensor,
+    chunk: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """Decode one positive point at a time for each image.
 
@@ -47,7 +51,9 @@ def decode_points(
     return logits.unflatten(0, (images, prompts)), quality.unflatten(0, (images, prompts))
 
 
-def _decode_pairs(decoder: MaskDecoder, source: Tensor, image_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+def _decode_pairs(
+    decoder: MaskDecoder, source: Tensor, image_pe: Tensor, sparse: Tensor
+) -> tuple[Tensor, Tensor]:
     """``MaskDecoder.predict_masks`` for pairs that belong together: source (N, E, h, w), sparse (N, t, E)."""
     pairs, _, height, width = source.shape
     tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])

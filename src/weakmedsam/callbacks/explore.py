@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -71,12 +72,17 @@ class SubClassExploration(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cluster for the next epoch."""
-        epoch = trainer.current_epoch + 1
-        if self.every_n_epochs and epoch % self.every_n_epochs == 0 and epoch < (trainer.max_epochs or 0):
+        found = None
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             found = self._cluster(trainer, pl_module, self._features(trainer, pl_module))
-            for c, name in enumerate(pl_module.class_names):
-                pl_module.log(f"sce/inertia/{name}", float(found.inertia[c]), rank_zero_only=True)
-                pl_module.log(f"sce/kept/{name}", float(found.kept[c]), rank_zero_only=True)
+        for c, name in enumerate(pl_module.class_names):
+            # NaN in an epoch without clustering: a figure that is not logged would keep its last value.
+            pl_module.log(
+                f"sce/inertia/{name}", float(found.inertia[c]) if found else math.nan, rank_zero_only=True
+            )
+            pl_module.log(
+                f"sce/kept/{name}", float(found.kept[c]) if found else math.nan, rank_zero_only=True
+            )
         self._sum.zero_()
         self._seen.zero_()
 
@@ -120,7 +126,15 @@ class SubClassExploration(Callback):
                 held = module.subclass_ids.cpu().numpy(), module.subclass_centroids.float().cpu().numpy()
                 previous = SubClasses(*held, nothing, nothing)
             gpu = module.device.index if module.device.type == "cuda" else None
-            found = explore(features.cpu().numpy(), labels, module.class_names, module.sub_classes, self.seed, previous, gpu)
+            found = explore(
+                features.cpu().numpy(),
+                labels,
+                module.class_names,
+                module.sub_classes,
+                self.seed,
+                previous,
+                gpu,
+            )
         found = trainer.strategy.broadcast(found)
         module.subclass_ids = torch.from_numpy(found.ids).to(module.device)
         module.subclass_centroids = torch.from_numpy(found.centroids).to(module.device)

@@ -22,11 +22,11 @@ from weakmedsam.affinity import (
     prompt_maps,
     random_walk,
 )
-from weakmedsam.callbacks.pictures import Row, draw_grid
 from weakmedsam.classify import Activation
 from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice, dice_from_counts, overlap_counts
+from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import (
     PseudoLabel,
     agreement,
@@ -92,7 +92,9 @@ class PromptAffinityMining(Callback):
         pictures: int = 6,
     ) -> None:
         if affinity not in AFFINITIES:
-            raise ConfigError(f"model.pam.affinity: {affinity!r} is unknown; choose one of {', '.join(AFFINITIES)}")
+            raise ConfigError(
+                f"model.pam.affinity: {affinity!r} is unknown; choose one of {', '.join(AFFINITIES)}"
+            )
         self.grid = grid
         self.affinity = affinity
         self.offsets = half_disc(radius)
@@ -128,7 +130,9 @@ class PromptAffinityMining(Callback):
         for cam, embedding, present in zip(
             activation.cam.split(step), activation.embedding.split(step), label.split(step), strict=True
         ):
-            maps = prompt_maps(module.backbone.masks_at_points(embedding, points), self.map_size, self.affinity)
+            maps = prompt_maps(
+                module.backbone.masks_at_points(embedding, points), self.map_size, self.affinity
+            )
             weights = edge_weights(maps, self.offsets, self.beta, self.contrast)
             start = torch.nn.functional.interpolate(cam.float(), size=(self.map_size,) * 2, mode="bilinear")
             walked = random_walk(start, weights, self.offsets, self.steps)
@@ -144,7 +148,9 @@ class PromptAffinityMining(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         self._rows.clear()
         if data.has_val_masks and not self._dice:
-            self._dice = {name: VolumeDice(data.val_cases, len(pl_module.class_names)) for name in ("cam", "pam")}
+            self._dice = {
+                name: VolumeDice(data.val_cases, len(pl_module.class_names)) for name in ("cam", "pam")
+            }
         for metric in self._dice.values():
             metric.to(pl_module.device).reset()
 
@@ -161,7 +167,9 @@ class PromptAffinityMining(Callback):
         chosen = batch["label"].any(dim=1).nonzero().flatten()
         if "mask" not in batch or not len(chosen):
             return
-        refined = self.refine(pl_module, Activation(*(part[chosen] for part in outputs)), batch["label"][chosen])
+        refined = self.refine(
+            pl_module, Activation(*(part[chosen] for part in outputs)), batch["label"][chosen]
+        )
         truth = batch["mask"][chosen]
         after = torch.zeros_like(truth)
         for name, scores in (("cam", refined.before), ("pam", refined.after)):
@@ -202,10 +210,14 @@ class PromptAffinityMining(Callback):
     ) -> None:
         """Dice of a volume, on the scan's own slices, before and after refinement."""
         chosen = batch["label"].any(dim=1).nonzero().flatten()
-        counts = {name: torch.zeros(len(pl_module.class_names), 3, dtype=torch.int64) for name in ("cam", "pam")}
+        counts = {
+            name: torch.zeros(len(pl_module.class_names), 3, dtype=torch.int64) for name in ("cam", "pam")
+        }
         truth = batch["mask"]
-        for some in chosen.split(pl_module.slices_per_step):
-            refined = self.refine(pl_module, Activation(*(part[some] for part in outputs)), batch["label"][some])
+        for some in _chunks(chosen, pl_module.slices_per_step):
+            refined = self.refine(
+                pl_module, Activation(*(part[some] for part in outputs)), batch["label"][some]
+            )
             for name, scores in (("cam", refined.before), ("pam", refined.after)):
                 label = threshold_scores(to_native(scores, batch["frame"]), self.threshold)[0]
                 counts[name] += overlap_counts(label, truth[some], len(pl_module.class_names)).sum(0).cpu()
@@ -215,7 +227,12 @@ class PromptAffinityMining(Callback):
         missed = overlap_counts(torch.zeros_like(rest), rest, len(pl_module.class_names)).sum(0).cpu()
         dice = {name: dice_from_counts(count + missed) for name, count in counts.items()}
         for c, name in enumerate(pl_module.class_names):
-            row = {"case": batch["case"], "class": name, "cam_dice": float(dice["cam"][c]), "pam_dice": float(dice["pam"][c])}
+            row = {
+                "case": batch["case"],
+                "class": name,
+                "cam_dice": float(dice["cam"][c]),
+                "pam_dice": float(dice["pam"][c]),
+            }
             self._cases.append(row)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -224,7 +241,10 @@ class PromptAffinityMining(Callback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, self._cases)
-        rows = sorted({(r["case"], r["class"]): r for part in gathered for r in part}.values(), key=lambda r: (r["case"], r["class"]))
+        rows = sorted(
+            {(r["case"], r["class"]): r for part in gathered for r in part}.values(),
+            key=lambda r: (r["case"], r["class"]),
+        )
         for column in ("cam_dice", "pam_dice"):
             means = []
             for name in pl_module.class_names:
@@ -264,7 +284,7 @@ class PromptAffinityMining(Callback):
             torch.full(label.shape, torch.nan),
         )
         shown: tuple[int, Row] | None = None
-        for some in label.any(dim=1).nonzero().flatten().split(pl_module.slices_per_step):
+        for some in _chunks(label.any(dim=1).nonzero().flatten(), pl_module.slices_per_step):
             refined = self.refine(pl_module, Activation(*(part[some] for part in outputs)), label[some])
             after, confidence = threshold_scores(refined.after, self.threshold)
             before, _ = threshold_scores(refined.before, self.threshold)
@@ -275,12 +295,23 @@ class PromptAffinityMining(Callback):
             area = int((after[best] > 0).sum())
             if shown is None or area > shown[0]:
                 title = f"{batch['case']} slice {int(some[best])}"
-                row = self._row(pl_module, title, batch["image"][some[best], 0], outputs.cam[some[best]], refined, best, after[best], None)
+                row = self._row(
+                    pl_module,
+                    title,
+                    batch["image"][some[best], 0],
+                    outputs.cam[some[best]],
+                    refined,
+                    best,
+                    after[best],
+                    None,
+                )
                 shown = area, row
         folder = Path(trainer.default_root_dir)
         if shown is not None:
             draw_grid([shown[1]], folder / "pictures" / f"{batch['case']}.png")
-        write_pseudo_label(folder / f"{batch['case']}.safetensors", result, {**self.settings, "network": self._fingerprint})
+        write_pseudo_label(
+            folder / f"{batch['case']}.safetensors", result, {**self.settings, "network": self._fingerprint}
+        )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``quality.csv`` from the files, those of earlier, interrupted runs included."""
@@ -293,19 +324,30 @@ class PromptAffinityMining(Callback):
             for c, name in enumerate(pl_module.class_names):
                 values = torch.from_numpy(quality[:, c])
                 slices = int((~values.isnan()).sum())
-                rows.append({"case": path.stem, "class": name, "slices": slices, "quality": float(values.nanmean())})
+                rows.append(
+                    {"case": path.stem, "class": name, "slices": slices, "quality": float(values.nanmean())}
+                )
         _write_table(folder / "quality.csv", rows)
 
     # Pictures
 
     def _remember(
-        self, module: LightningModule, batch: SliceBatch, row: int, cam: Tensor, refined: Refined, i: int, after: Tensor
+        self,
+        module: LightningModule,
+        batch: SliceBatch,
+        row: int,
+        cam: Tensor,
+        refined: Refined,
+        i: int,
+        after: Tensor,
     ) -> None:
         """Keep the slice with the largest mask of each case."""
         case, area = batch["case"][row], int((batch["mask"][row] > 0).sum())
         if area > self._rows.get(case, (0, None))[0]:
             title = f"{case} slice {int(batch['slice'][row])}"
-            made = self._row(module, title, batch["image"][row, 0], cam, refined, i, after, batch["mask"][row])
+            made = self._row(
+                module, title, batch["image"][row, 0], cam, refined, i, after, batch["mask"][row]
+            )
             self._rows[case] = area, made
 
     def _row(
@@ -321,7 +363,10 @@ class PromptAffinityMining(Callback):
     ) -> Row:
         """Pictures show the class with the highest score in the slice."""
         c = int(refined.after[i].flatten(1).sum(1).argmax())
-        panels = [panel.float().cpu().numpy() for panel in (image, cam[c], refined.affinity[i], refined.walked[i, c])]
+        panels = [
+            panel.float().cpu().numpy()
+            for panel in (image, cam[c], refined.affinity[i], refined.walked[i, c])
+        ]
         ids = after.to(torch.uint8).cpu().numpy()
         truth = None if mask is None else mask.to(torch.uint8).cpu().numpy()
         return Row(f"{title}\n{module.class_names[c]}", *panels, ids, truth)
@@ -330,6 +375,11 @@ class PromptAffinityMining(Callback):
         cases = sorted(self._rows)
         step = max(1, len(cases) // self.pictures)
         return [self._rows[case][1] for case in cases[::step][: self.pictures]]
+
+
+def _chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """``rows.split(size)``, which gives one empty chunk for no rows; here it gives none."""
+    return rows.split(size) if len(rows) else ()
 
 
 def _fingerprint(module: LightningModule) -> str:

@@ -56,7 +56,9 @@ def prompt_loss(logits: Tensor, quality: Tensor, masks: Tensor) -> Tensor:
     truth = masks[:, :, None].expand_as(logits)
     bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").flatten(-2).mean(-1)
     p = logits.sigmoid()
-    dice = 1 - (2 * (p * truth).flatten(-2).sum(-1) + 1) / (p.flatten(-2).sum(-1) + truth.flatten(-2).sum(-1) + 1)
+    dice = 1 - (2 * (p * truth).flatten(-2).sum(-1) + 1) / (
+        p.flatten(-2).sum(-1) + truth.flatten(-2).sum(-1) + 1
+    )
     each = 2 * bce + dice
     error = (quality - overlap(logits.detach(), truth)).square().mean()
     return each.min(dim=-1).values.mean() + 0.05 * each.mean() + error
@@ -118,7 +120,9 @@ def train(args: argparse.Namespace) -> Pocket:
         average.update_parameters(model)
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step % args.save_every == 0 or step == args.steps:
-            _save_atomically({"step": step, **{key: part.state_dict() for key, part in parts.items()}}, state_file)
+            _save_atomically(
+                {"step": step, **{key: part.state_dict() for key, part in parts.items()}}, state_file
+            )
             figures = evaluate(average.module.eval(), 64)
             bar.write(f"step {step}: loss {loss.item():.3f}, IoU on unseen images {figures}")
     return average.module.eval()
@@ -133,15 +137,21 @@ def _batches(args: argparse.Namespace, start: int) -> Iterator[Prompts]:
 def main() -> None:
     """Train, write the weights, print the figures."""
     parser = argparse.ArgumentParser(prog="python -m weakmedsam.pretraining", description=__doc__)
-    parser.add_argument("--steps", type=int, default=3200, help="optimiser steps; about 1.3 s each on two cores")
+    parser.add_argument(
+        "--steps", type=int, default=3200, help="optimiser steps; about 1.3 s each on two cores"
+    )
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--prompts", type=int, default=2, help="points an image")
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--save-every", type=int, default=200, help="steps between saved states")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--work", type=Path, default=Path("runs/pocket"), help="state for continuing lies here")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/pocket"), help="state for continuing lies here"
+    )
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="weights file to write")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights at --out")
     args = parser.parse_args()
@@ -152,7 +162,10 @@ def main() -> None:
         write_weights(model, args.out)
         model = Pocket(weights=os.fspath(args.out)).eval()
     figures = evaluate(model)
-    print(", ".join(f"IoU {name} {value:.3f}" for name, value in figures.items()), "on 1,024 points of 256 unseen images")
+    print(
+        ", ".join(f"IoU {name} {value:.3f}" for name, value in figures.items()),
+        "on 1,024 points of 256 unseen images",
+    )
 
 
 if __name__ == "__main__":

@@ -65,16 +65,22 @@ def _layout(generator: Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Centres (B, N, 2), radii (B, N, 2) in half-frames, and parents (B, N + 1) of all shapes."""
     body = _uniform(generator, -0.15, 0.15, batch, 1, 2), _uniform(generator, 0.55, 1.05, batch, 1, 2)
     lesions = SHAPES - 1 - ORGANS - PARTS
-    organ_radius = _uniform(generator, 0.12, 0.42, batch, ORGANS, 1) * _uniform(generator, 0.55, 1.2, batch, ORGANS, 2)
+    organ_radius = _uniform(generator, 0.12, 0.42, batch, ORGANS, 1) * _uniform(
+        generator, 0.55, 1.2, batch, ORGANS, 2
+    )
     organ_centre = _uniform(generator, -0.75, 0.75, batch, ORGANS, 2)
     owner = torch.randint(0, ORGANS, (batch, PARTS), generator=generator)
     inside = owner[..., None].expand(-1, -1, 2)
     shrink = _uniform(generator, 0.3, 0.8, batch, PARTS, 1)
     # A part shrunk about its organ's own centre leaves a wall around it, as in the heart or the gut.
-    offset = _uniform(generator, -0.5, 0.5, batch, PARTS, 2) * (_uniform(generator, 0, 1, batch, PARTS, 1) > 0.4)
+    offset = _uniform(generator, -0.5, 0.5, batch, PARTS, 2) * (
+        _uniform(generator, 0, 1, batch, PARTS, 1) > 0.4
+    )
     part_radius = organ_radius.gather(1, inside) * shrink
     part_centre = organ_centre.gather(1, inside) + offset * organ_radius.gather(1, inside)
-    lesion_radius = _uniform(generator, 0.07, 0.2, batch, lesions, 1) * _uniform(generator, 0.6, 1.2, batch, lesions, 2)
+    lesion_radius = _uniform(generator, 0.07, 0.2, batch, lesions, 1) * _uniform(
+        generator, 0.6, 1.2, batch, lesions, 2
+    )
     lesion_centre = _uniform(generator, -0.8, 0.8, batch, lesions, 2)
     centre = torch.cat([body[0], organ_centre, part_centre, lesion_centre], dim=1)
     radius = torch.cat([body[1], organ_radius, part_radius, lesion_radius], dim=1)
@@ -122,7 +128,9 @@ def _intensities(generator: Generator, parent: Tensor) -> Tensor:
     batch = parent.shape[0]
     value = torch.rand(batch, SHAPES + 1, generator=generator)
     value[:, 0] *= (torch.rand(batch, generator=generator) < 0.4).float()
-    step = _uniform(generator, 0.15, 0.5, *value.shape) * torch.where(torch.rand(value.shape, generator=generator) < 0.5, -1.0, 1.0)
+    step = _uniform(generator, 0.15, 0.5, *value.shape) * torch.where(
+        torch.rand(value.shape, generator=generator) < 0.5, -1.0, 1.0
+    )
     reference = torch.where(parent > 0, value.gather(1, parent), value[:, 1:2])
     close = (value - reference).abs() < 0.15
     close[:, :2] = False
@@ -197,7 +205,9 @@ def ask(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> Prompts
             chosen = rng.choice(choices)
             top = parent[chosen] or chosen
             as_whole = chosen > 0 and rng.random() < whole
-            mask = (region == top) | ((parent[region] == top) & (region > 0)) if as_whole else region == chosen
+            mask = (
+                (region == top) | ((parent[region] == top) & (region > 0)) if as_whole else region == chosen
+            )
             pieces, _ = ndimage.label(mask)
             y, x = divmod(int(rng.choice(np.flatnonzero(region.ravel() == chosen))), size)
             if (pieces == pieces[y, x]).sum() < SMALLEST_REGION:

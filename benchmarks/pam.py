@@ -1,0 +1,164 @@
+"""Pseudo-labels of a slice: this project's way against the published procedure, in one run.
+
+The published procedure, written here anew: the image is encoded again for every prompt, the logits are
+summed, and the transition is a dense N x N matrix. Both sides use an encoder of ViT-B size at 256 pixels
+(32 x 32 tokens) with random weights, and segment-anything's full-size decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import weakref
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from weakmedsam.affinity import edge_weights, grid_points, half_disc, prompt_maps, random_walk
+from weakmedsam.backbones.prompting import decode_points
+from weakmedsam.cam import min_max
+
+SIZE, MAP, GRID, RADIUS, BETA, STEPS = 256, 64, 4, 5.0, 4.0, 4
+
+
+class PeakMemory(TorchDispatchMode):
+    """Largest sum of bytes of all tensors that operations inside have made and that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.alive:
+                    self.alive[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, self.alive.pop, storage.data_ptr(), None)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return result
+
+
+def build() -> tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]:
+    """ViT-B with 32 x 32 tokens, and SAM's prompt encoder and decoder."""
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=SIZE, patch_size=8, embed_dim=768, depth=12, num_heads=12, out_chans=256,
+        use_rel_pos=True, window_size=14, global_attn_indexes=(2, 5, 8, 11),
+    )  # fmt: skip
+    prompts = PromptEncoder(256, (32, 32), (SIZE, SIZE), 16)
+    decoder = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
+    return encoder.eval(), prompts.eval(), decoder.eval()
+
+
+def dense_walk(cam: Tensor, summed: Tensor) -> Tensor:
+    """The walk with the whole matrix: cam (1, C, s, s), summed (1, 1, s, s)."""
+    size = summed.shape[-1]
+    flat = summed.flatten()
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    near = (y.flatten()[:, None] - y.flatten()) ** 2 + (x.flatten()[:, None] - x.flatten()) ** 2 < RADIUS**2
+    weights = torch.exp(-(flat[:, None] - flat).abs()) ** BETA * near
+    transition = weights / weights.sum(dim=1, keepdim=True)
+    maps = cam.flatten(2)[0]
+    for _ in range(STEPS):
+        maps = min_max((maps @ transition.T).view(-1, size, size)).flatten(1)
+    return maps.view(1, -1, size, size)
+
+
+def stencil_walk(cam: Tensor, maps: Tensor) -> Tensor:
+    """The same walk by this project."""
+    offsets = half_disc(RADIUS)
+    return random_walk(cam, edge_weights(maps, offsets, BETA, 1.0), offsets, STEPS)
+
+
+def published(
+    image: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]
+) -> Tensor:
+    """Encode for the classifier, then again for each prompt; dense walk."""
+    encoder, prompts, decoder = parts
+    encoder(image)
+    logits = [
+        decode_points(prompts, decoder, encoder(image), point[None])[0][:, :, 0]
+        for point in grid_points(GRID, SIZE)
+    ]
+    summed = F.interpolate(torch.cat(logits, dim=1).sum(1, keepdim=True), size=(MAP, MAP), mode="bilinear")
+    return dense_walk(cam, summed)
+
+
+def ours(image: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]) -> Tensor:
+    """Encode once, decode all prompts from the embedding, walk on the stencil."""
+    encoder, prompts, decoder = parts
+    logits = decode_points(prompts, decoder, encoder(image), grid_points(GRID, SIZE))[0][:, :, 0]
+    return stencil_walk(cam, prompt_maps(logits, MAP, "per_prompt"))
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Best of some repeats."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes."""
+    with PeakMemory() as memory:
+        work()
+    return memory.peak
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure, print a table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="repeat each measurement")
+    repeats = 3 if parser.parse_args().full else 1
+    parts = build()
+    image, cam = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 1, MAP, MAP)
+    summed = torch.randn(1, 1, MAP, MAP)
+    ours(image, cam, parts)
+    difference = (dense_walk(cam, summed) - stencil_walk(cam, summed)).abs().max().item()
+    rows = {
+        "pseudo-label of a slice": (
+            seconds(lambda: published(image, cam, parts), repeats),
+            seconds(lambda: ours(image, cam, parts), 2 * repeats),
+        ),
+        "affinity and walk": (
+            seconds(lambda: dense_walk(cam, summed), 5),
+            seconds(lambda: stencil_walk(cam, summed), 20),
+        ),
+    }
+    memory = peak(lambda: dense_walk(cam, summed)), peak(lambda: stencil_walk(cam, summed))
+    table = Table("what", "published", "here", "ratio", title="PAM, ViT-B encoder at 256 pixels, one slice")
+    for name, (theirs, mine) in rows.items():
+        table.add_row(name, f"{theirs * 1e3:.1f} ms", f"{mine * 1e3:.1f} ms", f"{theirs / mine:.1f} times")
+    table.add_row(
+        "peak memory of the walk",
+        f"{memory[0] / 1e6:.1f} MB",
+        f"{memory[1] / 1e6:.2f} MB",
+        f"{memory[1] / memory[0]:.4f}",
+    )
+    Console().print(table)
+    print(f"largest difference between the two walks on the same map: {difference:.1e}")
+    speedups = [theirs / mine for theirs, mine in rows.values()]
+    print(
+        json.dumps(
+            {"speedup": speedups[0], "walk_speedup": speedups[1], "walk_memory_ratio": memory[1] / memory[0]}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

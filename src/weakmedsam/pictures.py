@@ -1,0 +1,148 @@
+"""Pictures for people: the steps of the method side by side, and predictions as outlines."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weakmedsam.contracts import BACKGROUND, IGNORE
+
+COLOURS = ("#ffb000", "#3ddbd9", "#fe6100", "#a56eff", "#78d64b", "#ff7eb6")
+"""One a class, in order, told apart by colour-blind eyes too; reused beyond six."""
+
+
+class Row(NamedTuple):
+    """One slice on its way, all on (rows, columns) grids of any size.
+
+    Attributes:
+        title: case, slice and class, for the reader.
+        image: (H, W) in [0, 1].
+        cam: (h, w) in [0, 1], the class's activation.
+        affinity: (h, w) in [0, 1], 1 = pixels belong to their neighbours.
+        refined: (h, w) in [0, 1], the activation after the random walk.
+        pseudo_label: (H, W) class ids.
+        mask: (H, W) class ids, None where there is no expert mask to show.
+    """
+
+    title: str
+    image: NDArray[np.float32]
+    cam: NDArray[np.float32]
+    affinity: NDArray[np.float32]
+    refined: NDArray[np.float32]
+    pseudo_label: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None
+
+
+def draw_grid(rows: list[Row], path: Path) -> None:
+    """Write the rows as one PNG: image, CAM, affinity, refined CAM, pseudo-label and, if any, mask.
+
+    Every panel but the affinity lies on the slice; the expert mask is drawn as a green outline over the
+    pseudo-label too, so that the eye can compare.
+    """
+    with_mask = any(row.mask is not None for row in rows)
+    names = ["image", "class activation", "prompt affinity", "refined by PAM", "pseudo-label"]
+    names += ["expert mask"] if with_mask else []
+    figure = Figure(figsize=(2.1 * len(names), 2.25 * len(rows) + 0.25), layout="constrained")
+    axes = figure.subplots(len(rows), len(names), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        frame = (0.0, float(row.image.shape[1]), float(row.image.shape[0]), 0.0)
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.imshow(row.image, cmap="gray", vmin=0, vmax=1, extent=frame)
+        line[1].imshow(row.cam, cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=frame)
+        line[2].imshow(row.affinity, cmap="gray", vmin=0, vmax=1, extent=frame)
+        line[3].imshow(row.refined, cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=frame)
+        line[4].imshow(_overlay(row.pseudo_label), extent=frame, interpolation="nearest")
+        if row.mask is not None:
+            _outline(line[4], row.mask > 0, frame)
+            line[5].imshow(_overlay(row.mask), extent=frame, interpolation="nearest")
+        line[0].set_ylabel(row.title, fontsize=7)
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    figure.savefig(temporary, format="png", dpi=80)
+    temporary.replace(path)
+
+
+def _overlay(ids: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(H, W) class ids -> (H, W, 4) colours, background transparent."""
+    colours = np.zeros((*ids.shape, 4))
+    for c in np.unique(ids[ids > 0]):
+        code = COLOURS[(int(c) - 1) % len(COLOURS)].lstrip("#")
+        colours[ids == c] = [*(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)), 0.55]
+    return colours
+
+
+def _outline(axis: Axes, inside: NDArray[np.bool_], frame: tuple[float, float, float, float]) -> None:
+    """Draw the border of a mask that fills the frame (left, right, bottom, top) of its panel."""
+    if inside.any() and not inside.all():
+        rows, columns = inside.shape
+        # A contour runs half-way between values, and these stand at the centres of the pixels.
+        x = frame[0] + (frame[1] - frame[0]) * (np.arange(columns) + 0.5) / columns
+        y = frame[3] + (frame[2] - frame[3]) * (np.arange(rows) + 0.5) / rows
+        axis.contour(x, y, inside, levels=[0.5], colors="#20e020", linewidths=1.2)
+
+
+def most_telling_slice(prediction: Tensor, truth: Tensor) -> int:
+    """The slice with the largest true area, or predicted area where there is no truth.
+
+    Args:
+        prediction: (D, H, W) class ids.
+        truth: (D, H, W) class ids.
+    """
+    areas = [((ids != BACKGROUND) & (ids != IGNORE)).sum((1, 2)) for ids in (truth, prediction)]
+    area = areas[0] if areas[0].any() else areas[1]
+    return int(area.argmax()) if area.any() else len(truth) // 2
+
+
+def draw_contours(
+    image: Tensor, prediction: Tensor, truth: Tensor, spacing: tuple[float, float, float], title: str
+) -> bytes:
+    """Draw a slice with the contours of truth (green) and prediction (magenta), near what is in them.
+
+    Args:
+        image: (H, W) float.
+        prediction: (H, W) class ids.
+        truth: (H, W) class ids.
+        spacing: (slice distance, row, column), mm; pixels are drawn in their true proportion.
+        title: above the picture.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure(figsize=(5, 5.4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    low, high = torch.quantile(
+        image.flatten()[:: max(1, image.numel() // 100_000)], torch.tensor([0.01, 0.99])
+    )
+    axes.imshow(image, cmap="gray", vmin=float(low), vmax=max(float(high), float(low) + 1e-6))
+    for ids, colour in ((truth, "lime"), (prediction, "magenta")):
+        for class_id in set(ids.unique().tolist()) - {BACKGROUND, IGNORE}:
+            axes.contour(ids == class_id, levels=[0.5], colors=colour, linewidths=1.2)
+    occupied = ((truth != BACKGROUND) & (truth != IGNORE)) | (prediction != BACKGROUND)
+    for axis, limit in ((0, axes.set_ylim), (1, axes.set_xlim)):
+        inside = occupied.any(dim=1 - axis).nonzero()
+        length = occupied.shape[axis]
+        first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, length - 1)
+        # At least half the slice, so that one sees where in the body it is.
+        reach = max(0.65 * (last - first + 1), 0.25 * length)
+        begin, end = max(0, (first + last) / 2 - reach), min(length - 1, (first + last) / 2 + reach)
+        limit(*((end + 0.5, begin - 0.5) if axis == 0 else (begin - 0.5, end + 0.5)))
+    axes.set_aspect(spacing[1] / spacing[2])
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=11)
+    handles = [Line2D([], [], color=c, label=n) for c, n in (("lime", "truth"), ("magenta", "prediction"))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()

@@ -1,0 +1,194 @@
+import csv
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from sklearn.metrics import average_precision_score, roc_auc_score
+from tiny import TinyBackbone, same_state, tiny_phantom
+
+from data_modules.transforms import Augmentation
+from weakmedsam.callbacks import History, PromptAffinityMining, SubClassExploration
+from weakmedsam.classify import WeakMedSAM
+from weakmedsam.contracts import CheckpointError, ConfigError
+
+NAMES = ["lesion", "cyst"]
+
+
+def module(sce=True, pam=False, **changes):
+    torch.manual_seed(0)
+    settings = {"sub_classes": 3, "learning_rate": 1e-2, **changes}
+    miner = PromptAffinityMining(map_size=16, radius=2.0) if pam else None
+    return WeakMedSAM(
+        TinyBackbone(), NAMES, sce=SubClassExploration() if sce else None, pam=miner, **settings
+    )
+
+
+def trainer(folder, epochs=3, *callbacks):
+    shared = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(
+        folder / "checkpoints",
+        "best",
+        monitor="val/auroc",
+        mode="max",
+        auto_insert_metric_name=False,
+        **shared,
+    )
+    last = ModelCheckpoint(folder / "checkpoints", "last", **shared)
+    return Trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[History(), best, last, *callbacks],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    tiny_phantom(folder).prepare_data()
+    return folder
+
+
+def test_training_learns_from_image_level_labels(scans, tmp_path):
+    run = trainer(tmp_path, 8)
+    run.fit(module(), tiny_phantom(scans))
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(8))
+    assert float(rows[-1]["train/class_loss"]) < 0.9 * float(rows[0]["train/class_loss"])
+    assert float(rows[-1]["train/subclass_loss"]) < float(rows[0]["train/subclass_loss"])
+    assert 0 <= float(rows[-1]["val/auroc/lesion"]) <= 1
+    assert 0 <= float(rows[0]["sce/kept/cyst"]) <= 1
+
+
+def test_the_loss_is_the_papers(scans):
+    data = tiny_phantom(scans)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert "mask" not in batch
+    assert "target" not in batch
+    model = module()
+    model.log = lambda *args, **kwargs: None
+    pooled = model.backbone.encode(batch["image"]).features.mean((2, 3))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = bce(pooled @ model.class_head.weight.flatten(1).T, batch["label"])
+    assert torch.allclose(model.training_step(batch, 0)["loss"], expected)
+    model.subclass_ids = torch.zeros(data.train_slices, 2, dtype=torch.int64)
+    model.subclass_ids[batch["index"]] = batch["label"].long() * 2
+    targets = torch.zeros(len(pooled), 7)
+    targets[:, 2], targets[:, 5] = batch["label"][:, 0], batch["label"][:, 1]
+    targets[:, 0] = 1 - batch["label"].amax(1)
+    second = bce(pooled @ model.subclass_head.weight.flatten(1).T, targets)
+    assert torch.allclose(model.training_step(batch, 0)["loss"], expected + 0.5 * second)
+
+
+class _Die(Callback):
+    def __init__(self, epoch, batch):
+        self.at = epoch, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("source", ["bank", "pass"])
+def test_a_continued_run_equals_an_uninterrupted_one(scans, tmp_path, source):
+    def fresh():
+        model = module()
+        model._callbacks = [SubClassExploration(source=source)]
+        return model, tiny_phantom(scans, augment=Augmentation())
+
+    whole = trainer(tmp_path / "whole")
+    whole.fit(*fresh())
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path / "cut", 3, _Die(2, 1)).fit(*fresh())
+    torch.manual_seed(99)
+    last = tmp_path / "cut/checkpoints/last.ckpt"
+    trainer(tmp_path / "cut").fit(*fresh(), ckpt_path=last, weights_only=True)
+    states = [
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "cut")
+    ]
+    assert states[0]["state_dict"]["subclass_ids"].max() == 3
+    assert same_state(states[0]["state_dict"], states[1]["state_dict"])
+    columns = []
+    for name in ("whole", "cut"):
+        with (tmp_path / name / "history.csv").open() as file:
+            columns.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+    assert columns[0] == columns[1]
+
+
+def test_ids_reach_the_loss_from_the_first_epoch_with_persistent_workers(scans, tmp_path):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            ids = pl_module.subclass_ids[batch["index"]]
+            seen.append(bool(((ids > 0) == (batch["label"] > 0)).all()))
+
+    trainer(tmp_path, 2, Watch()).fit(module(), tiny_phantom(scans, num_workers=1))
+    assert seen
+    assert all(seen)
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_both_named(scans, tmp_path):
+    trainer(tmp_path, 1).fit(module(), tiny_phantom(scans))
+    last = tmp_path / "checkpoints/last.ckpt"
+    with pytest.raises(CheckpointError, match=r"sub_classes 3, this run has 5"):
+        trainer(tmp_path / "b", 2).fit(module(sub_classes=5), tiny_phantom(scans), ckpt_path=last)
+    other = module()
+    other.backbone.name = "samus"
+    with pytest.raises(CheckpointError, match=r"backbone 'tiny', this run has 'samus'"):
+        trainer(tmp_path / "c", 2).fit(other, tiny_phantom(scans), ckpt_path=last)
+    few = WeakMedSAM(TinyBackbone(), ["lesion"], sub_classes=3)
+    with pytest.raises(CheckpointError, match=r"class_names \['lesion', 'cyst'\], this run has \['lesion'\]"):
+        trainer(tmp_path / "d", 2).fit(few, tiny_phantom(scans, classes={"lesion": [1]}), ckpt_path=last)
+
+
+def test_a_checkpoint_of_other_training_data_is_refused(scans, tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, 2, _Die(1, 0)).fit(module(), tiny_phantom(scans, batch_size=40))
+    data = tiny_phantom(scans, batch_size=40, only_positive=True)
+    with pytest.raises(CheckpointError, match="belongs to another data set or split"):
+        trainer(tmp_path / "b", 2).fit(module(), data, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+
+
+def test_a_one_cycle_schedule_cannot_be_lengthened(scans, tmp_path):
+    trainer(tmp_path, 1).fit(module(), tiny_phantom(scans))
+    with pytest.raises(CheckpointError, match="one-cycle schedule has 3 steps, this run 6"):
+        trainer(tmp_path / "b", 2).fit(
+            module(), tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
+        )
+
+
+def test_auroc_is_that_of_scikit_learn_and_undefined_without_both_kinds(scans):
+    logged = {}
+    model = WeakMedSAM(TinyBackbone(), ["only"])
+    model.log = lambda name, value, **_: logged.update({name: float(value)})
+    generator = torch.Generator().manual_seed(1)
+    logits, label = (
+        torch.randn(50, 1, generator=generator),
+        (torch.rand(50, 1, generator=generator) < 0.4).float(),
+    )
+    model._score(logits[:20], label[:20])
+    model._score(logits[20:], label[20:])
+    model.on_validation_epoch_end()
+    assert logged["val/auroc"] == pytest.approx(roc_auc_score(label, logits), abs=1e-5)
+    assert logged["val/ap/only"] == pytest.approx(average_precision_score(label, logits), abs=1e-5)
+    model._score(logits, torch.zeros(50, 1))
+    model.on_validation_epoch_end()
+    assert logged["val/auroc"] != logged["val/auroc"]
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="sub_classes is 0"):
+        WeakMedSAM(TinyBackbone(), NAMES, sub_classes=0)
+    with pytest.raises(ConfigError, match=r"sce\.source: 'disk' is unknown; choose one of bank, pass"):
+        SubClassExploration(source="disk")
+    with pytest.raises(ConfigError, match=r"pam\.affinity: 'both' is unknown"):
+        PromptAffinityMining(affinity="both")

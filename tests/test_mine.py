@@ -1,0 +1,115 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from test_classify import module, trainer
+from tiny import tiny_phantom
+
+from weakmedsam.callbacks import PromptAffinityMining
+from weakmedsam.classify import Activation
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    tiny_phantom(folder).prepare_data()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(scans, tmp_path_factory):
+    """A trained run with pseudo-labels."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer(folder, 2).fit(module(pam=True), tiny_phantom(scans))
+    predict(folder / "pseudo", scans)
+    return folder
+
+
+def predict(folder, scans, seed=0):
+    model = module(pam=True)
+    with torch.no_grad():
+        model.class_head.weight.add_(seed)
+    trainer(folder).predict(model, tiny_phantom(scans), return_predictions=False)
+    return model
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_validation_logs_both_dice_and_draws_the_steps(run):
+    row = read(run / "history.csv")[-1]
+    for name in ("val/cam_dice", "val/pam_dice", "val/cam_dice/lesion", "val/pam_dice/cyst"):
+        assert 0 <= float(row[name]) <= 1
+    assert (run / "pictures/epoch_001.png").stat().st_size > 10_000
+
+
+def test_images_are_encoded_once_in_validation(scans, tmp_path):
+    model, data = module(sce=False, pam=True), tiny_phantom(scans)
+    data.prepare_data()
+    trainer(tmp_path).validate(model, data, verbose=False)
+    assert model.backbone.encodings == len(data.val_cases)
+
+
+def test_one_file_a_training_volume_never_a_test_one(run, scans):
+    data = tiny_phantom(scans)
+    data.setup("fit")
+    files = {path.stem for path in (run / "pseudo").glob("*.safetensors")}
+    assert files == {entry.name for entry in data.cases("train")}
+    assert {row["case"] for row in read(run / "pseudo/quality.csv")} == files
+
+
+def test_classes_stay_within_the_given_labels(run, scans):
+    data = tiny_phantom(scans)
+    data.setup("fit")
+    labelled = 0
+    for batch in data.predict_dataloader():
+        tensors = load_file(run / f"pseudo/{batch['case']}.safetensors")
+        for label, ids, quality in zip(batch["label"], tensors["label"], tensors["quality"], strict=True):
+            assert {int(i) for i in np.unique(ids)} <= {0} | {c + 1 for c in range(2) if label[c]}
+            assert (np.isnan(quality) == (label.numpy() == 0)).all()
+            labelled += bool(ids.any())
+    assert labelled > 5
+
+
+def test_finished_volumes_are_skipped_and_lost_ones_made_again_alike(run, scans):
+    folder = run / "pseudo"
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    before, kept = first.read_bytes(), second.stat().st_mtime_ns
+    first.unlink()
+    model = predict(folder, scans)
+    assert first.read_bytes() == before
+    assert second.stat().st_mtime_ns == kept
+    assert model.backbone.encodings == len(load_file(first)["label"])
+
+
+def test_another_network_or_setting_makes_them_anew(run, scans, tmp_path):
+    predict(tmp_path, scans)
+    path = min(tmp_path.glob("*.safetensors"))
+    before = path.stat().st_mtime_ns
+    predict(tmp_path, scans, seed=1)
+    assert path.stat().st_mtime_ns != before
+
+
+def test_test_scores_volumes_on_the_scans_own_slices(scans, tmp_path):
+    run = trainer(tmp_path)
+    run.test(module(pam=True), tiny_phantom(scans), verbose=False)
+    rows = read(tmp_path / "cam_cases.csv")
+    assert {row["class"] for row in rows} == {"lesion", "cyst"}
+    assert 0 <= run.callback_metrics["test/pam_dice"] <= 1
+
+
+def test_a_perfect_activation_scores_high_and_an_absent_class_stays_empty():
+    model = module(sce=False, pam=True)
+    miner = PromptAffinityMining(map_size=16, radius=2.0, steps=0, sigma=0.0)
+    cam = torch.zeros(1, 2, 8, 8)
+    cam[0, :, 2:5, 3:6] = 1.0
+    embedding = torch.randn(1, 16, 8, 8)
+    refined = miner.refine(model, Activation(torch.zeros(1, 2), cam, embedding), torch.tensor([[1.0, 0.0]]))
+    inside = refined.after[0, 0] > 0.5
+    assert inside[8:20, 12:24].float().mean() > 0.9
+    assert inside.sum() < 1.3 * 144
+    assert refined.after[0, 1].eq(0).all()

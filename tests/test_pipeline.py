@@ -1,0 +1,177 @@
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from weakmedsam import pipeline
+from weakmedsam.contracts import ConfigError
+from weakmedsam.pipeline import STAGES, Request, options_for, parse_options, run
+
+STAGE = {stage.name: stage for stage in STAGES}
+
+
+def request_for(folder, *words, **changes):
+    settings = {
+        "dataset": "phantom",
+        "experiment": "x",
+        "backbone": "pocket",
+        "data_dir": None,
+        "runs": folder / "runs",
+    }
+    return Request(**settings | changes, options=parse_options(list(words)))
+
+
+def test_options_are_split_into_keys_and_values():
+    assert parse_options(["--a.b", "1", "--c=2", "--flag", "--d", "-1"]) == [
+        ("a.b", ["1"]),
+        ("c", ["2"]),
+        ("flag", []),
+        ("d", ["-1"]),
+    ]
+    with pytest.raises(ConfigError, match="'max_epochs=3' is not an option"):
+        parse_options(["max_epochs=3"])
+
+
+def test_options_go_to_the_stages_they_concern():
+    options = parse_options(
+        [
+            "--model.sub_classes",
+            "4",
+            "--trainer.max_epochs",
+            "2",
+            "--data.seed",
+            "1",
+            "--segment.model.dice_weight",
+            "0",
+        ]
+    )
+    assert options_for(STAGE["classify"], options) == [
+        "--model.sub_classes",
+        "4",
+        "--trainer.max_epochs",
+        "2",
+        "--data.seed",
+        "1",
+    ]
+    assert options_for(STAGE["pseudo_labels"], options)[:2] == ["--model.sub_classes", "4"]
+    assert options_for(STAGE["segment"], options) == [
+        "--trainer.max_epochs",
+        "2",
+        "--data.seed",
+        "1",
+        "--model.dice_weight",
+        "0",
+    ]
+    assert options_for(STAGE["test"], options)[-2:] == ["--model.dice_weight", "0"]
+    assert options_for(STAGE["prepare"], options) == ["--data.seed", "1"]
+    with pytest.raises(ConfigError, match=r"--modle\.sub_classes concerns no stage"):
+        options_for(STAGE["classify"], parse_options(["--modle.sub_classes", "4"]))
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A copy of the experiments, and a command that only writes what it was asked."""
+    (tmp_path / "experiments").symlink_to(Path("experiments").resolve())
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    class Done:
+        returncode = 0
+
+    def record(arguments, check):
+        calls.append(arguments[3:])
+        if "--summary" in arguments:
+            summary = Path(arguments[arguments.index("--summary") + 1])
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            summary.write_text(json.dumps({"store": str(tmp_path), "data_dir": str(tmp_path)}))
+        return Done
+
+    monkeypatch.setattr(pipeline.subprocess, "run", record)
+    return calls
+
+
+def ran(calls):
+    names = [" ".join(call) for call in calls]
+    calls.clear()
+    return [f"{name.split()[0]} {Path(name.split('--config ')[1].split()[0]).stem}" for name in names]
+
+
+ALL = ["prepare phantom", "fit classify", "predict classify", "fit segment", "test classify", "test segment"]
+
+
+def test_stages_run_once_and_in_order(house, tmp_path, capsys):
+    run("evaluate", request_for(tmp_path))
+    assert ran(house) == ALL
+    run("evaluate", request_for(tmp_path))
+    assert house == []
+    assert capsys.readouterr().out.count("up to date") == 6
+
+
+def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(house, tmp_path, capsys):
+    run("evaluate", request_for(tmp_path))
+    house.clear()
+    run("evaluate", request_for(tmp_path, "--segment.trainer.max_epochs", "2"))
+    assert ran(house) == ["fit segment", "test segment"]
+    run("evaluate", request_for(tmp_path, "--segment.trainer.max_epochs", "2", "--model.pam.beta", "2"))
+    assert ran(house) == ["fit classify", "predict classify", "fit segment", "test classify", "test segment"]
+    folder = tmp_path / "runs/phantom/x"
+    assert (folder / "segment.old1/stage.json").is_file()
+    assert (folder / "segment.old2/stage.json").is_file()
+    assert (folder / "classify.old1/stage.json").is_file()
+    assert "kept as segment.old1" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path, monkeypatch):
+    class Failed:
+        returncode = 3
+
+    with monkeypatch.context() as patch:
+        record = pipeline.subprocess.run
+        patch.setattr(
+            pipeline.subprocess, "run", lambda a, check: Failed if a[3] == "fit" else record(a, check)
+        )
+        with pytest.raises(SystemExit):
+            run("classify", request_for(tmp_path))
+    last = tmp_path / "runs/phantom/x/classify/checkpoints/last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    house.clear()
+    run("classify", request_for(tmp_path))
+    assert len(house) == 1
+    assert house[0][-2:] == ["--ckpt_path", str(last)]
+
+
+def test_new_scans_make_the_store_anew(house, tmp_path):
+    run("classify", request_for(tmp_path))
+    house.clear()
+    (tmp_path / "scan.nii.gz").write_bytes(b"new")
+    run("classify", request_for(tmp_path))
+    assert ran(house) == ["prepare phantom", "fit classify"]
+
+
+def test_an_unknown_data_set_lists_the_known(house, tmp_path):
+    with pytest.raises(
+        ConfigError,
+        match=r"data/lungs\.yaml does not exist; there are: abdomen, brats, cardiac, folder, phantom",
+    ):
+        run("prepare", request_for(tmp_path, dataset="lungs"))
+
+
+def test_two_pipelines_on_one_run_are_refused(house, tmp_path):
+    with (
+        pipeline._alone(tmp_path),
+        pytest.raises(ConfigError, match="worked on by another process"),
+        pipeline._alone(tmp_path),
+    ):
+        pass
+
+
+def test_deciding_what_is_up_to_date_needs_no_torch():
+    code = textwrap.dedent("""
+        import sys, weakmedsam.pipeline, weakmedsam.report
+        assert not {"torch", "lightning"} & sys.modules.keys()
+    """)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from weakmedsam.backbones.pocket import WEIGHTS, Pocket
+from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.pretraining.__main__ import DrawnPrompts, evaluate
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    torch.manual_seed(0)
+    return Pocket(weights="none").eval()
+
+
+def test_two_to_four_million_parameters_and_weights_under_eight_megabytes(pocket):
+    assert 2e6 < sum(p.numel() for p in pocket.parameters()) < 4e6
+    assert WEIGHTS.stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_every_input_gives_32_cells_and_masks_of_128(size):
+    model = Pocket(size, "none").eval()
+    with torch.no_grad():
+        encoded = model.encode(torch.rand(2, 1, size, size))
+        masks = model.masks_at_points(encoded.embedding, torch.rand(3, 2) * size)
+    assert encoded.features.shape == (2, model.feature_dim, 32, 32)
+    assert encoded.embedding.shape == (2, 128, 32, 32)
+    assert masks.shape == (2, 3, 128, 128)
+
+
+def test_points_are_in_pixels_of_the_input_frame():
+    small, large = Pocket(128).eval(), Pocket(256).eval()
+    embedding, points = torch.randn(1, 128, 32, 32), torch.tensor([[30.0, 90.0]])
+    with torch.no_grad():
+        assert torch.allclose(
+            small.masks_at_points(embedding, points), large.masks_at_points(embedding, 2 * points), atol=1e-4
+        )
+
+
+def test_the_candidate_with_the_best_predicted_quality_is_chosen(pocket):
+    embedding, points = torch.randn(2, 128, 32, 32), torch.rand(3, 2) * 128
+    with torch.no_grad():
+        masks, (logits, quality) = (
+            pocket.masks_at_points(embedding, points),
+            pocket.candidates_at_points(embedding, points),
+        )
+    for b in range(2):
+        for p in range(3):
+            assert torch.equal(masks[b, p], logits[b, p, quality[b, p].argmax()])
+
+
+def test_another_input_size_is_refused(pocket):
+    with pytest.raises(ConfigError, match=r"image_size is 128.*96"):
+        pocket.encode(torch.rand(1, 1, 96, 96))
+    with pytest.raises(ConfigError, match="64 to 512"):
+        Pocket(32, "none")
+
+
+def test_freezing_policies(pocket):
+    model = Pocket(weights="none")
+    model.set_trainable("published")
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"encoder"}
+    model.set_trainable("none")
+    assert not any(p.requires_grad for p in model.parameters())
+    with pytest.raises(ConfigError, match="'most' is unknown; pocket knows all, published"):
+        model.set_trainable("most")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"encoder.something": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="not of pocket"):
+        Pocket(weights=str(path))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Pocket(weights=str(tmp_path / "none.safetensors"))
+
+
+def test_the_embedded_weights_segment_what_a_point_touches():
+    # 128 points rather than the script's 1,024: their mean has a standard error of about 0.025.
+    assert evaluate(Pocket().eval(), images=32)["best_of_three"] > 0.62
+
+
+def test_every_training_batch_can_be_drawn_again():
+    data = DrawnPrompts(batch=2, prompts=2, steps=10)
+    first, again, other = data[7], data[7], data[8]
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.points, again.points)
+    assert not torch.equal(first.image, other.image)
