@@ -275,15 +275,6 @@ def test_a_checkpoint_comes_back_safely_and_a_foreign_one_is_refused(tmp_path):
         validate(segmenter())
 
 
-def test_what_is_typed_wins_over_what_the_checkpoint_was_trained_with(tmp_path):
-    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
-    run.fit(segmenter(ignore_below=0.25), datamodule=Disks())
-    run.save_checkpoint(tmp_path / "model.ckpt")
-    model = segmenter(ignore_below=0.75)
-    trainer(tmp_path).validate(model, datamodule=Disks(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
-    assert model.ignore_below == 0.75
-
-
 class Liver(Disks):
     class_names = ("liver",)
 

@@ -130,6 +130,16 @@ def _segment(request: Request, common: list[str]) -> list[list[str]]:
     return [["fit", *common, *pseudo, *_root(folder), *_resume(folder)]]
 
 
+def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
+    folder = request.folder / "ceiling"
+    common = [*common, "--data.supervision", "expert"]
+    best = folder / "checkpoints/best.ckpt"
+    return [
+        ["fit", *common, *_root(folder), *_resume(folder)],
+        ["test", *common, *_root(folder / "test"), "--ckpt_path", str(best)],
+    ]
+
+
 def _test_maps(request: Request, common: list[str]) -> list[list[str]]:
     best = request.folder / "classify/checkpoints/best.ckpt"
     return [["test", *common, *_root(request.folder / "test_maps"), "--ckpt_path", str(best)]]
@@ -146,37 +156,18 @@ def _pseudo_configs(request: Request) -> list[Path]:
 
 
 _ALL = ("data", "trainer", "seed_everything")
+_MODEL = (*_ALL, "model")
+# fmt: off
 STAGES = (
     Stage("prepare", "turn volumes into a slice store", (), _data_config, ("data",), _prepare),
-    Stage(
-        "classify",
-        "train the classification network (SCE)",
-        ("prepare",),
-        _classify_configs,
-        (*_ALL, "model"),
-        _classify,
-    ),
-    Stage(
-        "pseudo_labels",
-        "make pseudo-labels (PAM)",
-        ("classify",),
-        _pseudo_configs,
-        (*_ALL, "model"),
-        _pseudo_labels,
-    ),
+    Stage("classify", "train the classification network (SCE)", ("prepare",), _classify_configs, _MODEL, _classify),
+    Stage("pseudo_labels", "make pseudo-labels (PAM)", ("classify",), _pseudo_configs, _MODEL, _pseudo_labels),
     Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment),
-    Stage(
-        "test_maps",
-        "score activation maps on test cases",
-        ("classify",),
-        _classify_configs,
-        (*_ALL, "model"),
-        _test_maps,
-    ),
-    Stage(
-        "test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test
-    ),
+    Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps),
+    Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test),
+    Stage("ceiling", "train and score the same network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling),
 )
+# fmt: on
 """In order. ``model`` options concern the classification network; the segmentation network's are given
 as ``--segment.model.…``, and so is any option meant for one stage only."""
 
@@ -187,6 +178,7 @@ TARGETS = {
     "segment": ("prepare", "classify", "pseudo_labels", "segment"),
     "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
     "report": (),
+    "ceiling": ("prepare", "ceiling"),
     "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
 }
 
@@ -376,9 +368,8 @@ def run(target: str, request: Request) -> None:
         if target in ("train", "report"):
             from weakmedsam.report import summary_table, write_report
 
-            page = write_report(request.folder)
+            write_report(request.folder)
             summary_table(request.folder)
-            console.print(f"report: {page}")
 
 
 def main(words: list[str] | None = None) -> None:
