@@ -28,7 +28,7 @@ pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --ex
 	--backbone '$(BACKBONE)' --runs '$(RUNS)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
 	$(if $(strip $(ARGS)),-- $(ARGS))
 
-.PHONY: help setup train prepare classify pseudo-labels segment evaluate report \
+.PHONY: help setup train prepare classify pseudo-labels segment evaluate ceiling report \
 	test lint types format bench pocket constraints clean clean-runs distclean
 
 ## This list
@@ -79,6 +79,10 @@ segment: $(STAMP)
 ## Score the segmentation network against the expert masks of the test cases
 evaluate: $(STAMP)
 	@$(call pipeline,evaluate)
+
+## Train and score the same network on EXPERT MASKS: what weak labels could reach at best
+ceiling: $(STAMP)
+	@$(call pipeline,ceiling)
 
 ## Write the run's report.html
 report: $(STAMP)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
 from data_modules.index import Entry
+from data_modules.frames import frame_box
 from data_modules.store import FULL_SCALE, SliceReader
 from weakmedsam.contracts import DataError, PseudoLabelKeys, VolumeBatch
 
@@ -31,12 +32,14 @@ class SliceTable:
         case: (N,) int64, position in ``cases``.
         slice: (N,) int64, the slice's number within its volume.
         labels: (N, C) float32, 0 or 1.
+        boxes: (cases, 4) int64, where each case's scan lies in the working frame: see ``frame_box``.
     """
 
     cases: tuple[str, ...]
     case: NDArray[np.int64]
     slice: NDArray[np.int64]
     labels: NDArray[np.float32]
+    boxes: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.slice)
@@ -83,6 +86,7 @@ def tabulate(entries: Sequence[Entry], min_pixels: int, only_positive: bool = Fa
         case=np.repeat(np.arange(len(entries)), [len(part) for part in keep]),
         slice=np.concatenate(keep),
         labels=np.concatenate([part[rows] for part, rows in zip(labels, keep, strict=True)]),
+        boxes=np.array([frame_box(entry.frame) for entry in entries], dtype=np.int64),
     )
 
 
@@ -189,6 +193,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "index": index,
             "case": case,
             "slice": number,
+            "box": torch.from_numpy(self.table.boxes[self.table.case[index]]),
         }
         if self.with_mask:
             item["mask"] = torch.from_numpy(self.reader.mask(case)[number].astype(np.int64))
@@ -234,6 +239,7 @@ class VolumeDataset(Dataset[VolumeBatch]):
             index=index,
             frame=entry.frame,
             spacing=entry.geometry.spacing,
+            box=torch.tensor(frame_box(entry.frame)),
         )
         if self.with_mask:
             volume["mask"] = torch.from_numpy(self.reader.mask_native(entry.name).astype(np.int64))

@@ -25,6 +25,20 @@ def frame_offset(frame: Frame) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=32)
+def frame_box(frame: Frame) -> tuple[int, int, int, int]:
+    """Where the scan lies in the working frame; outside is padding.
+
+    Returns:
+        (top, bottom, left, right), pixels of the working frame, ends excluded: the pixels whose centres
+        lie on the scan.
+    """
+    top, left = frame_offset(frame)
+    scale = frame.size / frame.side
+    edges = (top, top + frame.height, left, left + frame.width)
+    first, last, begin, end = (round(edge * scale) for edge in edges)
+    return first, max(last, first + 1), begin, max(end, begin + 1)
+
+
 def resize_matrix(source: int, target: int) -> NDArray[np.float32]:
     """Linear interpolation of ``source`` samples at ``target`` places, as a matrix (target, source).
 

@@ -9,7 +9,7 @@ from weakmedsam.cam import min_max
 
 def dense_walk(cam, maps, radius, beta, contrast, steps, rescale):
     """The walk with the N x N matrix written out, pair by pair."""
-    batch, _, height, width = maps.shape
+    height, width = maps.shape[-2:]
     flat = maps.flatten(2)
     difference = (flat[..., :, None] - flat[..., None, :]).abs().mean(dim=1)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

@@ -18,7 +18,7 @@ from weakmedsam.contracts import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent
 DATA_CONFIGS = sorted((ROOT / "experiments" / "data").glob("*.yaml"))
-WEAK = {"image", "label", "index", "case", "slice"}
+WEAK = {"image", "label", "index", "case", "slice", "box"}
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_rows_run_by_case_and_slice(stored):
 def test_a_slice_is_what_was_scanned(stored):
     dataset = SliceDataset(tabulate(stored[0], 10), stored[1], with_mask=True)
     item = dataset[8]
-    assert set(item) == {"image", "label", "index", "case", "slice", "mask"}
+    assert set(item) == {"image", "label", "index", "case", "slice", "box", "mask"}
     assert (item["index"], item["case"], item["slice"]) == (8, "scan1", 2)
     assert item["image"].shape == (1, 24, 24)
     assert item["image"].dtype == torch.float32
@@ -92,6 +92,7 @@ def test_training_items_hold_no_mask(stored):
         "index",
         "case",
         "slice",
+        "box",
     }
 
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_modules.frames import (
+    frame_box,
     labels_from_frame,
     labels_to_frame,
     make_frame,
@@ -60,3 +61,12 @@ def test_values_come_back_to_where_they_were():
     ramp = np.add.outer(np.arange(31), np.arange(50)).astype(np.float32)
     back = values_from_frame(values_to_frame(ramp, frame), frame)
     np.testing.assert_allclose(back[3:-3, 3:-3], ramp[3:-3, 3:-3], atol=0.05)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(20, 31, 16), (31, 20, 64), (24, 24, 24)])
+def test_the_box_is_where_a_slice_of_ones_lands(height, width, size):
+    frame = make_frame(height, width, size)
+    ones = labels_to_frame(np.ones((1, height, width), np.uint8), frame)[0]
+    top, bottom, left, right = frame_box(frame)
+    assert ones[top:bottom, left:right].all()
+    assert ones.sum() == (bottom - top) * (right - left)

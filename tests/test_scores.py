@@ -17,7 +17,6 @@ from weakmedsam.scores import (
     summarise,
     take_means,
     write_tables,
-    write_whole,
 )
 
 NAMES = ["liver", "cyst"]
@@ -107,10 +106,3 @@ def test_tables_are_written_and_the_summary_is_strict_json(tmp_path):
 
     text = (tmp_path / "new" / "summary.json").read_text()
     assert json.loads(text, parse_constant=refuse) == summary
-
-
-def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
-    for content in (b"a long first content", b"second"):
-        write_whole(tmp_path / "folder" / "file", content)
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
-    assert (tmp_path / "folder" / "file").read_bytes() == b"second"

@@ -50,17 +50,25 @@ def test_a_warm_start_keeps_ids_over_a_small_change_and_a_new_seed_does_not():
     points, _, labels = two_classes()
     first = explore(points, labels, ["a", "b"], 4, seed=0)
     moved = points + np.random.default_rng(0).normal(0, 0.05, points.shape).astype(np.float32)
-    warm = explore(moved, labels, ["a", "b"], 4, seed=1, previous=first)
+    warm = explore(moved, labels, ["a", "b"], 4, seed=1, previous=first.ids)
     assert (warm.kept > 0.95).all()
     cold = explore(moved, labels, ["a", "b"], 4, seed=1)
     assert (cold.ids == first.ids).mean() < 0.9
+
+
+def test_ids_survive_features_that_have_all_moved():
+    points, _, labels = two_classes()
+    first = explore(points, labels, ["a", "b"], 4)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0].astype(np.float32)
+    moved = explore(3 * points @ rotation + 5, labels, ["a", "b"], 4, seed=1, previous=first.ids)
+    assert (moved.kept > 0.95).all()
 
 
 def test_ids_follow_the_slice_under_shuffling():
     points, _, labels = two_classes()
     first = explore(points, labels, ["a", "b"], 3)
     order = np.random.default_rng(1).permutation(len(points))
-    again = explore(points[order], labels[order], ["a", "b"], 3, previous=first)
+    again = explore(points[order], labels[order], ["a", "b"], 3, previous=first.ids[order])
     assert (again.ids == first.ids[order]).all()
 
 
@@ -73,7 +81,7 @@ def test_fewer_positives_than_clusters_shrinks_k_with_a_warning():
     assert set(found.ids[:2, 1]) == {1, 2}
     assert np.isnan(found.centroids[1, 2]).all()
     with pytest.warns(UserWarning, match="class 'b'"):
-        explore(points, labels, ["a", "b"], 3, previous=found)
+        explore(points, labels, ["a", "b"], 3, previous=found.ids)
 
 
 def test_a_class_without_positives_is_an_error_that_names_it():

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weakmedsam.cam import min_max
+from weakmedsam.cam import min_max_inside
 
 AFFINITIES = ("per_prompt", "summed")
 
@@ -117,7 +117,12 @@ def _spread(maps: Tensor, weights: Tensor, offsets: list[tuple[int, int]]) -> Te
 
 
 def random_walk(
-    cam: Tensor, weights: Tensor, offsets: list[tuple[int, int]], steps: int = 4, rescale: bool = True
+    cam: Tensor,
+    weights: Tensor,
+    offsets: list[tuple[int, int]],
+    steps: int = 4,
+    rescale: bool = True,
+    inside: Tensor | None = None,
 ) -> Tensor:
     """Spread class activation along the affinity: ``steps`` products with the transition matrix.
 
@@ -130,16 +135,19 @@ def random_walk(
         offsets: the same O offsets.
         steps: t; the paper uses 4.
         rescale: scale each map to [0, 1] after each step (published); a constant map is left as it is.
+        inside: (B, 1, h, w) bool, the part of the map that is scaled; outside it is 0. None = all.
 
     Returns:
         (B, C, h, w).
     """
+    whole = torch.ones_like(cam[:, :1], dtype=torch.bool) if inside is None else inside
     neighbours = _spread(torch.ones_like(cam[:, :1]), weights, offsets)
     for _ in range(steps):
         cam = _spread(cam, weights, offsets) / neighbours
         if rescale:
-            flat = cam.amax(dim=(-2, -1), keepdim=True) - cam.amin(dim=(-2, -1), keepdim=True) < 1e-6
-            cam = torch.where(flat, cam, min_max(cam))
+            low = cam.where(whole, torch.inf).amin(dim=(-2, -1), keepdim=True)
+            high = cam.where(whole, -torch.inf).amax(dim=(-2, -1), keepdim=True)
+            cam = torch.where(high - low < 1e-6, cam, min_max_inside(cam, whole))
     return cam
 
 

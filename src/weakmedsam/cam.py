@@ -20,6 +20,35 @@ def min_max(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).eps)
 
 
+def inside_box(box: Tensor, size: int, cells: int) -> Tensor:
+    """Which cells of a map lie on the scan.
+
+    Args:
+        box: (B, 4) int64, (top, bottom, left, right) in pixels of the frame, ends excluded.
+        size: side of the frame, pixels.
+        cells: side of the map.
+
+    Returns:
+        (B, 1, cells, cells) bool: cells whose centre lies in the box.
+    """
+    at = (torch.arange(cells, device=box.device) + 0.5) * size / cells
+    top, bottom, left, right = (edge[:, None] for edge in box.unbind(dim=1))
+    rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def min_max_inside(maps: Tensor, inside: Tensor) -> Tensor:
+    """``min_max`` over the cells inside, 0 outside: padding neither scales a map nor lights up in it.
+
+    Args:
+        maps: (B, C, h, w).
+        inside: (B, 1, h, w) bool, some cell of each.
+    """
+    low = maps.where(inside, torch.inf).amin(dim=(-2, -1), keepdim=True)
+    high = maps.where(inside, -torch.inf).amax(dim=(-2, -1), keepdim=True)
+    return ((maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).eps)).where(inside, 0)
+
+
 def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
     """The class head's evidence at every cell, each map scaled to [0, 1].
 

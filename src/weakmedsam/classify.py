@@ -6,13 +6,15 @@ class head and a sub-class head; loss = BCE(class) + 0.5 * BCE(sub-class).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import CatMetric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
@@ -64,9 +66,6 @@ class WeakMedSAM(LightningModule):
     subclass_ids: Tensor
     """(N, C) int64 by training index: 0 = class absent, 1..K."""
 
-    subclass_centroids: Tensor
-    """(C, K, D) of the last clustering, NaN before the first; the next one starts there."""
-
     def __init__(
         self,
         backbone: Backbone,
@@ -100,7 +99,6 @@ class WeakMedSAM(LightningModule):
         # Without sub-classes no gradient reaches their head, and DDP would wait for one.
         self.subclass_head.requires_grad_(sce is not None)
         self.register_buffer("subclass_ids", torch.zeros(0, classes, dtype=torch.int64))
-        self.register_buffer("subclass_centroids", torch.full((classes, sub_classes, features), torch.nan))
         self.scores, self.truths = CatMetric(), CatMetric()
         self.finished_cases: set[str] = set()
 
@@ -125,7 +123,7 @@ class WeakMedSAM(LightningModule):
         Raises:
             CheckpointError: the checkpoint's one-cycle schedule has another number of steps.
         """
-        held = self.trainer.lr_scheduler_configs[0].scheduler.total_steps
+        held = cast(OneCycleLR, self.trainer.lr_scheduler_configs[0].scheduler).total_steps
         wanted = int(self.trainer.estimated_stepping_batches)
         if held != wanted:
             raise CheckpointError(
@@ -135,7 +133,7 @@ class WeakMedSAM(LightningModule):
 
     def training_step(self, batch: SliceBatch, batch_idx: int) -> dict[str, Tensor]:
         """BCE over classes plus weighted BCE over sub-classes; also hands out the pooled features."""
-        pooled = self.pool(self.backbone.encode(batch["image"]).features)
+        pooled = self.pool(self.backbone.features(batch["image"]))
         class_loss = F.binary_cross_entropy_with_logits(self.class_head(pooled).flatten(1), batch["label"])
         loss, size = class_loss, len(batch["index"])
         if len(self.subclass_ids):
@@ -147,7 +145,7 @@ class WeakMedSAM(LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
         return {"loss": loss, "pooled": pooled.detach().flatten(1)}
 
-    def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:
+    def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """Class loss, AUROC and average precision; the activation goes on to PAM."""
         activation = self(batch["image"])
         loss = F.binary_cross_entropy_with_logits(activation.logits, batch["label"])
@@ -155,7 +153,7 @@ class WeakMedSAM(LightningModule):
         self._score(activation.logits, batch["label"])
         return activation
 
-    def test_step(self, batch: VolumeBatch, batch_idx: int) -> Activation:
+    def test_step(self, batch: VolumeBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """The same figures over whole volumes."""
         activation = self.look_at_volume(batch["image"])
         self._score(activation.logits, batch["label"])
@@ -197,12 +195,12 @@ class WeakMedSAM(LightningModule):
         self.scores.reset()
         self.truths.reset()
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on what is not frozen, with a one-cycle schedule over all steps."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        schedule = OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -218,12 +216,14 @@ class WeakMedSAM(LightningModule):
         theirs, ours = checkpoint.get(CHECKPOINT_KEY), self._identity()
         if theirs is None:
             raise CheckpointError(
-                "the checkpoint is not one of WeakMedSAM's classification stage; pass one of runs/*/*/classify/checkpoints"
+                "the checkpoint is not one of WeakMedSAM's classification stage; "
+                "pass one of runs/*/*/classify/checkpoints"
             )
         for key, value in ours.items():
             if theirs.get(key) != value:
                 raise CheckpointError(
-                    f"the checkpoint was made with {key} {theirs.get(key)!r}, this run has {value!r}: choose the checkpoint or the setting to fit"
+                    f"the checkpoint was made with {key} {theirs.get(key)!r}, this run has {value!r}: "
+                    "choose the checkpoint or the setting to fit"
                 )
         self.subclass_ids = torch.zeros_like(checkpoint["state_dict"]["subclass_ids"], device=self.device)
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import netrc
 import os
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,7 +99,8 @@ class WeakMedSAMCLI(LightningCLI):
             raise CheckpointError(f"--ckpt_path {path}: there is no such file")
         if self.subcommand != "fit" and not path:
             raise ConfigError(
-                f"{self.subcommand} needs a trained network: add --ckpt_path runs/<dataset>/<experiment>/<stage>/checkpoints/best.ckpt"
+                f"{self.subcommand} needs a trained network: add --ckpt_path "
+                "runs/<dataset>/<experiment>/<stage>/checkpoints/best.ckpt"
             )
 
 
@@ -133,16 +136,44 @@ def use_wandb_offline_unless_asked() -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
 
 
+def find_meant(error: BaseException | None) -> WeakMedSAMError | None:
+    """The error meant for the user among the causes of another.
+
+    jsonargparse wraps what a constructor raises, a loader's worker what its process raised.
+    """
+    while error is not None and not isinstance(error, WeakMedSAMError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def quieten() -> None:
+    """Keep what a user acts on; drop Lightning's tips and its remarks on what is meant to be so."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for expected in (
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The dirpath has changed.*",
+        ".*using `ckpt_path`, callbacks used to create the checkpoint.*",
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", expected)
+
+
 def main() -> None:
     """Run a stage. An error meant for the user is printed without a traceback, exit status 2."""
     # Before the parser is built: ${...} then resolves over all --config files and the command line.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     torch.set_float32_matmul_precision("high")
     use_wandb_offline_unless_asked()
+    quieten()
     try:
         if sys.argv[1:2] == ["prepare"]:
             prepare(sys.argv[2:])
         else:
             WeakMedSAMCLI()
-    except WeakMedSAMError as error:
-        sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
+    except Exception as error:
+        meant = find_meant(error)
+        if meant is None:
+            raise
+        sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")

@@ -51,6 +51,8 @@ class SliceBatch(TypedDict, total=False):
         index: (B,) int64, the slice's row within its split; the same under any shuffling.
         case: B case names.
         slice: (B,) int64, the slice's number within its volume.
+        box: (B, 4) int64, (top, bottom, left, right) of the scan in the frame, ends excluded, before
+            augmentation; outside is padding.
         mask: (B, H, W) int64 expert class ids, 0..C; validation only, never in training.
         target: (B, H, W) int64 class ids to learn (pseudo-label), ``IGNORE`` outside the frame;
             segmentation training only.
@@ -62,6 +64,7 @@ class SliceBatch(TypedDict, total=False):
     index: Tensor
     case: list[str]
     slice: Tensor
+    box: Tensor
     mask: Tensor
     target: Tensor
     confidence: Tensor
@@ -77,6 +80,7 @@ class VolumeBatch(TypedDict, total=False):
         index: the case's row within its split.
         frame: how the working frame lies on the scan's own slices.
         spacing: (slice distance, row, column) of the scan's own grid, in mm.
+        box: (4,) int64, (top, bottom, left, right) of the scan in the frame, ends excluded.
         mask: (D, H0, W0) int64 expert class ids on the scan's own slices; test only, and only
             where there is one.
     """
@@ -87,6 +91,7 @@ class VolumeBatch(TypedDict, total=False):
     index: int
     frame: Frame
     spacing: tuple[float, float, float]
+    box: Tensor
     mask: Tensor
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weakmedsam.contracts import BACKGROUND, IGNORE
+from weakmedsam.files import replacing
 
 COLOURS = ("#ffb000", "#3ddbd9", "#fe6100", "#a56eff", "#78d64b", "#ff7eb6")
 """One a class, in order, told apart by colour-blind eyes too; reused beyond six."""
@@ -68,10 +69,8 @@ def draw_grid(rows: list[Row], path: Path) -> None:
         line[0].set_ylabel(row.title, fontsize=7)
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    figure.savefig(temporary, format="png", dpi=80)
-    temporary.replace(path)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=80)
 
 
 def _overlay(ids: NDArray[np.uint8]) -> NDArray[np.float64]:

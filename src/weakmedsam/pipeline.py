@@ -29,6 +29,7 @@ import yaml
 from rich.console import Console
 
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
+from weakmedsam.files import write_whole
 
 EXPERIMENTS = Path("experiments")
 
@@ -165,7 +166,7 @@ STAGES = (
     Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment),
     Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps),
     Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test),
-    Stage("ceiling", "train and score the same network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling),
+    Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling),
 )
 # fmt: on
 """In order. ``model`` options concern the classification network; the segmentation network's are given
@@ -210,10 +211,8 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     words = []
     names = {other.name for other in STAGES}
     # A test follows the settings of the network it tests.
-    own = {
-        stage.name,
-        {"test": "segment", "test_maps": "classify", "pseudo_labels": "classify"}.get(stage.name, ""),
-    }
+    leader = {"test": "segment", "ceiling": "segment", "test_maps": "classify", "pseudo_labels": "classify"}
+    own = {stage.name, leader.get(stage.name, "")}
     known = names | {group for other in STAGES for group in other.takes}
     for key, values in options:
         first, _, rest = key.partition(".")
@@ -334,10 +333,7 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

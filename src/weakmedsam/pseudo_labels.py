@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from weakmedsam.contracts import BACKGROUND, DataError, PseudoLabelKeys
+from weakmedsam.files import replacing
 
 
 class PseudoLabel(NamedTuple):
@@ -111,15 +112,13 @@ def agreement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
 
 def write_pseudo_label(path: Path, labels: PseudoLabel, settings: dict[str, Any]) -> None:
     """Write one volume's file, whole or not at all (``PseudoLabelKeys`` states its tensors)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
     tensors: dict[str, NDArray[Any]] = {
         PseudoLabelKeys.label: labels.label.cpu().numpy(),
         PseudoLabelKeys.confidence: (labels.confidence * 255).round().to(torch.uint8).cpu().numpy(),
         PseudoLabelKeys.quality: labels.quality.cpu().numpy().astype(np.float32),
     }
-    save_file(tensors, temporary, {PseudoLabelKeys.settings: json.dumps(settings, sort_keys=True)})
-    temporary.replace(path)
+    with replacing(path) as part:
+        save_file(tensors, part, {PseudoLabelKeys.settings: json.dumps(settings, sort_keys=True)})
 
 
 def read_settings(path: Path) -> dict[str, Any]:

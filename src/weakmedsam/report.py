@@ -8,7 +8,6 @@ one page from the same data. Neither torch nor Lightning is imported.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weakmedsam.contracts import WeakMedSAMError
+from weakmedsam.files import write_whole
 from weakmedsam.report_figures import DASH, TITLES, duration, figures
 from weakmedsam.report_page import render
 from weakmedsam.report_run import Run, read_run
@@ -58,12 +58,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     page = run.folder / REPORT
-    unfinished = page.with_name(f".{REPORT}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(render(run), encoding="utf-8")
-        unfinished.replace(page)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(page, render(run))
     return page
 
 

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weakmedsam.files import write_whole
 from weakmedsam.metrics import SliceScores, Spacing, VolumeScores, slice_metrics, volume_metrics
 
 VOLUME_METRICS = ("dice", "jaccard", "assd_mm", "hd95_mm")
@@ -131,15 +131,7 @@ def format_cases(scores: Sequence[CaseScores]) -> bytes:
 def write_tables(folder: Path, scores: Sequence[CaseScores], summary: Mapping[str, Any]) -> None:
     """Write ``cases.csv`` and ``summary.json`` into a folder."""
     write_whole(folder / "cases.csv", format_cases(scores))
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; two ranks may write the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2))
 
 
 def _summarise_class(scores: Sequence[CaseScores]) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from weakmedsam.contracts import (
     SliceBatch,
     VolumeBatch,
 )
+from weakmedsam.files import write_whole
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import draw_contours, most_telling_slice
-from weakmedsam.scores import CaseScores, gather, score_case, summarise, take_means, write_tables, write_whole
+from weakmedsam.scores import CaseScores, gather, score_case, summarise, take_means, write_tables
 
 _SIGNATURE = "segmenter"
 
@@ -271,7 +272,8 @@ class Segmenter(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice over all ranks and volumes; a class without a volume is left out of the mean."""
-        dice = self.val_overlap.compute()
+        # torchmetrics drops the dimension of a single class.
+        dice = torch.atleast_1d(self.val_overlap.compute())
         self.val_overlap.reset()
         name = "val/dice" if self._truth == "mask" else "val/agreement"
         score = dice.nanmean()

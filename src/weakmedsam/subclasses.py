@@ -4,7 +4,7 @@ Source: WeakMedSAM (arXiv 2503.04106), sub-class exploration: the classification
 which cluster of its class an image falls into, and so to tell the target from what merely co-occurs
 with it. Differs from the published code: clusters are found for every class (published: one), among
 training patients only, seeded, and from the features of the network being trained; k-means++ decides
-where it starts, a warm start keeps ids meaningful from epoch to epoch.
+where it starts, and later clusterings start from the clusters of the one before.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def kmeans(
             begin, _ = kmeans_plusplus(points, clusters, random_state=seed + restart)
         else:
             begin = start
-        search = faiss.IndexFlatL2(points.shape[1])
+        search: faiss.Index = faiss.IndexFlatL2(points.shape[1])
         if gpu is not None:
             search = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, search)
         settings = {"niter": iterations, "seed": seed + restart, "min_points_per_centroid": 1}
@@ -84,6 +84,7 @@ def kmeans(
         machine.index = search
         machine.train(points, init_centroids=np.ascontiguousarray(begin, dtype=np.float32))
         distance, owner = machine.assign(points)
+        assert machine.centroids is not None
         inertia = float(distance.mean())
         if best is None or inertia < best[2]:
             best = owner.astype(np.int64), machine.centroids.copy(), inertia
@@ -97,7 +98,7 @@ def explore(
     class_names: list[str],
     clusters: int,
     seed: int = 0,
-    previous: SubClasses | None = None,
+    previous: NDArray[np.int64] | None = None,
     gpu: int | None = None,
 ) -> SubClasses:
     """Cluster the positives of every class.
@@ -108,8 +109,9 @@ def explore(
         class_names: C names, for messages.
         clusters: K; shrinks, with a warning, for a class with fewer positives.
         seed: of k-means.
-        previous: the last epoch's result; its centroids start this one's, so that ids keep their
-            meaning.
+        previous: (N, C) ids of the last clustering. The means of its clusters in the *new* features
+            are where this one starts: ids keep their meaning even when an epoch has moved all features,
+            which the old centroids would not survive.
         gpu: device number, None = CPU.
 
     Raises:
@@ -135,14 +137,20 @@ def explore(
                 f"class {name!r} has {len(rows)} positive slices: {k} sub-classes instead of {clusters}",
                 stacklevel=2,
             )
-        start = None if previous is None else previous.centroids[c, :k]
-        if start is not None and not np.isfinite(start).all():
-            start = None
+        start = None if previous is None else _cluster_means(features[rows], previous[rows, c], k)
         owner, centroids[c, :k], inertia[c] = kmeans(features[rows], k, seed, start, gpu=gpu)
         ids[rows, c] = owner + 1
         if previous is not None:
-            kept[c] = (ids[rows, c] == previous.ids[rows, c]).mean()
+            kept[c] = (ids[rows, c] == previous[rows, c]).mean()
     return SubClasses(ids, centroids, inertia, kept)
+
+
+def _cluster_means(
+    features: NDArray[np.float32], ids: NDArray[np.int64], clusters: int
+) -> NDArray[np.float32] | None:
+    """(K, D) means of the clusters 1..K; None if one is empty, so that k-means++ starts anew."""
+    members = [features[ids == k + 1] for k in range(clusters)]
+    return np.stack([part.mean(axis=0) for part in members]) if all(map(len, members)) else None
 
 
 def subclass_targets(ids: Tensor, clusters: int) -> Tensor:

@@ -47,6 +47,10 @@ class Backbone(nn.Module, ABC):
             ConfigError: another input size.
         """
 
+    def features(self, image: Tensor) -> Tensor:
+        """``encode(image).features``, for those who need no embedding; a network may save its cost."""
+        return self.encode(image).features
+
     @abstractmethod
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
         """Ask the mask decoder for one mask at each of P points, as often as wanted.

@@ -4,6 +4,11 @@ segment-anything's own prompt encoder, two-way transformer and mask decoder at w
 convolutional pyramid instead of a vision transformer: at this size it is four times as fast on a CPU
 and learns sooner. Pre-trained on procedurally drawn images only (``weakmedsam.pretraining``), its
 weights lie beside this file; it needs no download.
+
+Adaptation: classification trains a copy of the encoder, its features are classified; the embedding that
+prompts are answered from comes from the encoder as it was pre-trained. Training the one encoder for
+both, the frozen decoder no longer understood it after three epochs: its masks fell apart, and with them
+the affinity.
 """
 
 from __future__ import annotations
@@ -117,7 +122,7 @@ class PyramidEncoder(nn.Module):
 
 
 class Pocket(Backbone):
-    """The embedded backbone: 3.9 M parameters, 32 x 32 cells, masks of 128 x 128.
+    """The embedded backbone: 3.7 M parameters and an adapted copy of its encoder; 32 x 32 cells.
 
     Its input is one grey channel in [0, 1], used as (x - 0.5) / 0.25; a frame other than 128 x 128 is
     resized to it (area average when larger), so that every input gives 32 x 32 cells.
@@ -134,7 +139,7 @@ class Pocket(Backbone):
 
     name = "pocket"
     feature_dim = FEATURES
-    policies = ("all", "published", "decoder", "none")
+    policies = ("published", "head", "none")
 
     def __init__(self, image_size: int = FRAME, weights: str = "embedded") -> None:
         super().__init__()
@@ -142,6 +147,7 @@ class Pocket(Backbone):
             raise ConfigError(f"backbone.image_size: pocket takes 64 to 512 pixels, got {image_size}")
         self.image_size = image_size
         self.encoder = PyramidEncoder()
+        self.adapted = PyramidEncoder()
         self.prompt_encoder = PromptEncoder(
             embed_dim=EMBED,
             image_embedding_size=(CELLS, CELLS),
@@ -157,6 +163,7 @@ class Pocket(Backbone):
         )
         if weights != "none":
             self._load(WEIGHTS if weights == "embedded" else Path(weights))
+        self.adapted.load_state_dict(self.encoder.state_dict())
 
     def _load(self, path: Path) -> None:
         if not path.is_file():
@@ -164,19 +171,36 @@ class Pocket(Backbone):
                 f"backbone.weights: {path} does not exist; 'embedded' and 'none' are always there"
             )
         state = {key: value.float() for key, value in load_file(path).items()}
-        own = self.state_dict()
-        wrong = sorted(
-            k
-            for k in own.keys() | state.keys()
-            if k not in own or k not in state or own[k].shape != state[k].shape
-        )
+        own = self.pretrained_state()
+        wrong = [
+            k for k in sorted(own | state) if k not in own or k not in state or own[k].shape != state[k].shape
+        ]
         if wrong:
             raise CheckpointError(
                 f"backbone.weights: {path} is not of pocket; first differing keys: {', '.join(wrong[:4])}"
             )
-        self.load_state_dict(state)
+        self.load_state_dict(state, strict=False)
+
+    def pretrained_state(self) -> dict[str, Tensor]:
+        """What a weights file holds: all but the adapted copy."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("adapted.")}
 
     def encode(self, image: Tensor) -> Encoded:  # noqa: D102
+        frame = self._frame(image)
+        # The pre-trained encoder gets no gradient, whatever is trained.
+        with torch.no_grad():
+            embedding = self.encoder(frame).embedding
+        return Encoded(self.adapted(frame).features, embedding)
+
+    def features(self, image: Tensor) -> Tensor:  # noqa: D102
+        return self.adapted(self._frame(image)).features
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, 128, 32, 32) embedding with gradient: what pre-training trains."""
+        return self.encoder(self._frame(image)).embedding
+
+    def _frame(self, image: Tensor) -> Tensor:
+        """(B, 1, 128, 128), normalised."""
         if image.shape[1:] != (1, self.image_size, self.image_size):
             raise ConfigError(
                 f"backbone.image_size is {self.image_size}, but an image of shape {tuple(image.shape)} came in: "
@@ -186,7 +210,7 @@ class Pocket(Backbone):
             image = F.interpolate(image, size=(FRAME, FRAME), mode="bilinear", antialias=True)
         elif self.image_size < FRAME:
             image = F.interpolate(image, size=(FRAME, FRAME), mode="bilinear", align_corners=False)
-        return self.encoder(((image - 0.5) / 0.25).contiguous(memory_format=torch.channels_last))
+        return ((image - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
 
     def candidates_at_points(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """The three candidate masks of each point and their predicted quality.
@@ -210,18 +234,19 @@ class Pocket(Backbone):
     def set_trainable(self, policy: str) -> None:
         """Freeze by name.
 
-        ``published``: the encoder, prompt encoder and mask decoder frozen (the paper trains SAMUS's
-        adapters, CNN branch and last blocks; pocket's whole encoder is that small). ``all``;
-        ``decoder``: mask decoder only; ``none``.
+        ``published``: the adapted copy is trained, the pre-trained encoder, prompt encoder and mask
+        decoder are frozen (the paper trains SAMUS's adapters, CNN branch and last blocks). ``head``: the
+        adapted copy's last layers only, from the coarse maps on; ``none``: nothing.
         """
         if policy not in self.policies:
             raise ConfigError(
                 f"model.trainable: {policy!r} is unknown; pocket knows {', '.join(self.policies)}"
             )
-        self.requires_grad_(policy == "all")
+        self.requires_grad_(False)
         if policy == "published":
-            self.encoder.requires_grad_(True)
-            # The neck serves the frozen decoder, no classification loss reaches it.
-            self.encoder.neck.requires_grad_(False)
-        if policy == "decoder":
-            self.mask_decoder.requires_grad_(True)
+            self.adapted.requires_grad_(True)
+            self.adapted.neck.requires_grad_(False)  # no classification loss reaches it
+        if policy == "head":
+            for part in (self.adapted.context, self.adapted.lateral, self.adapted.skip, self.adapted.smooth):
+                part.requires_grad_(True)
+            self.adapted.final.requires_grad_(True)

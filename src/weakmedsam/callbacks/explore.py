@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Protocol, cast
 
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+from numpy.typing import NDArray
 from torch import Tensor
 
+from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch
 from weakmedsam.subclasses import SubClasses, explore
 
 SOURCES = ("bank", "pass")
+
+
+class TrainingData(Protocol):
+    """What ``SubClassExploration`` asks of the data module.
+
+    Attributes:
+        train_slices: N, how many training slices there are.
+    """
+
+    train_slices: int
+
+    def train_labels(self) -> NDArray[np.float32]:
+        """(N, C) in {0, 1}, by the slice's index."""
+
+    def features_dataloader(self, rank: int, world: int) -> Iterable[SliceBatch]:
+        """Each training slice once, unaugmented: this rank's share of ``world``."""
 
 
 class SubClassExploration(Callback):
@@ -52,46 +72,51 @@ class SubClassExploration(Callback):
         Raises:
             CheckpointError: the checkpoint's ids are of other training data.
         """
-        slices = trainer.datamodule.train_slices  # type: ignore[attr-defined]
-        held = len(pl_module.subclass_ids)
+        module = cast(WeakMedSAM, pl_module)
+        slices, held = _data(trainer).train_slices, len(module.subclass_ids)
         if held not in (0, slices):
             raise CheckpointError(
-                f"the checkpoint was trained on {held} slices, the data have {slices}: it belongs to another data set or split"
+                f"the checkpoint was trained on {held} slices, the data have {slices}: it belongs to another "
+                "data set or split"
             )
         if not held:
-            self._cluster(trainer, pl_module, self._pass(trainer, pl_module))
-        self._empty_bank(pl_module, slices)
+            self._cluster(trainer, module, self._pass(trainer, module))
+        self._empty_bank(module, slices)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: SliceBatch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: SliceBatch,
+        batch_idx: int,
     ) -> None:
         """Put the batch's features into the bank."""
         if self.source == "bank" and self.every_n_epochs:
-            self._sum.index_add_(0, batch["index"], outputs["pooled"].float())
+            pooled = cast(Mapping[str, Tensor], outputs)["pooled"]
+            self._sum.index_add_(0, batch["index"], pooled.float())
             self._seen.index_add_(0, batch["index"], torch.ones_like(batch["index"], dtype=torch.float32))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cluster for the next epoch."""
+        module = cast(WeakMedSAM, pl_module)
         found = None
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            found = self._cluster(trainer, pl_module, self._features(trainer, pl_module))
-        for c, name in enumerate(pl_module.class_names):
+            found = self._cluster(trainer, module, self._features(trainer, module))
+        for c, name in enumerate(module.class_names):
             # NaN in an epoch without clustering: a figure that is not logged would keep its last value.
-            pl_module.log(
-                f"sce/inertia/{name}", float(found.inertia[c]) if found else math.nan, rank_zero_only=True
-            )
-            pl_module.log(
-                f"sce/kept/{name}", float(found.kept[c]) if found else math.nan, rank_zero_only=True
-            )
+            inertia, kept = (found.inertia[c], found.kept[c]) if found else (math.nan, math.nan)
+            module.log(f"sce/inertia/{name}", float(inertia), rank_zero_only=True)
+            module.log(f"sce/kept/{name}", float(kept), rank_zero_only=True)
         self._sum.zero_()
         self._seen.zero_()
 
-    def _empty_bank(self, module: LightningModule, slices: int) -> None:
-        features = module.subclass_centroids.shape[-1]
+    def _empty_bank(self, module: WeakMedSAM, slices: int) -> None:
+        features = module.backbone.feature_dim
         self._sum = torch.zeros(slices, features, device=module.device)
         self._seen = torch.zeros(slices, device=module.device)
 
-    def _features(self, trainer: Trainer, module: LightningModule) -> Tensor:
+    def _features(self, trainer: Trainer, module: WeakMedSAM) -> Tensor:
         if self.source == "pass":
             return self._pass(trainer, module)
         # A sampler that pads lets two ranks see one slice: sums and counts, then their ratio.
@@ -102,40 +127,32 @@ class SubClassExploration(Callback):
         return total / seen[:, None]
 
     @torch.no_grad()
-    def _pass(self, trainer: Trainer, module: LightningModule) -> Tensor:
+    def _pass(self, trainer: Trainer, module: WeakMedSAM) -> Tensor:
         """(N, D) pooled features of all training slices; each rank looks at its share."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        pooled = torch.zeros(data.train_slices, module.subclass_centroids.shape[-1], device=module.device)
+        data = _data(trainer)
+        pooled = torch.zeros(data.train_slices, module.backbone.feature_dim, device=module.device)
         training = module.training
         module.eval()
         for batch in data.features_dataloader(trainer.global_rank, trainer.world_size):
             with trainer.precision_plugin.forward_context():
-                features = module.backbone.encode(batch["image"].to(module.device)).features
+                features = module.backbone.features(batch["image"].to(module.device))
             pooled[batch["index"].to(module.device)] = module.pool(features).flatten(1).float()
         module.train(training)
         return trainer.strategy.reduce(pooled, reduce_op="sum")
 
-    def _cluster(self, trainer: Trainer, module: LightningModule, features: Tensor) -> SubClasses:
+    def _cluster(self, trainer: Trainer, module: WeakMedSAM, features: Tensor) -> SubClasses:
         """One clustering, on rank 0; every rank gets the same ids."""
-        found: SubClasses | None = None
-        labels = trainer.datamodule.train_labels()  # type: ignore[attr-defined]
+        mine: SubClasses | None = None
+        labels = _data(trainer).train_labels()
         if trainer.is_global_zero:
-            previous = None
-            if len(module.subclass_ids):
-                nothing = torch.full((len(module.class_names),), torch.nan).numpy()
-                held = module.subclass_ids.cpu().numpy(), module.subclass_centroids.float().cpu().numpy()
-                previous = SubClasses(*held, nothing, nothing)
+            previous = module.subclass_ids.cpu().numpy() if len(module.subclass_ids) else None
             gpu = module.device.index if module.device.type == "cuda" else None
-            found = explore(
-                features.cpu().numpy(),
-                labels,
-                module.class_names,
-                module.sub_classes,
-                self.seed,
-                previous,
-                gpu,
-            )
-        found = trainer.strategy.broadcast(found)
+            names, clusters = module.class_names, module.sub_classes
+            mine = explore(features.cpu().numpy(), labels, names, clusters, self.seed, previous, gpu)
+        found = cast(SubClasses, trainer.strategy.broadcast(mine))
         module.subclass_ids = torch.from_numpy(found.ids).to(module.device)
-        module.subclass_centroids = torch.from_numpy(found.centroids).to(module.device)
         return found
+
+
+def _data(trainer: Trainer) -> TrainingData:
+    return cast(TrainingData, trainer.datamodule)  # type: ignore[attr-defined]

@@ -9,6 +9,8 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from weakmedsam.files import write_table
+
 
 class History(Checkpoint):
     """Write ``history.csv`` under the run's folder, one row an epoch, every logged figure a column.
@@ -34,22 +36,11 @@ class History(Checkpoint):
         seconds = time.monotonic() - self._started
         figures = {name: f"{float(value):.6g}" for name, value in sorted(trainer.callback_metrics.items())}
         rows.append({"epoch": str(epoch), "seconds": f"{seconds:.1f}", **figures})
-        _write(path, rows)
+        write_table(path, list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def _write(path: Path, rows: list[dict[str, str]]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Protocol, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -13,45 +13,32 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from weakmedsam.affinity import (
-    AFFINITIES,
-    border_map,
-    edge_weights,
-    grid_points,
-    half_disc,
-    prompt_maps,
-    random_walk,
-)
-from weakmedsam.classify import Activation
-from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch
+from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases, write_cases, write_quality
+from weakmedsam.classify import Activation, WeakMedSAM
+from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice, dice_from_counts, overlap_counts
 from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import (
     PseudoLabel,
     agreement,
-    gated_scores,
-    read_quality,
     read_settings,
     threshold_scores,
     write_pseudo_label,
 )
+from weakmedsam.refine import Refined, Refinement, refine
 
 
-class Refined(NamedTuple):
-    """PAM's result for B slices.
+class ValidationData(Protocol):
+    """What ``PromptAffinityMining`` asks of the data module.
 
     Attributes:
-        affinity: (B, s, s) in [0, 1], a picture of the affinity.
-        walked: (B, C, s, s) in [0, 1], activation after the random walk.
-        before: (B, C, S, S) gated scores of the activation as it was.
-        after: (B, C, S, S) gated scores after the walk.
+        has_val_masks: whether validation batches hold ``mask``.
+        val_cases: the case of each validation slice, by ``index``.
     """
 
-    affinity: Tensor
-    walked: Tensor
-    before: Tensor
-    after: Tensor
+    has_val_masks: bool
+    val_cases: list[str]
 
 
 class PromptAffinityMining(Callback):
@@ -60,7 +47,7 @@ class PromptAffinityMining(Callback):
     In validation it logs the Dice of the activation and of the refined map, gated by the given label, as
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid; in test
     the same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Images are not encoded again.
+    Images are not encoded again. The arguments are those of ``refine.Refinement``, and ``pictures``.
 
     Args:
         grid: points a side; the paper uses 4.
@@ -75,7 +62,7 @@ class PromptAffinityMining(Callback):
         pictures: rows of a picture grid.
 
     Raises:
-        ConfigError: an unknown affinity.
+        ConfigError: an unknown affinity, or a number out of its range.
     """
 
     def __init__(
@@ -91,107 +78,83 @@ class PromptAffinityMining(Callback):
         sigma: float = 1.0,
         pictures: int = 6,
     ) -> None:
-        if affinity not in AFFINITIES:
-            raise ConfigError(
-                f"model.pam.affinity: {affinity!r} is unknown; choose one of {', '.join(AFFINITIES)}"
-            )
-        self.grid = grid
-        self.affinity = affinity
-        self.offsets = half_disc(radius)
-        self.beta = beta
-        self.contrast = contrast
-        self.steps = steps
-        self.map_size = map_size
-        self.threshold = threshold
-        self.sigma = sigma
+        self.settings = Refinement(grid, affinity, radius, beta, contrast, steps, map_size, threshold, sigma)
         self.pictures = pictures
-        self.settings = {
-            "grid": grid, "affinity": affinity, "radius": radius, "beta": beta, "contrast": contrast,
-            "steps": steps, "map_size": map_size, "threshold": threshold, "sigma": sigma,
-        }  # fmt: skip
         self._dice: dict[str, VolumeDice] = {}
         self._rows: dict[str, tuple[int, Row]] = {}
-        self._cases: list[dict[str, object]] = []
-        self._fingerprint = ""
+        self._cases: list[CaseDice] = []
+        self._stamp: dict[str, object] = {}
 
-    @torch.no_grad()
-    def refine(self, module: LightningModule, activation: Activation, label: Tensor) -> Refined:
-        """Mine the affinity of slices and walk their activation along it.
-
-        Args:
-            module: the ``WeakMedSAM`` module.
-            activation: of B slices.
-            label: (B, C) image-level label; an absent class gets an empty map.
-        """
-        size = module.backbone.image_size
-        points = grid_points(self.grid, size).to(activation.cam.device)
-        parts = []
-        step = module.slices_per_step
-        for cam, embedding, present in zip(
-            activation.cam.split(step), activation.embedding.split(step), label.split(step), strict=True
-        ):
-            maps = prompt_maps(
-                module.backbone.masks_at_points(embedding, points), self.map_size, self.affinity
-            )
-            weights = edge_weights(maps, self.offsets, self.beta, self.contrast)
-            start = torch.nn.functional.interpolate(cam.float(), size=(self.map_size,) * 2, mode="bilinear")
-            walked = random_walk(start, weights, self.offsets, self.steps)
-            before = gated_scores(cam, present, size, self.sigma)
-            after = gated_scores(walked, present, size, self.sigma)
-            parts.append(Refined(border_map(weights, self.offsets), walked, before, after))
-        return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    def refine(self, module: WeakMedSAM, activation: Activation, label: Tensor, box: Tensor) -> Refined:
+        """Refine B slices with these settings, some at once; label (B, C), box (B, 4)."""
+        backbone, chunk = module.backbone, module.slices_per_step
+        return refine(backbone, activation.cam, activation.embedding, label, box, self.settings, chunk)
 
     # Validation
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Empty the epoch's counts."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        module = cast(WeakMedSAM, pl_module)
+        data = cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
         self._rows.clear()
         if data.has_val_masks and not self._dice:
             self._dice = {
-                name: VolumeDice(data.val_cases, len(pl_module.class_names)) for name in ("cam", "pam")
+                name: VolumeDice(data.val_cases, len(module.class_names)) for name in ("cam", "pam")
             }
         for metric in self._dice.values():
-            metric.to(pl_module.device).reset()
+            metric.to(module.device).reset()
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: object,
         batch: SliceBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Refine the slices that have a class; on the others nothing is predicted, with or without PAM."""
+        module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
         chosen = batch["label"].any(dim=1).nonzero().flatten()
         if "mask" not in batch or not len(chosen):
             return
         refined = self.refine(
-            pl_module, Activation(*(part[chosen] for part in outputs)), batch["label"][chosen]
+            module, _select(activation, chosen), batch["label"][chosen], batch["box"][chosen]
         )
         truth = batch["mask"][chosen]
-        after = torch.zeros_like(truth)
-        for name, scores in (("cam", refined.before), ("pam", refined.after)):
-            after = threshold_scores(scores, self.threshold)[0]
-            self._dice[name].update(after, truth, batch["index"][chosen])
+        before, _ = threshold_scores(refined.before, self.settings.threshold)
+        after, _ = threshold_scores(refined.after, self.settings.threshold)
+        for name, ids in (("cam", before), ("pam", after)):
+            self._dice[name].update(ids, truth, batch["index"][chosen])
         if trainer.is_global_zero:
             for i, row in enumerate(chosen.tolist()):
-                self._remember(pl_module, batch, row, outputs.cam[row], refined, i, after[i])
+                case, area = batch["case"][row], int((truth[i] > 0).sum())
+                if area > (self._rows[case][0] if case in self._rows else 0):
+                    title = f"{case} slice {int(batch['slice'][row])}\n"
+                    image, cam = batch["image"][row, 0], activation.cam[row]
+                    made = _draw_row(module, title, image, cam, refined, i, after[i], truth[i])
+                    self._rows[case] = area, made
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both Dice and the pictures."""
+        module = cast(WeakMedSAM, pl_module)
         for name, metric in self._dice.items():
-            values = metric.compute()
-            for class_name, value in zip(pl_module.class_names, values, strict=True):
-                pl_module.log(f"val/{name}_dice/{class_name}", value)
-            pl_module.log(f"val/{name}_dice", values.nanmean(), prog_bar=True)
+            # torchmetrics drops the dimension of a single class.
+            values = torch.atleast_1d(metric.compute())
+            for class_name, value in zip(module.class_names, values, strict=True):
+                module.log(f"val/{name}_dice/{class_name}", value)
+            module.log(f"val/{name}_dice", values.nanmean(), prog_bar=True)
         if self._rows and not trainer.sanity_checking:
             path = Path(trainer.default_root_dir) / "pictures" / f"epoch_{trainer.current_epoch:03d}.png"
             draw_grid(self._chosen_rows(), path)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image("pam", [str(path)])
+
+    def _chosen_rows(self) -> list[Row]:
+        cases = sorted(self._rows)
+        step = max(1, len(cases) // self.pictures)
+        return [self._rows[case][1] for case in cases[::step][: self.pictures]]
 
     # Test
 
@@ -203,73 +166,60 @@ class PromptAffinityMining(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Activation,
+        outputs: object,
         batch: VolumeBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Dice of a volume, on the scan's own slices, before and after refinement."""
+        module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
+        truth, names = batch["mask"], module.class_names
         chosen = batch["label"].any(dim=1).nonzero().flatten()
-        counts = {
-            name: torch.zeros(len(pl_module.class_names), 3, dtype=torch.int64) for name in ("cam", "pam")
-        }
-        truth = batch["mask"]
-        for some in _chunks(chosen, pl_module.slices_per_step):
+        empty = torch.ones(len(truth), dtype=torch.bool, device=truth.device)
+        empty[chosen] = False
+        missed = overlap_counts(torch.zeros_like(truth[empty]), truth[empty], len(names)).sum(0).cpu()
+        counts = {"cam": missed, "pam": missed}
+        for some in _chunks(chosen, module.slices_per_step):
             refined = self.refine(
-                pl_module, Activation(*(part[some] for part in outputs)), batch["label"][some]
+                module, _select(activation, some), batch["label"][some], batch["box"].expand(len(some), 4)
             )
             for name, scores in (("cam", refined.before), ("pam", refined.after)):
-                label = threshold_scores(to_native(scores, batch["frame"]), self.threshold)[0]
-                counts[name] += overlap_counts(label, truth[some], len(pl_module.class_names)).sum(0).cpu()
-        empty = torch.ones(len(truth), dtype=torch.bool)
-        empty[chosen.cpu()] = False
-        rest = truth[empty.to(truth.device)]
-        missed = overlap_counts(torch.zeros_like(rest), rest, len(pl_module.class_names)).sum(0).cpu()
-        dice = {name: dice_from_counts(count + missed) for name, count in counts.items()}
-        for c, name in enumerate(pl_module.class_names):
-            row = {
-                "case": batch["case"],
-                "class": name,
-                "cam_dice": float(dice["cam"][c]),
-                "pam_dice": float(dice["pam"][c]),
-            }
-            self._cases.append(row)
+                ids, _ = threshold_scores(to_native(scores, batch["frame"]), self.settings.threshold)
+                counts[name] = counts[name] + overlap_counts(ids, truth[some], len(names)).sum(0).cpu()
+        cam, pam = (dice_from_counts(counts[name]).tolist() for name in ("cam", "pam"))
+        self._cases += [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, strict=True)]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``cam_cases.csv``; log ``test/cam_dice`` and ``test/pam_dice``."""
-        gathered: list[Any] = [self._cases]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._cases)
-        rows = sorted(
-            {(r["case"], r["class"]): r for part in gathered for r in part}.values(),
-            key=lambda r: (r["case"], r["class"]),
-        )
-        for column in ("cam_dice", "pam_dice"):
-            means = []
-            for name in pl_module.class_names:
-                values = torch.tensor([r[column] for r in rows if r["class"] == name])
-                means.append(values.nanmean())
-                pl_module.log(f"test/{column}/{name}", means[-1])
-            pl_module.log(f"test/{column}", torch.stack(means).nanmean())
+        module = cast(WeakMedSAM, pl_module)
+        cases = gather_cases(self._cases)
+        means = []
+        for name in module.class_names:
+            dice = [(case.cam_dice, case.pam_dice) for case in cases if case.class_name == name]
+            means.append(torch.tensor(dice).view(-1, 2).nanmean(dim=0))
+            module.log(f"test/cam_dice/{name}", means[-1][0])
+            module.log(f"test/pam_dice/{name}", means[-1][1])
+        mean = torch.stack(means).nanmean(dim=0)
+        module.log("test/cam_dice", mean[0])
+        module.log("test/pam_dice", mean[1])
         if trainer.is_global_zero:
-            _write_table(Path(trainer.default_root_dir) / "cam_cases.csv", rows)
+            write_cases(Path(trainer.default_root_dir) / "cam_cases.csv", cases)
 
     # Pseudo-labels
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the volumes that are done under these settings and by this network."""
-        self._fingerprint = _fingerprint(pl_module)
-        wanted = {**self.settings, "network": self._fingerprint}
+        module = cast(WeakMedSAM, pl_module)
+        self._stamp = {**asdict(self.settings), "network": _fingerprint(module)}
         folder = Path(trainer.default_root_dir)
-        done = (path for path in folder.glob("*.safetensors") if read_settings(path) == wanted)
-        pl_module.finished_cases = {path.stem for path in done}
+        done = (path for path in folder.glob("*.safetensors") if read_settings(path) == self._stamp)
+        module.finished_cases = {path.stem for path in done}
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Activation | None,
+        outputs: object,
         batch: VolumeBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -277,104 +227,50 @@ class PromptAffinityMining(Callback):
         """Write the volume's file, and a picture of its slice of the most refined pixels."""
         if outputs is None:
             return
-        size, label = pl_module.backbone.image_size, batch["label"]
+        folder, case = Path(trainer.default_root_dir), batch["case"]
+        result, row = self._label_volume(cast(WeakMedSAM, pl_module), cast(Activation, outputs), batch)
+        if row is not None:
+            draw_grid([row], folder / "pictures" / f"{case}.png")
+        write_pseudo_label(folder / f"{case}.safetensors", result, self._stamp)
+
+    def _label_volume(
+        self, module: WeakMedSAM, activation: Activation, batch: VolumeBatch
+    ) -> tuple[PseudoLabel, Row | None]:
+        """Pseudo-labels of all slices, and the picture's row; none for a volume without a class."""
+        size, label, threshold = module.backbone.image_size, batch["label"], self.settings.threshold
         result = PseudoLabel(
             torch.zeros(len(label), size, size, dtype=torch.uint8),
             torch.ones(len(label), size, size),
             torch.full(label.shape, torch.nan),
         )
-        shown: tuple[int, Row] | None = None
-        for some in _chunks(label.any(dim=1).nonzero().flatten(), pl_module.slices_per_step):
-            refined = self.refine(pl_module, Activation(*(part[some] for part in outputs)), label[some])
-            after, confidence = threshold_scores(refined.after, self.threshold)
-            before, _ = threshold_scores(refined.before, self.threshold)
+        shown: Row | None = None
+        largest = -1
+        for some in _chunks(label.any(dim=1).nonzero().flatten(), module.slices_per_step):
+            refined = self.refine(
+                module, _select(activation, some), label[some], batch["box"].expand(len(some), 4)
+            )
+            after, confidence = threshold_scores(refined.after, threshold)
+            before, _ = threshold_scores(refined.before, threshold)
             rows = some.cpu()
             result.label[rows], result.confidence[rows] = after.cpu(), confidence.cpu()
             result.quality[rows] = agreement(before, after, label[some]).cpu()
-            best = int((after > 0).flatten(1).sum(1).argmax())
-            area = int((after[best] > 0).sum())
-            if shown is None or area > shown[0]:
-                title = f"{batch['case']} slice {int(some[best])}"
-                row = self._row(
-                    pl_module,
-                    title,
-                    batch["image"][some[best], 0],
-                    outputs.cam[some[best]],
-                    refined,
-                    best,
-                    after[best],
-                    None,
-                )
-                shown = area, row
-        folder = Path(trainer.default_root_dir)
-        if shown is not None:
-            draw_grid([shown[1]], folder / "pictures" / f"{batch['case']}.png")
-        write_pseudo_label(
-            folder / f"{batch['case']}.safetensors", result, {**self.settings, "network": self._fingerprint}
-        )
+            areas = (after > 0).flatten(1).sum(1)
+            best = int(areas.argmax())
+            if int(areas[best]) > largest:
+                z, largest = int(some[best]), int(areas[best])
+                title, image = f"{batch['case']} slice {z}\n", batch["image"][z, 0]
+                shown = _draw_row(module, title, image, activation.cam[z], refined, best, after[best], None)
+        return result, shown
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``quality.csv`` from the files, those of earlier, interrupted runs included."""
         trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        folder, rows = Path(trainer.default_root_dir), []
-        for path in sorted(folder.glob("*.safetensors")):
-            quality = read_quality(path)
-            for c, name in enumerate(pl_module.class_names):
-                values = torch.from_numpy(quality[:, c])
-                slices = int((~values.isnan()).sum())
-                rows.append(
-                    {"case": path.stem, "class": name, "slices": slices, "quality": float(values.nanmean())}
-                )
-        _write_table(folder / "quality.csv", rows)
+        if trainer.is_global_zero:
+            write_quality(Path(trainer.default_root_dir), cast(WeakMedSAM, pl_module).class_names)
 
-    # Pictures
 
-    def _remember(
-        self,
-        module: LightningModule,
-        batch: SliceBatch,
-        row: int,
-        cam: Tensor,
-        refined: Refined,
-        i: int,
-        after: Tensor,
-    ) -> None:
-        """Keep the slice with the largest mask of each case."""
-        case, area = batch["case"][row], int((batch["mask"][row] > 0).sum())
-        if area > self._rows.get(case, (0, None))[0]:
-            title = f"{case} slice {int(batch['slice'][row])}"
-            made = self._row(
-                module, title, batch["image"][row, 0], cam, refined, i, after, batch["mask"][row]
-            )
-            self._rows[case] = area, made
-
-    def _row(
-        self,
-        module: LightningModule,
-        title: str,
-        image: Tensor,
-        cam: Tensor,
-        refined: Refined,
-        i: int,
-        after: Tensor,
-        mask: Tensor | None,
-    ) -> Row:
-        """Pictures show the class with the highest score in the slice."""
-        c = int(refined.after[i].flatten(1).sum(1).argmax())
-        panels = [
-            panel.float().cpu().numpy()
-            for panel in (image, cam[c], refined.affinity[i], refined.walked[i, c])
-        ]
-        ids = after.to(torch.uint8).cpu().numpy()
-        truth = None if mask is None else mask.to(torch.uint8).cpu().numpy()
-        return Row(f"{title}\n{module.class_names[c]}", *panels, ids, truth)
-
-    def _chosen_rows(self) -> list[Row]:
-        cases = sorted(self._rows)
-        step = max(1, len(cases) // self.pictures)
-        return [self._rows[case][1] for case in cases[::step][: self.pictures]]
+def _select(activation: Activation, rows: Tensor) -> Activation:
+    return Activation(*(part[rows] for part in activation))
 
 
 def _chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -382,20 +278,33 @@ def _chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     return rows.split(size) if len(rows) else ()
 
 
-def _fingerprint(module: LightningModule) -> str:
+def _draw_row(
+    module: WeakMedSAM,
+    title: str,
+    image: Tensor,
+    cam: Tensor,
+    refined: Refined,
+    i: int,
+    after: Tensor,
+    mask: Tensor | None,
+) -> Row:
+    """Row of slice ``i`` of ``refined``; shows the class with the highest score in it."""
+    c = int(refined.after[i].flatten(1).sum(1).argmax())
+    return Row(
+        title + module.class_names[c],
+        image=image.float().cpu().numpy(),
+        cam=cam[c].float().cpu().numpy(),
+        affinity=refined.affinity[i].float().cpu().numpy(),
+        refined=refined.walked[i, c].float().cpu().numpy(),
+        pseudo_label=after.to(torch.uint8).cpu().numpy(),
+        mask=None if mask is None else mask.to(torch.uint8).cpu().numpy(),
+    )
+
+
+def _fingerprint(module: WeakMedSAM) -> str:
     """Short hash of the network's weights: pseudo-labels of another network are not its own."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["case", "class"])
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)

@@ -9,6 +9,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from weakmedsam.backbones.pocket import WEIGHTS, Pocket
+from weakmedsam.files import replacing
 from weakmedsam.pretraining.scenes import Prompts, ask, draw_scenes
 
 UNSEEN = 2**40
@@ -69,35 +71,33 @@ def evaluate(model: Pocket, images: int = 256) -> dict[str, float]:
     """Mean IoU at one point on unseen drawn images: best of three candidates, and the one chosen."""
     best, chosen = [], []
     for batch in DataLoader(DrawnPrompts(16, 4, images // 16, UNSEEN), batch_size=None):
-        logits, quality = model.candidates_at_points(model.encode(batch.image).embedding, batch.points)
+        logits, quality = model.candidates_at_points(model.embed(batch.image), batch.points)
         iou = overlap(logits, batch.masks[:, :, None])
         best.append(iou.amax(-1).flatten())
         chosen.append(iou.gather(-1, quality.argmax(-1, keepdim=True)).flatten())
     return {"best_of_three": torch.cat(best).mean().item(), "chosen": torch.cat(chosen).mean().item()}
 
 
-def write_weights(model: nn.Module, path: Path) -> None:
+def write_weights(model: Pocket, path: Path) -> None:
     """Half precision, whole or not at all."""
-    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-    temporary = path.with_suffix(".part")
-    save_file(state, temporary)
-    temporary.replace(path)
-
-
-def _save_atomically(state: dict[str, object], path: Path) -> None:
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    state = {key: value.half().contiguous() for key, value in model.pretrained_state().items()}
+    with replacing(path) as part:
+        save_file(state, part)
 
 
 def train(args: argparse.Namespace) -> Pocket:
     """One-cycle AdamW over drawn batches, with a running average of the weights as the result."""
     torch.manual_seed(0)
     device = torch.device(args.device)
-    model = Pocket(weights="none").to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
+    # torch's own annotation of `to` leaves out memory_format.
+    model: Pocket = Pocket(weights="none").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.requires_grad_(True)
+    model.adapted.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.05)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
+    averaged = cast(Pocket, average.module)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
     state_file, start = args.work / "state.pt", 0
     args.work.mkdir(parents=True, exist_ok=True)
@@ -110,22 +110,22 @@ def train(args: argparse.Namespace) -> Pocket:
     for step, batch in enumerate(bar, start=start + 1):
         image, points, masks = (tensor.to(device) for tensor in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            logits, quality = model.candidates_at_points(model.encode(image).embedding, points)
+            logits, quality = model.candidates_at_points(model.embed(image), points)
         loss = prompt_loss(logits.float(), quality.float(), masks)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         average.update_parameters(model)
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step % args.save_every == 0 or step == args.steps:
-            _save_atomically(
-                {"step": step, **{key: part.state_dict() for key, part in parts.items()}}, state_file
-            )
-            figures = evaluate(average.module.eval(), 64)
+            with replacing(state_file) as unfinished:
+                state = {key: part.state_dict() for key, part in parts.items()}
+                torch.save({"step": step, **state}, unfinished)
+            figures = evaluate(averaged.eval(), 64)
             bar.write(f"step {step}: loss {loss.item():.3f}, IoU on unseen images {figures}")
-    return average.module.eval()
+    return averaged.eval()
 
 
 def _batches(args: argparse.Namespace, start: int) -> Iterator[Prompts]:

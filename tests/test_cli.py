@@ -1,0 +1,143 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from weakmedsam import cli
+from weakmedsam.classify import WeakMedSAM
+from weakmedsam.segment import Segmenter
+
+ROOT = Path(__file__).parent.parent
+DATA_SETS = sorted(path.stem for path in (ROOT / "experiments/data").glob("*.yaml"))
+BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Run the command line in this process; training itself is left out."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    made = []
+    monkeypatch.setattr(cli.WeakMedSAMCLI, "_run_subcommand", lambda self, subcommand: made.append(self))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["weakmedsam", *words])
+        cli.main()
+        return made[-1] if made else None
+
+    return run
+
+
+def configs(stage, data="phantom", backbone="pocket"):
+    names = [f"experiments/{stage}.yaml", f"experiments/data/{data}.yaml"]
+    names += [f"experiments/backbone/{backbone}.yaml"] if stage == "classify" else []
+    return [word for name in names for word in ("--config", name)]
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_data_set_and_backbone_makes_a_classifier(call, tmp_path, data, backbone):
+    made = call("fit", *configs("classify", data, backbone), "--trainer.default_root_dir", str(tmp_path))
+    assert isinstance(made.model, WeakMedSAM)
+    assert made.model.class_names == made.datamodule.class_names
+    assert made.model.backbone.image_size == made.datamodule.image_size
+    kinds = [type(callback).__name__ for callback in made.model.configure_callbacks()]
+    assert kinds == ["SubClassExploration", "PromptAffinityMining"]
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_every_data_set_makes_a_segmenter_of_its_classes(call, tmp_path, data):
+    made = call("fit", *configs("segment", data), "--trainer.default_root_dir", str(tmp_path))
+    assert isinstance(made.model, Segmenter)
+    assert made.model.class_names == made.datamodule.class_names
+
+
+def test_numbers_can_be_set_flat(call, tmp_path):
+    made = call(
+        *("fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path)),
+        *(
+            "--model.sub_classes",
+            "4",
+            "--model.pam.beta",
+            "2.5",
+            "--model.sce.source",
+            "pass",
+            "--data.image_size",
+            "64",
+        ),
+    )
+    assert made.model.subclass_head.out_channels == 2 * 4 + 1
+    sce, pam = made.model.configure_callbacks()
+    assert (sce.source, pam.beta) == ("pass", 2.5)
+    assert made.model.backbone.image_size == 64
+    folders = {getattr(callback, "dirpath", None) for callback in made.trainer.callbacks}
+    assert str(tmp_path / "checkpoints") in folders
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.sub_clases", "4"], "sub_clases"),
+        (["--trainer.max_epocs", "4"], "max_epocs"),
+        (["--data.clases", "{lesion: [1]}"], "clases"),
+        (["--model.sce.source", "disk"], "choose one of bank, pass"),
+        (["--data.classes", "{leison: [1]}"], "leison"),
+    ],
+)
+def test_what_is_misspelt_is_refused_by_name(call, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        call("fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path), *words)
+    told = f"{stopped.value.code} {capsys.readouterr().err}"
+    assert message in told
+    assert len(told.splitlines()) < 40
+
+
+@pytest.mark.parametrize("subcommand", ["test", "predict", "validate"])
+def test_without_a_checkpoint_nothing_is_scored(call, tmp_path, subcommand):
+    with pytest.raises(SystemExit, match=f"{subcommand} needs a trained network: add --ckpt_path"):
+        call(subcommand, *configs("classify"), "--trainer.default_root_dir", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"nowhere\.ckpt: there is no such file"):
+        call(subcommand, *configs("classify"), "--ckpt_path", "nowhere.ckpt")
+
+
+def test_prepare_writes_the_store_and_what_is_in_it(call, tmp_path):
+    call(
+        *("prepare", "--config", "experiments/data/phantom.yaml", "--data.data_dir", str(tmp_path / "scans")),
+        *(
+            "--data.num_volumes",
+            "4",
+            "--data.phantom.slices",
+            "8",
+            "--data.store_dir",
+            str(tmp_path / "store"),
+        ),
+        *("--data.image_size", "32", "--data.prepare_workers", "1", "--summary", str(tmp_path / "data.json")),
+    )
+    summary = json.loads((tmp_path / "data.json").read_text())
+    assert sum(split["cases"] for split in summary["splits"].values()) == 4
+    assert summary["splits"]["train"]["slices"] == 8 * summary["splits"]["train"]["cases"]
+    assert Path(summary["store"]).is_dir()
+
+
+def test_wandb_stays_offline_unless_the_user_is_logged_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SILENT", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    cli.use_wandb_offline_unless_asked()
+    assert os.environ["WANDB_MODE"] == "offline"
+    monkeypatch.delenv("WANDB_MODE")
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    cli.use_wandb_offline_unless_asked()
+    assert "WANDB_MODE" not in os.environ
+    monkeypatch.setenv("WANDB_MODE", "online")
+    cli.use_wandb_offline_unless_asked()
+    assert os.environ["WANDB_MODE"] == "online"
+
+
+def test_provenance_names_versions_and_commit():
+    found = cli.provenance()
+    assert {"torch", "lightning", "monai"} <= found["versions"].keys()
+    assert found["git"]
