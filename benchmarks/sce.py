@@ -18,13 +18,16 @@ import numpy as np
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.callbacks import SubClassExploration
 from weakmedsam.classify import WeakMedSAM
+from weakmedsam.contracts import SliceBatch
 
 
 class RandomSlices(LightningDataModule):
@@ -37,18 +40,33 @@ class RandomSlices(LightningDataModule):
         self.labels = (torch.rand(slices, 2, generator=generator) < 0.5).float()
         self.train_slices = slices
 
-    def train_labels(self) -> np.ndarray:
+    def train_labels(self) -> NDArray[np.float32]:
+        """(N, 2) in {0, 1}."""
         return self.labels.numpy()
 
-    def train_dataloader(self, shuffle: bool = True) -> DataLoader:
-        items = [
-            {"image": image, "label": label, "index": i}
-            for i, (image, label) in enumerate(zip(self.images, self.labels, strict=True))
-        ]
-        return DataLoader(items, batch_size=16, shuffle=shuffle)
+    def train_dataloader(self) -> DataLoader[SliceBatch]:
+        """Shuffled batches of 16."""
+        return self._loader(shuffle=True)
 
-    def features_dataloader(self, rank: int, world: int) -> DataLoader:
-        return self.train_dataloader(shuffle=False)
+    def features_dataloader(self, rank: int, world: int) -> DataLoader[SliceBatch]:
+        """All slices in order; there is one process here."""
+        return self._loader(shuffle=False)
+
+    def _loader(self, shuffle: bool) -> DataLoader[SliceBatch]:
+        return DataLoader(Items(self.images, self.labels), batch_size=16, shuffle=shuffle)
+
+
+class Items(Dataset[SliceBatch]):
+    """One slice an item."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> SliceBatch:
+        return {"image": self.images[index], "label": self.labels[index], "index": torch.tensor(index)}
 
 
 class Clock(Callback):
@@ -59,15 +77,17 @@ class Clock(Callback):
         self.before = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the run's clock."""
         self.begin = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's clock."""
         if not self.epochs:
             self.before = time.perf_counter() - self.begin
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # configure_callbacks puts SCE before this one's turn only if it is attached first: see below.
+        """Stop it."""
         self.epochs.append(time.perf_counter() - self.start)
 
 
@@ -75,8 +95,9 @@ def train(data: RandomSlices, epochs: int, with_sce: bool) -> Clock:
     """A fresh network for some epochs."""
     clock = Clock()
     sce = SubClassExploration() if with_sce else None
-    model = WeakMedSAM(Pocket(weights="none"), ["a", "b"], sce=sce)
-    model.configure_callbacks = lambda: [*([sce] if sce else []), clock]  # type: ignore[method-assign]
+    # In PAM's place the clock comes after SCE, so that the time of clustering is in the epoch; the
+    # trainer would put one of its own before SCE.
+    model = WeakMedSAM(Pocket(weights="none"), ["a", "b"], sce=sce, pam=clock)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             default_root_dir=folder, max_epochs=epochs, accelerator="cpu", precision="bf16-mixed", logger=False,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
-from data_modules.index import Entry
 from data_modules.frames import frame_box
+from data_modules.index import Entry
 from data_modules.store import FULL_SCALE, SliceReader
 from weakmedsam.contracts import DataError, PseudoLabelKeys, VolumeBatch
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -210,7 +211,7 @@ class Segmenter(LightningModule):
             self.val_overlap = VolumeDice(data.val_cases, self.num_classes)
             self._truth = "mask" if data.has_val_masks else "target"
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a one-cycle schedule over all steps.
 
         Raises:

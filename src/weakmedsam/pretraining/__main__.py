@@ -98,7 +98,9 @@ def train(args: argparse.Namespace) -> Pocket:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.05)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
     averaged = cast(Pocket, average.module)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
+    parts: dict[str, nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler] = {
+        "model": model, "optimizer": optimizer, "schedule": schedule, "average": average,
+    }  # fmt: skip
     state_file, start = args.work / "state.pt", 0
     args.work.mkdir(parents=True, exist_ok=True)
     if state_file.is_file():
@@ -138,11 +140,11 @@ def main() -> None:
     """Train, write the weights, print the figures."""
     parser = argparse.ArgumentParser(prog="python -m weakmedsam.pretraining", description=__doc__)
     parser.add_argument(
-        "--steps", type=int, default=3200, help="optimiser steps; about 1.3 s each on two cores"
+        "--steps", type=int, default=3000, help="optimiser steps; 1 to 1.5 s each on two cores"
     )
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--prompts", type=int, default=2, help="points an image")
-    parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--save-every", type=int, default=200, help="steps between saved states")
     parser.add_argument(
