@@ -73,7 +73,7 @@ def test_the_loss_is_the_papers(scans):
     batch = next(iter(data.train_dataloader()))
     assert "mask" not in batch
     assert "target" not in batch
-    model = module()
+    model = module(pooling="average")
     model.log = lambda *args, **kwargs: None
     pooled = model.backbone.encode(batch["image"]).features.mean((2, 3))
     bce = torch.nn.functional.binary_cross_entropy_with_logits
@@ -86,6 +86,16 @@ def test_the_loss_is_the_papers(scans):
     targets[:, 0] = 1 - batch["label"].amax(1)
     second = bce(pooled @ model.subclass_head.weight.flatten(1).T, targets)
     assert torch.allclose(model.training_step(batch, 0)["loss"], expected + 0.5 * second)
+
+
+def test_top_k_pooling_takes_the_strongest_share_of_the_cells():
+    model = module(pooling="top_k", top_share=0.25)
+    evidence = torch.tensor([[[[1.0, 5.0], [2.0, 3.0]], [[0.0, -1.0], [-2.0, -3.0]]]])
+    assert model.pool(evidence).tolist() == [[5.0, 0.0]]
+    assert module(pooling="top_k", top_share=0.5).pool(evidence).tolist() == [[4.0, -0.5]]
+    assert torch.equal(module(pooling="average").pool(evidence), evidence.mean((2, 3)))
+    with pytest.raises(ConfigError, match=r"model\.pooling is 'max'.*average, top_k"):
+        module(pooling="max")
 
 
 class _Die(Callback):

@@ -24,6 +24,7 @@ from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, Volum
 from weakmedsam.subclasses import subclass_targets
 
 CHECKPOINT_KEY = "weakmedsam"
+POOLINGS = ("average", "top_k")
 
 
 class Activation(NamedTuple):
@@ -52,6 +53,10 @@ class WeakMedSAM(LightningModule):
             data.
         sub_classes: K, clusters a class; the paper uses 8.
         subclass_weight: of the sub-class loss; the paper uses 0.5.
+        pooling: how a class's evidence over the cells becomes its logit: ``average`` (the paper's global
+            average pooling) or ``top_k``, the mean over its strongest cells. With a receptive field as
+            large as the image, average pooling lets the evidence lie anywhere, in air too.
+        top_share: share of the cells that ``top_k`` takes, in (0, 1].
         trainable: the backbone's freezing policy, by name.
         learning_rate: peak of the one-cycle schedule of AdamW; the paper uses 1e-4.
         weight_decay: of AdamW; the paper uses 0.01.
@@ -72,6 +77,8 @@ class WeakMedSAM(LightningModule):
         class_names: list[str],
         sub_classes: int = 8,
         subclass_weight: float = 0.5,
+        pooling: str = "top_k",
+        top_share: float = 0.05,
         trainable: str = "published",
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
@@ -84,6 +91,13 @@ class WeakMedSAM(LightningModule):
             raise ConfigError(
                 f"model.sub_classes is {sub_classes}; at least 1 is needed (model.sce: null trains without)"
             )
+        if pooling not in POOLINGS or not 0 < top_share <= 1:
+            raise ConfigError(
+                f"model.pooling is {pooling!r} with model.top_share {top_share}; choose one of "
+                f"{', '.join(POOLINGS)}, and a share in (0, 1]"
+            )
+        self.pooling = pooling
+        self.top_share = top_share
         self.backbone = backbone
         self.class_names = list(class_names)
         self.sub_classes = sub_classes
@@ -109,13 +123,20 @@ class WeakMedSAM(LightningModule):
     def forward(self, image: Tensor) -> Activation:
         """Classify slices and say where the evidence lies: (B, 1, H, W) in [0, 1]."""
         encoded = self.backbone.encode(image)
-        logits = self.class_head(self.pool(encoded.features)).flatten(1)
+        logits = self.pool(self.class_head(encoded.features))
         cam = class_activation_map(encoded.features.float(), self.class_head.weight.flatten(1))
         return Activation(logits, cam, encoded.embedding)
 
-    def pool(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, D, 1, 1), the average over the image: what is classified and clustered."""
-        return features.mean(dim=(-2, -1), keepdim=True)
+    def pool(self, evidence: Tensor) -> Tensor:
+        """(B, C, h, w) evidence of each class (or sub-class) at every cell -> (B, C) logits."""
+        if self.pooling == "average":
+            return evidence.mean(dim=(-2, -1))
+        cells = evidence.flatten(2)
+        return cells.topk(max(1, round(self.top_share * cells.shape[-1])), dim=-1).values.mean(dim=-1)
+
+    def describe(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, D), the average over the image: what SCE clusters."""
+        return features.mean(dim=(-2, -1))
 
     def on_train_start(self) -> None:
         """Refuse to lengthen a finished schedule.
@@ -133,17 +154,20 @@ class WeakMedSAM(LightningModule):
 
     def training_step(self, batch: SliceBatch, batch_idx: int) -> dict[str, Tensor]:
         """BCE over classes plus weighted BCE over sub-classes; also hands out the pooled features."""
-        pooled = self.pool(self.backbone.features(batch["image"]))
-        class_loss = F.binary_cross_entropy_with_logits(self.class_head(pooled).flatten(1), batch["label"])
+        features = self.backbone.features(batch["image"])
+        class_logits = self.pool(self.class_head(features))
+        class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
         loss, size = class_loss, len(batch["index"])
         if len(self.subclass_ids):
             targets = subclass_targets(self.subclass_ids[batch["index"]], self.sub_classes)
-            subclass_loss = F.binary_cross_entropy_with_logits(self.subclass_head(pooled).flatten(1), targets)
+            subclass_loss = F.binary_cross_entropy_with_logits(
+                self.pool(self.subclass_head(features)), targets
+            )
             loss = class_loss + self.subclass_weight * subclass_loss
             self.log("train/subclass_loss", subclass_loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train/class_loss", class_loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        return {"loss": loss, "pooled": pooled.detach().flatten(1)}
+        return {"loss": loss, "pooled": self.describe(features).detach()}
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """Class loss, AUROC and average precision; the activation goes on to PAM."""

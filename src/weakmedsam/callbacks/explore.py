@@ -136,7 +136,7 @@ class SubClassExploration(Callback):
         for batch in data.features_dataloader(trainer.global_rank, trainer.world_size):
             with trainer.precision_plugin.forward_context():
                 features = module.backbone.features(batch["image"].to(module.device))
-            pooled[batch["index"].to(module.device)] = module.pool(features).flatten(1).float()
+            pooled[batch["index"].to(module.device)] = module.describe(features).float()
         module.train(training)
         return trainer.strategy.reduce(pooled, reduce_op="sum")
 
