@@ -77,7 +77,7 @@ class WeakMedSAM(LightningModule):
         class_names: list[str],
         sub_classes: int = 8,
         subclass_weight: float = 0.5,
-        pooling: str = "top_k",
+        pooling: str = "average",
         top_share: float = 0.05,
         trainable: str = "published",
         learning_rate: float = 1e-4,
