@@ -114,7 +114,7 @@ def main() -> None:
     full = parser.parse_args().full
     logging.getLogger("lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    data, epochs = RandomSlices(960 if full else 192), 5 if full else 3
+    data, epochs = RandomSlices(960 if full else 128), 5 if full else 3
     runs: dict[bool, list[Clock]] = {False: [], True: []}
     for _ in range(2):
         for with_sce in (False, True):

@@ -16,6 +16,7 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
+from data_modules.about import count_splits, describe_intensity, warn_of_false_spacing
 from data_modules.cases import Case, DataSet, Intensity, choose_classes
 from data_modules.datasets import (
     PseudoLabelReader,
@@ -196,16 +197,7 @@ class SliceDataModule(LightningDataModule):
             DataError: no data, bad cases, or an empty split.
         """
         index = prepare(self.find_cases(), self.spec, self.store_dir, self.prepare_workers, self.on_bad_case)
-        false = [e.name for e in index.entries.values() if self._spacing_is_false(e)]
-        if false:
-            _log.warning(
-                "%d case(s) state a voxel of %s mm, known to be a wrong entry of %s; "
-                "their distances in mm are not to be trusted: %s",
-                len(false),
-                self.facts.false_spacing,
-                self.facts.name,
-                ", ".join(false),
-            )
+        warn_of_false_spacing(index.entries, self.facts)
         split, name = self._split(index)
         write_rows(self.store / f"split-{name}.csv", ("case", "split"), sorted(split.items()))
 
@@ -262,12 +254,7 @@ class SliceDataModule(LightningDataModule):
         if index is None:
             raise DataError(f"{self.store}: nothing is prepared there. Call prepare_data() first.")
         split, _ = self._split(index)
-        counts: dict[str, Any] = {}
-        for name in ("train", "val", "test"):
-            entries = [entry for case, entry in index.entries.items() if split[case] == name]
-            labels = tabulate(entries, self.min_pixels).labels if entries else np.zeros((0, self.num_classes))
-            positive = dict(zip(self.class_names, labels.sum(axis=0).astype(int).tolist(), strict=True))
-            counts[name] = {"cases": len(entries), "slices": len(labels), "positive_slices": positive}
+        counts = count_splits(index.entries, split, self.class_names, self.min_pixels)
         return {
             "store": str(self.store),
             "data_dir": self.data_dir,
@@ -286,11 +273,7 @@ class SliceDataModule(LightningDataModule):
 
     def intensity_note(self) -> str:
         """One line on how intensities were scaled, and their mean and deviation over training scans."""
-        train = self.cases("train")
-        mean = float(np.mean([entry.mean for entry in train])) if train else float("nan")
-        deviation = float(np.mean([entry.deviation for entry in train])) if train else float("nan")
-        rule = train[0].window_rule if train else str(self.intensity)
-        return f"{rule} -> [0, 1]; mean {mean:.3f}, deviation {deviation:.3f} (averages over training scans)"
+        return describe_intensity(self.cases("train"), str(self.intensity))
 
     # Loaders
 
@@ -353,12 +336,6 @@ class SliceDataModule(LightningDataModule):
             published=self.facts.published_split,
             fractions=(self.split_fractions[0], self.split_fractions[1], self.split_fractions[2]),
             seed=self.seed,
-        )
-
-    def _spacing_is_false(self, entry: Entry) -> bool:
-        false = self.facts.false_spacing
-        return false is not None and bool(
-            np.allclose(sorted(entry.geometry.spacing), sorted(false), atol=1e-4)
         )
 
     def _check_fit(self) -> None:

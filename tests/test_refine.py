@@ -36,12 +36,23 @@ def test_a_perfect_activation_stays_and_an_absent_class_is_empty():
 def test_shapes_and_ranges_are_those_promised():
     backbone, cam, embedding, box = drawn(3)
     refined = refine(backbone, cam, embedding, torch.ones(3, 2), box, SMALL, 2)
-    shapes = [(3, 16, 16), (3, 2, 16, 16), (3, 2, SIZE, SIZE), (3, 2, SIZE, SIZE)]
+    shapes = [(3, 2, 8, 8), (3, 16, 16), (3, 2, 16, 16), (3, 2, SIZE, SIZE), (3, 2, SIZE, SIZE)]
     for part, shape in zip(refined, shapes, strict=True):
         assert part.shape == shape
         assert part.min() >= 0
         assert part.max() <= 1 + 1e-6
         assert not part.requires_grad
+
+
+def test_padding_around_the_scan_shows_no_activation_at_any_step():
+    backbone, cam, embedding, _ = drawn(1)
+    cam[..., :2] = 5.0
+    box = torch.tensor([[0, SIZE, 8, SIZE]])
+    refined = refine(backbone, cam, embedding, torch.ones(1, 2), box, SMALL, 4)
+    for maps in (refined.cam, refined.walked, refined.before, refined.after):
+        padding = maps.shape[-1] // 4
+        assert maps[..., :padding].eq(0).all()
+        assert maps[..., padding:].max() > 0.9
 
 
 def test_chunking_changes_nothing():

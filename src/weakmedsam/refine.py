@@ -80,12 +80,14 @@ class Refined(NamedTuple):
     """PAM's result for B slices.
 
     Attributes:
+        cam: (B, C, h, w) in [0, 1], activation scaled over the scan, 0 in the padding around it.
         affinity: (B, s, s) in [0, 1], a picture of the affinity.
         walked: (B, C, s, s) in [0, 1], activation after the random walk.
         before: (B, C, S, S) gated scores of the activation as it was.
         after: (B, C, S, S) gated scores after the walk.
     """
 
+    cam: Tensor
     affinity: Tensor
     walked: Tensor
     before: Tensor
@@ -131,5 +133,5 @@ def refine(
         walked = random_walk(min_max_inside(start, inside), weights, offsets, settings.steps, inside=inside)
         before = gated_scores(some, present, size, settings.sigma) * frame
         after = gated_scores(walked, present, size, settings.sigma) * frame
-        parts.append(Refined(border_map(weights, offsets), walked, before, after))
+        parts.append(Refined(some, border_map(weights, offsets), walked, before, after))
     return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -131,8 +131,7 @@ class PromptAffinityMining(Callback):
                 case, area = batch["case"][row], int((truth[i] > 0).sum())
                 if area > (self._rows[case][0] if case in self._rows else 0):
                     title = f"{case} slice {int(batch['slice'][row])}\n"
-                    image, cam = batch["image"][row, 0], activation.cam[row]
-                    made = _draw_row(module, title, image, cam, refined, i, after[i], truth[i])
+                    made = _draw_row(module, title, batch["image"][row, 0], refined, i, after[i], truth[i])
                     self._rows[case] = area, made
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,7 +258,7 @@ class PromptAffinityMining(Callback):
             if int(areas[best]) > largest:
                 z, largest = int(some[best]), int(areas[best])
                 title, image = f"{batch['case']} slice {z}\n", batch["image"][z, 0]
-                shown = _draw_row(module, title, image, activation.cam[z], refined, best, after[best], None)
+                shown = _draw_row(module, title, image, refined, best, after[best], None)
         return result, shown
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,7 +281,6 @@ def _draw_row(
     module: WeakMedSAM,
     title: str,
     image: Tensor,
-    cam: Tensor,
     refined: Refined,
     i: int,
     after: Tensor,
@@ -293,7 +291,7 @@ def _draw_row(
     return Row(
         title + module.class_names[c],
         image=image.float().cpu().numpy(),
-        cam=cam[c].float().cpu().numpy(),
+        cam=refined.cam[i, c].float().cpu().numpy(),
         affinity=refined.affinity[i].float().cpu().numpy(),
         refined=refined.walked[i, c].float().cpu().numpy(),
         pseudo_label=after.to(torch.uint8).cpu().numpy(),

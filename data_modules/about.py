@@ -1,0 +1,69 @@
+"""What can be said of a prepared data set: counts, intensities, entries known to be wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_modules.cases import DataSet
+from data_modules.datasets import tabulate
+from data_modules.index import Entry
+
+_log = logging.getLogger(__name__)
+
+
+def count_splits(
+    entries: Mapping[str, Entry], split: Mapping[str, str], class_names: Sequence[str], min_pixels: int
+) -> dict[str, Any]:
+    """Cases, slices and positive slices of each class, by split.
+
+    Args:
+        entries: case name -> what the index says of it.
+        split: case name -> "train", "val" or "test".
+        class_names: names of the classes, id 1 first.
+        min_pixels: of a class, from which on it counts as present.
+    """
+    counts: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        chosen = [entry for case, entry in entries.items() if split[case] == name]
+        labels = tabulate(chosen, min_pixels).labels if chosen else np.zeros((0, len(class_names)))
+        positive = dict(zip(class_names, labels.sum(axis=0).astype(int).tolist(), strict=True))
+        counts[name] = {"cases": len(chosen), "slices": len(labels), "positive_slices": positive}
+    return counts
+
+
+def describe_intensity(train: Sequence[Entry], rule: str) -> str:
+    """One line on how intensities were scaled, and their mean and deviation over training scans.
+
+    Args:
+        train: the training cases.
+        rule: what to call the scaling where there are none.
+    """
+    mean = float(np.mean([entry.mean for entry in train])) if train else float("nan")
+    deviation = float(np.mean([entry.deviation for entry in train])) if train else float("nan")
+    rule = train[0].window_rule if train else rule
+    return f"{rule} -> [0, 1]; mean {mean:.3f}, deviation {deviation:.3f} (averages over training scans)"
+
+
+def warn_of_false_spacing(entries: Mapping[str, Entry], facts: DataSet) -> None:
+    """Name the cases whose voxel size is an entry known to be wrong: their distances are not in mm."""
+    if facts.false_spacing is None:
+        return
+    wrong = sorted(facts.false_spacing)
+    false = [
+        entry.name
+        for entry in entries.values()
+        if np.allclose(sorted(entry.geometry.spacing), wrong, atol=1e-4)
+    ]
+    if false:
+        _log.warning(
+            "%d case(s) state a voxel of %s mm, known to be a wrong entry of %s; "
+            "their distances in mm are not to be trusted: %s",
+            len(false),
+            facts.false_spacing,
+            facts.name,
+            ", ".join(false),
+        )
