@@ -35,8 +35,8 @@ class Shop(ThreadingHTTPServer):
     """Serves one content; ``tricks`` are taken one per request, then it is honest.
 
     A trick is a set of words: ``cut`` (half of what is asked for, then the connection closes), ``stall``
-    (half, then silence), ``whole`` (ignores Range), ``ignorant`` (ignores If-Range), ``short`` and
-    ``long`` (a wrong Content-Length), ``bare`` (no ETag), or a status code.
+    (half, then silence), ``wobble`` (half or a quarter, in turn), ``whole`` (ignores Range), ``ignorant``
+    (ignores If-Range), ``short`` and ``long`` (a wrong Content-Length), ``bare`` (no ETag), or a status code.
     """
 
     daemon_threads = True
@@ -81,9 +81,15 @@ class Counter(BaseHTTPRequestHandler):
         if "bare" not in trick:
             self.send_header("ETag", shop.tag)
         self.end_headers()
-        part = body[: len(body) // 2] if trick & {"cut", "stall"} else body
-        self.wfile.write(part)
-        self.wfile.flush()
+        part = body[: len(body) // 2] if trick & {"cut", "stall", "wobble"} else body
+        if "wobble" in trick and len(shop.asked) % 2 == 0:
+            part = part[: len(part) // 2]
+        if "stall" in trick:
+            self.wfile.write(part[:-100])
+            time.sleep(0.05)  # the last bytes come as a small piece of their own
+            self.wfile.write(part[-100:])
+        else:
+            self.wfile.write(part)
         shop.sent.append(len(part))
         if "stall" in trick:
             shop.reached.set()
@@ -188,6 +194,16 @@ def test_a_server_that_always_truncates_is_given_up(tmp_path):
     assert visible(tmp_path) == []
 
 
+def test_bytes_that_came_before_are_no_progress(tmp_path):
+    # It would go on for ever where each gain over the attempt before counted.
+    with (
+        shop(tricks=[{"wobble", "whole"}] * 20) as server,
+        pytest.raises(CheckpointError, match="broke off after"),
+    ):
+        get(tmp_path, server)
+    assert len(server.asked) == 1 + HASTY.retries
+
+
 def test_a_stalled_connection_is_given_up_and_continued(tmp_path, capsys):
     with shop(tricks=[{"stall"}]) as server:
         get(tmp_path, server)
@@ -203,7 +219,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("trick", [set(), {"ignorant"}])
-def test_pieces_of_two_versions_are_not_put_together(tmp_path, trick):
+def test_pieces_of_two_versions_are_not_put_together(tmp_path, trick, capsys):
     other = bytes(255 - byte for byte in CONTENT[:HALF]) + CONTENT[HALF:]
     with shop(other, tricks=[{"cut"}] * 3) as server, pytest.raises(CheckpointError):
         get(tmp_path, server, patience=Patience(0.3, 0, 0.01))  # leaves a piece of the other version
@@ -217,6 +233,9 @@ def test_pieces_of_two_versions_are_not_put_together(tmp_path, trick):
         get(tmp_path, server)
         assert server.asked[0] == ("/net.pth", f"bytes={HALF}-", '"1"')
         assert server.sent[-1] == len(CONTENT)
+    said = capsys.readouterr().err
+    assert ("the file has changed" in said) is bool(trick)
+    assert "came in pieces" not in said
 
 
 def test_pieces_without_a_version_are_verified_together_and_fetched_again_in_one(tmp_path):
