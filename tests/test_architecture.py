@@ -33,6 +33,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     },
     "src/weakmedsam/scores.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.metrics"}, {"lightning"}),
     "src/weakmedsam/affinity.py": ({CONTRACTS, "weakmedsam.cam"}, {"lightning"}),
+    **{
+        f"src/weakmedsam/backbones/{name}.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.backbones"}, HEAVY)
+        for name in ("checkpoints", "fetching", "transfer")  # `make weights` starts without torch
+    },
     "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
     "src/weakmedsam/pipeline.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
@@ -101,6 +105,7 @@ def test_imports_keep_to_the_rooms(path: str) -> None:
         ("src/weakmedsam/metrics.py", "def f():\n    from data_modules.store import Entry"),
         ("src/weakmedsam/scores.py", "from weakmedsam import segment"),
         ("src/weakmedsam/backbones/pocket.py", "import weakmedsam.classify"),
+        ("src/weakmedsam/backbones/checkpoints.py", "import torch"),
         ("src/weakmedsam/pipeline.py", "try:\n    import torch.nn\nexcept ImportError:\n    pass"),
         ("src/weakmedsam/report.py", "import torch"),
         ("src/weakmedsam/predict.py", "import data_modules\nfrom weakmedsam import classify"),

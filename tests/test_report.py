@@ -272,6 +272,17 @@ def test_a_ceiling_is_called_one(full_run: Path) -> None:
     assert "validation and test cases only" not in shown
 
 
+def test_random_weights_are_named(full_run: Path) -> None:
+    config = full_run / "classify" / "config.yaml"
+    for weights, named in (("official", False), ("none", True)):
+        backbone = {"class_path": "weakmedsam.backbones.pocket.Pocket", "init_args": {"weights": weights}}
+        config.write_text(json.dumps({"model": {"init_args": {"backbone": backbone}}}))
+        page, said = page_of(full_run), "weights: none (random numbers)"
+        assert (said in section(page, "headline")) is named
+        assert (said in section(page, "settings")) is named
+        assert (said in " ".join(printed(full_run).split())) is named
+
+
 def test_maps_on_test_cases_stand_beside_validation(full_run: Path) -> None:
     rows = [{"case": f"t{n}", "class": "liver", "cam_dice": 0.2, "pam_dice": 0.4 + 0.1 * n} for n in range(3)]
     write_csv(full_run / "test_maps" / "cam_cases.csv", rows)

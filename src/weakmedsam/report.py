@@ -17,7 +17,7 @@ from rich.table import Table
 
 from weakmedsam.contracts import WeakMedSAMError
 from weakmedsam.files import write_whole
-from weakmedsam.report_figures import DASH, TITLES, duration, figures
+from weakmedsam.report_figures import DASH, RANDOM, TITLES, duration, figures
 from weakmedsam.report_page import render
 from weakmedsam.report_run import Run, read_run
 
@@ -93,6 +93,8 @@ def _table(run: Run) -> Table:
         found = ", ".join(f"{_WORDS[key]} {by_key[key]}" for key in keys if key in by_key)
         state = "" if stage.state == "done" else stage.state
         text = "; ".join(part for part in (found, state) if part) or DASH
+        if name == "classify" and run.random:
+            text += f"\n{RANDOM}"
         table.add_row(
             TITLES[name], text, duration(stage.seconds), file if (run.folder / file).exists() else DASH
         )

@@ -11,6 +11,9 @@ from typing import Any
 from weakmedsam.report_run import NAN, STAGES, Row, Run
 
 DASH = "\N{EN DASH}"
+RANDOM = "weights: none (random numbers)"
+"""What is said of a run whose backbone was not pre-trained."""
+
 TITLES = {
     "prepare": "prepare",
     "classify": "classify",

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from weakmedsam.report_charts import charts
-from weakmedsam.report_figures import DASH, TARGETS, TIPS, TITLES, cell, duration, figures, kept_epoch
+from weakmedsam.report_figures import DASH, RANDOM, TARGETS, TIPS, TITLES, cell, duration, figures, kept_epoch
 from weakmedsam.report_pictures import RULE, Album, chosen_pictures, latest_epoch, mean_by_case
 from weakmedsam.report_run import Row, Run
 
@@ -41,6 +41,7 @@ def render(run: Run) -> str:
         targets=TARGETS,
         tips=TIPS,
         rule=RULE,
+        random=RANDOM,
         figures=figures(run),
         choices=[_choice(run, stage) for stage in run.histories if run.histories[stage].epochs],
         finished=max((stage.finished for stage in run.stages.values()), default=""),

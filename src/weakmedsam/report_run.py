@@ -104,6 +104,7 @@ class Run:
         map_cases: rows of cam_cases.csv (CAM and refined CAM on the test cases), of test_maps/.
         summary: test/summary.json.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
+        random: the backbone started from random numbers (``weights: none``).
     """
 
     folder: Path
@@ -116,6 +117,7 @@ class Run:
     map_cases: list[Row]
     summary: dict[str, Any]
     expert: bool
+    random: bool
 
     @property
     def dataset(self) -> str:
@@ -167,6 +169,8 @@ def read_run(folder: Path) -> Run:
         map_cases=next((rows for path in maps if (rows := _read_rows(path, ("cam_dice", "pam_dice")))), []),
         summary=_read_json(folder / "test" / "summary.json"),
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
+        # From the configuration: a stage's settings hold YAML values that an option may have overruled.
+        random=_backbone_options(configs["classify"]).get("weights") == "none",
     )
 
 
@@ -175,6 +179,13 @@ def _supervised_by_experts(options: Any) -> bool:
     if not isinstance(options, dict):
         return False
     return options.get("supervision") == "expert" or any(map(_supervised_by_experts, options.values()))
+
+
+def _backbone_options(config: Any) -> dict[str, Any]:
+    """``model.init_args.backbone.init_args``; empty where it is not there."""
+    for key in ("model", "init_args", "backbone", "init_args"):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
 
 
 def _read_stage(folder: Path) -> Stage:

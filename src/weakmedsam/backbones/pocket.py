@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
 from weakmedsam.backbones.base import Backbone, Encoded
+from weakmedsam.backbones.checkpoints import check_fit, read_weights
 from weakmedsam.backbones.prompting import decode_points
-from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.contracts import ConfigError
 
 WEIGHTS = Path(__file__).with_name("pocket.safetensors")
 
@@ -166,19 +166,8 @@ class Pocket(Backbone):
         self.adapted.load_state_dict(self.encoder.state_dict())
 
     def _load(self, path: Path) -> None:
-        if not path.is_file():
-            raise CheckpointError(
-                f"backbone.weights: {path} does not exist; 'embedded' and 'none' are always there"
-            )
-        state = {key: value.float() for key, value in load_file(path).items()}
-        own = self.pretrained_state()
-        wrong = [
-            k for k in sorted(own | state) if k not in own or k not in state or own[k].shape != state[k].shape
-        ]
-        if wrong:
-            raise CheckpointError(
-                f"backbone.weights: {path} is not of pocket; first differing keys: {', '.join(wrong[:4])}"
-            )
+        state = {key: value.float() for key, value in read_weights(path).items()}
+        check_fit(self.pretrained_state(), state, str(path), self.name)
         self.load_state_dict(state, strict=False)
 
     def pretrained_state(self) -> dict[str, Tensor]:
