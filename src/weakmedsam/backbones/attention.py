@@ -103,7 +103,9 @@ class Attention(nn.Module):
         """(B, h, w, D) -> (B, h, w, D)."""
         height, width = x.shape[1:3]
         # (3, B, heads, N, d)
-        query, key, value = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         grid = query.unflatten(2, (height, width))
         rows = torch.einsum("bnhwd,hkd->bnhwk", grid, self._by_distance(self.rel_pos_h, height))
         columns = torch.einsum("bnhwd,wkd->bnhwk", grid, self._by_distance(self.rel_pos_w, width))

@@ -107,7 +107,7 @@ class SAM(Backbone):
         compile: bool = False,  # noqa: A002
         points_per_call: int = 16,
         lora_rank: int = 0,
-        lora_alpha: float = 16.0,
+        lora_alpha: float = 4.0,
     ) -> None:
         super().__init__()
         shape = size_of(size)

@@ -93,9 +93,7 @@ def make_prompt_encoder(size: Size, cells: int, image_size: int) -> PromptEncode
 
 def make_mask_decoder(size: Size) -> MaskDecoder:
     """SAM's mask decoder: one single-mask output and three candidates."""
-    transformer = TwoWayTransformer(
-        depth=2, embedding_dim=size.embed, mlp_dim=size.decoder_mlp, num_heads=8
-    )
+    transformer = TwoWayTransformer(depth=2, embedding_dim=size.embed, mlp_dim=size.decoder_mlp, num_heads=8)
     return MaskDecoder(
         num_multimask_outputs=3,
         transformer=transformer,

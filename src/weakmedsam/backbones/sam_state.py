@@ -90,13 +90,13 @@ def fit_positions(
             fitted[key] = F.interpolate(table.T[None], size=wanted[0], mode="linear")[0].T
         else:
             side = (wanted[1], wanted[2])
-            fitted[key] = F.interpolate(table.permute(0, 3, 1, 2), size=side, mode="bicubic").permute(0, 2, 3, 1)
+            fitted[key] = F.interpolate(table.permute(0, 3, 1, 2), size=side, mode="bicubic").permute(
+                0, 2, 3, 1
+            )
     return fitted
 
 
-def load_matching(
-    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, ours: str
-) -> None:
+def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, ours: str) -> None:
     """Copy a checkpoint that must hold exactly the wanted tensors; nothing is copied if it does not.
 
     Args:

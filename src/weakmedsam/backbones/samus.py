@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from weakmedsam.backbones.attention import check_kind
+from weakmedsam.backbones.attention import Attention, check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import check_frame, make_mask_decoder, make_prompt_encoder, size_of
@@ -21,7 +22,14 @@ from weakmedsam.contracts import ConfigError
 
 SMALLEST, LARGEST = 64, 512
 
-ADDED = ("cnn_embed.", "post_pos_embed.", "input_Adapter.", "MLP_Adapter.", "Space_Adapter.", "refine_Adapter.")
+ADDED = (
+    "cnn_embed.",
+    "post_pos_embed.",
+    "input_Adapter.",
+    "MLP_Adapter.",
+    "Space_Adapter.",
+    "refine_Adapter.",
+)
 """Parts of a parameter's name that SAM does not have."""
 
 CLASS_HEADS = ("parent_fc.", "child_fc.")
@@ -178,7 +186,7 @@ class SAMUS(Backbone):
             for name, parameter in self.image_encoder.named_parameters():
                 parameter.requires_grad_(any(part in name for part in ADDED))
             for i in self.global_blocks:
-                attention = self.image_encoder.blocks[i].attn
+                attention = cast(Attention, self.image_encoder.blocks[i].attn)
                 attention.rel_pos_h.requires_grad_(True)
                 attention.rel_pos_w.requires_grad_(True)
         if policy == "published" and self.last_blocks:
