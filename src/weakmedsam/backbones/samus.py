@@ -138,7 +138,7 @@ class SAMUS(Backbone):
         if dropped:
             _log.info("%s: class heads are not the backbone's, dropped: %s", source, ", ".join(dropped))
         if kept:
-            _log.info("%s is of SAM; these keep their initial values: %s", source, ", ".join(kept))
+            _log.warning("%s is of SAM; these keep their initial values: %s", source, ", ".join(kept))
 
     def encode(self, image: Tensor) -> Encoded:
         """Features with gradient, embedding without: training looks at features only.
