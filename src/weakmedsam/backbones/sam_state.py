@@ -1,0 +1,129 @@
+"""Checkpoints of SAM and of networks made from it: told apart, fitted to another grid, loaded whole."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weakmedsam.backbones.sam_parts import SIZES
+from weakmedsam.contracts import CheckpointError
+
+WRAPPERS = ("state_dict", "model")
+"""Keys under which training programs put a network's weights."""
+
+PREFIXES = ("state_dict.", "model.", "module.", "_orig_mod.")
+"""What they put before every name."""
+
+SHOWN = 4
+"""Differing keys that an error names."""
+
+
+def read(weights: str, official: str | None) -> tuple[dict[str, Tensor], str]:
+    """A checkpoint's tensors and where they are from.
+
+    Args:
+        weights: the path of a file; not looked at where ``official`` is given.
+        official: the name of an official checkpoint, found in the cache or fetched.
+
+    Raises:
+        CheckpointError: see ``checkpoints.find`` and ``checkpoints.read_weights``.
+    """
+    from weakmedsam.backbones import checkpoints
+
+    path = checkpoints.find(official) if official else Path(weights)
+    return checkpoints.read_weights(path), str(path)
+
+
+def unwrap(state: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under their own names, whatever a training program put around them."""
+    for wrapper in WRAPPERS:
+        inner = state.get(wrapper)
+        if isinstance(inner, Mapping):
+            return unwrap(inner)
+    for prefix in PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            return unwrap({key.removeprefix(prefix): value for key, value in state.items()})
+    return cast(dict[str, Tensor], dict(state))
+
+
+def describe(state: Mapping[str, Tensor]) -> str:
+    """What network a checkpoint is of, for an error message."""
+    kernel = state.get("image_encoder.patch_embed.proj.weight")
+    if kernel is None or kernel.dim() != 4:
+        return "another network"
+    family = "SAMUS" if any(key.startswith("image_encoder.cnn_embed.") for key in state) else "SAM"
+    blocks = {key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")}
+    width, depth = kernel.shape[0], len(blocks)
+    for name, size in SIZES.items():
+        if (size.width, size.depth) == (width, depth):
+            return f"{family} {name}"
+    return f"a {family}-like network of width {width} with {depth} blocks"
+
+
+def fit_positions(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], global_blocks: Collection[int]
+) -> dict[str, Tensor]:
+    """Resize position tables to the grid of the network that takes them.
+
+    Relative tables of global blocks (2n - 1, d) are resized along their distances (linear), the absolute
+    table (1, n, n, D) bicubically; tables that fit, and windows, stay as they are.
+
+    Args:
+        state: a checkpoint's tensors.
+        own: the network's own, of the shapes that are wanted.
+        global_blocks: the numbers of the blocks that see the whole grid.
+    """
+    relative = {f"image_encoder.blocks.{i}.attn.rel_pos_{axis}" for i in global_blocks for axis in "hw"}
+    fitted = dict(state)
+    for key in relative | {"image_encoder.pos_embed"}:
+        if key not in state or key not in own or state[key].shape == own[key].shape:
+            continue
+        table, wanted = state[key].float(), own[key].shape
+        if table.dim() != len(wanted) or table.shape[-1] != wanted[-1]:
+            continue  # another network's: the comparison that follows names it
+        if key in relative:
+            fitted[key] = F.interpolate(table.T[None], size=wanted[0], mode="linear")[0].T
+        else:
+            side = (wanted[1], wanted[2])
+            fitted[key] = F.interpolate(table.permute(0, 3, 1, 2), size=side, mode="bicubic").permute(
+                0, 2, 3, 1
+            )
+    return fitted
+
+
+def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, ours: str) -> None:
+    """Copy a checkpoint that must hold exactly the wanted tensors; nothing is copied if it does not.
+
+    Args:
+        wanted: a network's own tensors by name, written in place.
+        state: what the checkpoint holds.
+        source: where it is from, for the message.
+        ours: what the network is called, for the message.
+
+    Raises:
+        CheckpointError: a key is missing, superfluous or of another shape; names both networks and the
+            first differing keys.
+    """
+    wrong = [
+        f"{key} ({_shape(state, key)}, here {_shape(wanted, key)})"
+        for key in dict.fromkeys((*wanted, *state))
+        if _shape(state, key) != _shape(wanted, key)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(
+            f"backbone.weights: {source} holds {describe(state)}, this backbone is {ours}; "
+            f"first differing keys: {', '.join(wrong[:SHOWN])}{more}. Choose the checkpoint or backbone.size to fit"
+        )
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(state[key])
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str) -> str:
+    return "x".join(map(str, tensors[key].shape)) if key in tensors else "absent"
