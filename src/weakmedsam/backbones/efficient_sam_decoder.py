@@ -11,6 +11,7 @@ first layer) is projected once per image, not once per prompt. The function is t
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -33,7 +34,7 @@ CANDIDATES = 3
 class FourierEncoding(nn.Module):
     """Random Fourier features of positions, SAM's own: sine and cosine of a fixed Gaussian projection.
 
-    Always in float32: under bf16 autocast the phase would be off by a tenth of a turn.
+    Always in float32: under bf16 autocast a point would move by about a pixel of a 512-pixel frame.
     """
 
     positional_encoding_gaussian_matrix: Tensor
@@ -98,7 +99,7 @@ class Perceptron(nn.Module):
         super().__init__()
         widths = [width, *[hidden] * hidden_layers]
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(i, o), nn.GELU()) for i, o in zip(widths, widths[1:], strict=False)
+            nn.Sequential(nn.Linear(i, o), nn.GELU()) for i, o in itertools.pairwise(widths)
         )
         self.fc = nn.Linear(hidden, out)
 
@@ -138,10 +139,8 @@ class PromptAttention(nn.Module):
         """
         images, _, tokens, _ = q.shape
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
-        if k.shape[1] == 1:
-            q = q.flatten(1, 2)[:, None]  # a token attends on its own: all prompts' tokens side by side
-        else:
-            q = q.expand(-1, k.shape[1], -1, -1)
+        # A token attends on its own: where keys are shared, all prompts' tokens stand side by side.
+        q = q.flatten(1, 2)[:, None] if k.shape[1] == 1 else q.expand(-1, k.shape[1], -1, -1)
         heads = [x.flatten(0, 1).unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v)]
         y = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
         y = self.out_proj(y.transpose(1, 2).flatten(2))
@@ -195,7 +194,7 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(width)
 
     def forward(self, prompts: Tensor, image: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """prompts (B, P, t, E), image (B, 1, h * w, E) -> tokens (B, P, t, E), image (B, P, h * w, E)."""
+        """Prompts (B, P, t, E), image (B, 1, h * w, E) -> tokens (B, P, t, E), image (B, P, h * w, E)."""
         tokens = prompts
         for layer in self.layers:
             tokens, image = layer(tokens, image, prompts, cells)
