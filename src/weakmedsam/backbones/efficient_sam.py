@@ -1,0 +1,222 @@
+"""EfficientSAM Ti and S: a plain vision transformer behind a decoder that takes many points at once.
+
+Source: EfficientSAM (Xiong et al., arXiv 2312.00863), code and weights github.com/yformer/EfficientSAM
+(Apache-2.0), which is on no package index: the architecture is written here, with the official names of
+the parameters, so that the official checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weakmedsam.backbones.base import Backbone, Encoded
+from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
+from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
+from weakmedsam.contracts import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+ATTENTIONS = ("auto", "explicit", "sdpa")
+
+SIZES = {
+    "ti": Architecture(width=192, depth=12, heads=3),
+    "s": Architecture(width=384, depth=12, heads=6),
+    "tiny": Architecture(48, 3, 3, neck=32, decoder_hidden=64, upscaling=(16, 8), quality_hidden=32),
+}
+"""``tiny`` is for tests and dry runs; it has no official weights."""
+
+OFFICIAL = {"ti": "efficient_sam_vitt", "s": "efficient_sam_vits"}
+"""Names of the official checkpoints in ``backbones/checkpoints.py``."""
+
+
+class EfficientSAM(Backbone):
+    """EfficientSAM: 10 M parameters (Ti) or 26 M (S); at 512 pixels 32 x 32 cells.
+
+    Intensities and channels: [0, 1], one grey channel repeated to three (an RGB image goes in as it is),
+    minus ImageNet's mean and over its deviation, all inside. An input of another size is resized to
+    ``encode_size``, bilinear, with anti-aliasing when it is larger.
+
+    ``encode`` gives features with a graph and the embedding without: this project trains on the features
+    only, so neck and decoder never get a gradient through it. Upstream's frame has 1024 pixels; the
+    decoder knows positions as parts of the frame only, so points hold at any size.
+
+    Args:
+        image_size: side of the input frame, pixels; points are given in it.
+        size: ``ti``, ``s``, or ``tiny`` for tests.
+        weights: ``official`` (found or fetched by ``backbones/checkpoints.py``), ``none`` (random), or the
+            path of a checkpoint.
+        encode_size: side of the frame that the encoder sees, pixels, a multiple of 16; cells a side are a
+            sixteenth of it. Upstream: 1024; 512 gives the 32 x 32 cells of SAMUS.
+        attention: ``sdpa``, ``explicit``, or ``auto``: sdpa, as there is no position bias.
+        gradient_checkpointing: trained blocks are computed again in the backward pass: less memory, more time.
+        compile: ``torch.compile`` of the image encoder.
+        points_per_call: pairs of image and point decoded at once; bounds memory, changes no result.
+        trained_blocks: last blocks that ``published`` trains; 4 as for SAMUS.
+
+    Raises:
+        ConfigError: an unknown size or attention, or an ``encode_size`` that is no multiple of 16.
+        CheckpointError: a checkpoint that is missing or of another network.
+    """
+
+    policies = ("published", "decoder", "all", "none")
+
+    def __init__(
+        self,
+        image_size: int = 512,
+        size: str = "ti",
+        weights: str = "official",
+        encode_size: int = 512,
+        attention: str = "auto",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - the name is the same for every backbone
+        points_per_call: int = 16,
+        trained_blocks: int = 4,
+    ) -> None:
+        super().__init__()
+        _check_arguments(size, weights, encode_size, attention)
+        architecture = SIZES[size]
+        self.name = f"efficient_sam_{size}"
+        self.image_size = image_size
+        self.encode_size = encode_size
+        self.feature_dim = architecture.width
+        self.points_per_call = points_per_call
+        self.trained_blocks = trained_blocks
+        self.image_encoder = ImageEncoder(architecture, attention == "explicit", gradient_checkpointing)
+        self.prompt_encoder = PointEncoder(architecture.neck)
+        self.mask_decoder = PointMaskDecoder(
+            architecture.neck,
+            architecture.decoder_hidden,
+            architecture.upscaling,
+            architecture.quality_hidden,
+        )
+        if weights == "none":
+            log.warning("backbone.weights is none: %s starts from random numbers", self.name)
+        else:
+            self._load(weights, size)
+        if compile:
+            self.image_encoder.compile()
+
+    def _load(self, weights: str, size: str) -> None:
+        from weakmedsam.backbones import checkpoints
+
+        path = checkpoints.find(OFFICIAL[size]) if weights == "official" else Path(weights)
+        state = checkpoints.read_weights(path)
+        own = self.state_dict()
+        differing = [
+            f"{key} {_shape(state, key)} there, {_shape(own, key)} here"
+            for key in sorted(own | state)
+            if _shape(own, key) != _shape(state, key)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"backbone.weights: {path} is of {_recognise(state)}, backbone.size asks for {self.name}; "
+                f"{len(differing)} keys differ, the first: {'; '.join(differing[:3])}"
+            )
+        self.load_state_dict(state)
+
+    def encode(self, image: Tensor) -> Encoded:  # noqa: D102
+        features = self.features(image)
+        with torch.no_grad():
+            embedding = self.image_encoder.neck(features.detach())
+        return Encoded(features, embedding)
+
+    def features(self, image: Tensor) -> Tensor:  # noqa: D102
+        return self.image_encoder(self._frame(image))
+
+    def _frame(self, image: Tensor) -> Tensor:
+        """(B, 1 or 3, S, S) -> (B, 3, encode_size, encode_size)."""
+        side = self.image_size
+        if image.shape[1:] not in ((1, side, side), (3, side, side)):
+            raise ConfigError(
+                f"backbone.image_size is {side}, but an image of shape {tuple(image.shape)} came in: "
+                "set data.image_size and backbone.image_size to the same value"
+            )
+        if side != self.encode_size:
+            shape, larger = (self.encode_size, self.encode_size), side > self.encode_size
+            image = F.interpolate(image, shape, mode="bilinear", align_corners=False, antialias=larger)
+        return image.expand(-1, 3, -1, -1)
+
+    def candidates_at_points(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The three candidate masks of each point and their predicted quality, in one decoder call.
+
+        Args:
+            embedding: (B, 256, h, w).
+            points: (P, 2), (x, y) in pixels of the input frame, centres at + 0.5.
+
+        Returns:
+            logits (B, P, 3, 4h, 4w) and predicted IoU (B, P, 3).
+        """
+        prompts = self.prompt_encoder(points / self.image_size, self.encode_size)
+        cells = self.prompt_encoder.cells(*embedding.shape[-2:])
+        logits, quality = self.mask_decoder(embedding, prompts, cells)
+        return logits[:, :, 1:], quality[:, :, 1:]
+
+    def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
+        """The candidate with the best predicted quality at each point: (B, P, 4h, 4w) logits."""
+        # Images share a call only where their points leave room: larger calls are slower on a CPU.
+        images = max(1, self.points_per_call // max(1, len(points)))
+        rows = []
+        for part in embedding.split(images):
+            chunks = points.split(self.points_per_call)
+            rows.append(torch.cat([self._best_masks(part, chunk) for chunk in chunks], dim=1))
+        return torch.cat(rows)
+
+    def _best_masks(self, embedding: Tensor, points: Tensor) -> Tensor:
+        logits, quality = self.candidates_at_points(embedding, points)
+        best = quality.argmax(dim=2)[:, :, None, None, None]
+        return logits.take_along_dim(best, dim=2).squeeze(2)
+
+    def set_trainable(self, policy: str) -> None:
+        """Freeze by name.
+
+        ``published``: the last ``trained_blocks`` blocks. The paper names what it trains for SAMUS only
+        (CNN branch, adapters, relative positions, last four blocks); of these EfficientSAM has the blocks.
+        ``decoder``: the mask decoder. ``all``: everything. ``none``: nothing. ``adapters`` is not known
+        here: there are none. Stage 1's loss reaches the image encoder without its neck; with several
+        processes ``decoder`` and ``all`` need a strategy that allows unused parameters.
+        """
+        if policy not in self.policies:
+            raise ConfigError(
+                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
+            )
+        self.requires_grad_(policy == "all")
+        if policy == "published":
+            first = len(self.image_encoder.blocks) - self.trained_blocks
+            self.image_encoder.blocks[max(0, first) :].requires_grad_(True)
+        if policy == "decoder":
+            self.mask_decoder.requires_grad_(True)
+
+
+def _check_arguments(size: str, weights: str, encode_size: int, attention: str) -> None:
+    if size not in SIZES:
+        raise ConfigError(f"backbone.size: {size!r} is unknown; EfficientSAM has {', '.join(SIZES)}")
+    if attention not in ATTENTIONS:
+        raise ConfigError(f"backbone.attention: {attention!r} is unknown; choose {', '.join(ATTENTIONS)}")
+    if weights == "official" and size not in OFFICIAL:
+        raise ConfigError(
+            f"backbone.weights: size {size!r} has no official checkpoint; set backbone.weights to none or a path"
+        )
+    if encode_size < PATCH or encode_size % PATCH:
+        below = max(PATCH, encode_size // PATCH * PATCH)
+        raise ConfigError(
+            f"backbone.encode_size: EfficientSAM takes multiples of {PATCH} pixels, got {encode_size}; "
+            f"the next ones are {below} and {below + PATCH}, and 512 gives 32 x 32 cells"
+        )
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> str:
+    return str(tuple(state[key].shape)) if key in state else "missing"
+
+
+def _recognise(state: Mapping[str, Tensor]) -> str:
+    """The name of the network that a checkpoint is of, as far as its position table tells."""
+    table = state.get("image_encoder.pos_embed")
+    names = [size for size, sizes in SIZES.items() if table is not None and table.shape[-1] == sizes.width]
+    own_prompts = "prompt_encoder.invalid_points.weight" in state
+    return f"efficient_sam_{names[0]}" if names and own_prompts else "another network"
