@@ -1,12 +1,11 @@
 """What the tests of SAM and SAMUS share."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from weakmedsam import backbones
+from weakmedsam.backbones import checkpoints
 
 
 def relative_error(ours, theirs) -> float:
@@ -70,14 +69,13 @@ def stand_ins(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def checkpoint_files(monkeypatch):
-    """Stands in for ``backbones.checkpoints``: records what is asked for; ``files`` is what can be read."""
+    """No cache and no network: records what is asked for; ``files`` is what can be read."""
     asked, files = [], {}
 
     def find(name):
         asked.append(name)
         return name
 
-    fake = SimpleNamespace(find=find, read_weights=lambda path: files[str(path)], asked=asked, files=files)
-    monkeypatch.setitem(sys.modules, "weakmedsam.backbones.checkpoints", fake)
-    monkeypatch.setattr(backbones, "checkpoints", fake, raising=False)
-    return fake
+    monkeypatch.setattr(checkpoints, "find", find)
+    monkeypatch.setattr(checkpoints, "read_weights", lambda path: files[str(path)])
+    return SimpleNamespace(asked=asked, files=files)

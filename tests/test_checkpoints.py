@@ -657,7 +657,10 @@ def test_what_does_not_fit_is_one_message_with_both_names_and_shapes():
     with pytest.raises(CheckpointError) as caught:
         check_fit(own, given, "file.pth", "net")
     said = str(caught.value)
-    assert "file.pth is not of net: of 6 tensors 3 are missing and 2 have another shape" in said
+    assert (
+        "file.pth holds another network, this backbone is net: of 6 tensors 3 are missing and 2 have another shape"
+        in said
+    )
     assert "1 of the checkpoint's 4 are unknown" in said
     assert said.splitlines()[1:] == [
         "  k1: net (2, 1), checkpoint (3, 1)",

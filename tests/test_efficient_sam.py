@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
-from weakmedsam import backbones
+from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.cam import class_activation_map
 from weakmedsam.contracts import CheckpointError, ConfigError
@@ -49,16 +49,8 @@ def fake_checkpoints(monkeypatch):
     """In place of ``backbones/checkpoints.py``: files in a dictionary."""
     files = {}
 
-    class Checkpoints:
-        @staticmethod
-        def find(name):
-            return Path(f"cache/{name}.pt")
-
-        @staticmethod
-        def read_weights(path):
-            return files[Path(path).stem]
-
-    monkeypatch.setattr(backbones, "checkpoints", Checkpoints, raising=False)
+    monkeypatch.setattr(checkpoints, "find", lambda name: Path(f"cache/{name}.pt"))
+    monkeypatch.setattr(checkpoints, "read_weights", lambda path: files[path.stem])
     return files
 
 
@@ -291,18 +283,20 @@ def test_a_checkpoint_of_another_size_is_refused_with_both_names(fake_checkpoint
     fake_checkpoints["mine"] = STATE
     with pytest.raises(CheckpointError) as told:
         EfficientSAM(weights="some/mine.pt")
-    assert "mine.pt is of efficient_sam_tiny, backbone.size asks for efficient_sam_ti;" in str(told.value)
-    assert "image_encoder.blocks.0.attn.proj.bias (48,) there, (192,) here" in str(told.value)
+    assert "mine.pt holds efficient_sam_tiny, this backbone is efficient_sam_ti:" in str(told.value)
+    assert "image_encoder.pos_embed: efficient_sam_ti (1, 197, 192), checkpoint (1, 197, 48)" in str(
+        told.value
+    )
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(fake_checkpoints):
     fake_checkpoints["sam"] = {"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}
     with pytest.raises(
-        CheckpointError, match=r"is of another network.*proj.bias missing there, \(48,\) here"
+        CheckpointError, match=r"(?s)holds another network.*proj.weight: .*checkpoint not there"
     ):
         EfficientSAM(256, "tiny", "sam.pth")
     fake_checkpoints["more"] = {**STATE, "a.key": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"1 keys differ, the first: a.key \(1,\) there, missing here"):
+    with pytest.raises(CheckpointError, match=r"(?s)1 of .* unknown.*a.key: .*not there, checkpoint \(1,\)"):
         EfficientSAM(256, "tiny", "more.pth")
 
 

@@ -85,7 +85,7 @@ def test_adapting_to_a_task_leaves_the_answers_to_prompts_as_they_are(pocket):
 def test_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"encoder.something": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="not of pocket"):
+    with pytest.raises(CheckpointError, match="holds another network, this backbone is pocket"):
         Pocket(weights=str(path))
     with pytest.raises(CheckpointError, match="does not exist"):
         Pocket(weights=str(tmp_path / "none.safetensors"))

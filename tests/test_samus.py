@@ -136,12 +136,11 @@ def test_every_trained_parameter_gets_a_gradient_from_features(policy):
     assert all(value is not None for value in gradients.values())
 
 
-@pytest.mark.parametrize("wrap", [lambda s: {"module." + k: v for k, v in s.items()}, lambda s: {"model": s}])
-def test_an_official_checkpoint_loads_whole_and_drops_its_class_heads(golden, caplog, wrap):
+def test_an_official_checkpoint_loads_whole_and_drops_its_class_heads(golden, caplog):
     state = golden[0]
     model = tiny(image_size=256)
     with caplog.at_level(logging.INFO, logger="weakmedsam"):
-        model.load_state(wrap(state), "official.pth")
+        model.load_state(state, "official.pth")
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert "dropped: " in caplog.text
     assert all(head in caplog.text for head in HEADS)
@@ -193,14 +192,14 @@ def test_the_sam_checkpoint_of_each_size_fits(size):
         (
             "vit_b",
             "sam_vit_l_keys",
-            r"x\.pth holds SAM vit_l, this backbone is SAMUS vit_b.*pos_embed \(1x64x64x1024",
+            r"x\.pth holds SAM vit_l, this backbone is SAMUS vit_b.*pos_embed: .*checkpoint \(1, 64, 64, 1024",
         ),
         ("vit_h", "sam_vit_b_keys", r"x\.pth holds SAM vit_b, this backbone is SAMUS vit_h"),
         ("vit_l", "samus_vit_b_keys", r"x\.pth holds SAMUS vit_b, this backbone is SAMUS vit_l"),
     ],
 )
 def test_a_checkpoint_of_another_size_is_refused(ours, theirs, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
         on_meta(ours).load_state(stand_ins(keys_of(theirs)), "x.pth")
 
 
@@ -209,11 +208,11 @@ def test_a_checkpoint_that_lacks_a_key_is_refused_and_changes_nothing(golden):
     model = tiny(image_size=256)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(
-        CheckpointError, match=r"blocks\.1\.Space_Adapter\.k\.bias \(absent, here 48\)\. Choose"
+        CheckpointError, match=r"(?s)blocks\.1\.Space_Adapter\.k\.bias: .*\(48,\), checkpoint not there"
     ):
         model.load_state(state, "cut.pth")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"a\.pth holds another network.* and \d+ more"):
+    with pytest.raises(CheckpointError, match=r"a\.pth holds another network"):
         model.load_state({"layer.weight": torch.zeros(2)}, "a.pth")
 
 

@@ -57,6 +57,12 @@ KNOWN = {
 # fmt: on
 """Official checkpoints by name."""
 
+WRAPPERS = ("model", "state_dict")
+"""Keys under which training programs put a network's weights."""
+
+PREFIXES = ("model.", "module.", "_orig_mod.")
+"""What they put before every key: a trainer, ``DataParallel``, ``torch.compile``."""
+
 BACKBONES = {
     "pocket": None,
     "samus": "sam_vit_b",
@@ -104,8 +110,8 @@ def cache_folder() -> Path:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint as a flat dictionary of tensors on the CPU; never runs code from it.
 
-    Takes safetensors and what ``torch.save`` writes, told apart by content. One level of ``model`` or
-    ``state_dict`` is unwrapped, and a ``module.`` before every key (``DataParallel``) taken off.
+    Takes safetensors and what ``torch.save`` writes, told apart by content. One level of ``WRAPPERS`` is
+    unwrapped, and ``PREFIXES`` before every key are taken off.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, damaged, or with code or other objects in it.
@@ -114,7 +120,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"backbone.weights: {path} does not exist")
     content = _load(path)
-    for key in ("model", "state_dict"):
+    for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
@@ -184,11 +190,19 @@ def _flat(content: Any, path: Path) -> dict[str, Tensor]:
                 f"{path} is not a flat dictionary of tensors: {key!r} is a {type(value).__name__}; "
                 "save the model's state_dict() alone, or under 'model' or 'state_dict'"
             )
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return dict(content)
 
 
-def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, model: str) -> None:
+def check_fit(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    source: str,
+    model: str,
+    holds: str = "another network",
+) -> None:
     """Refuse weights of another architecture, size or class count, in one message.
 
     Args:
@@ -196,13 +210,13 @@ def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: st
         given: the checkpoint's.
         source: name of the checkpoint.
         model: name of the model.
+        holds: what the checkpoint is recognised as.
 
     Raises:
         CheckpointError: keys or shapes differ; names both, and the first differing keys with both shapes.
     """
-    keys = list(dict.fromkeys([*own, *given]))
     lines = []
-    for key in keys:
+    for key in dict.fromkeys([*own, *given]):
         needed, found = (f"{tuple(side[key].shape)}" if key in side else "not there" for side in (own, given))
         if needed != found:
             lines.append(f"  {key}: {model} {needed}, checkpoint {found}")
@@ -210,9 +224,10 @@ def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: st
         return
     missing, further = len(own.keys() - given.keys()), len(given.keys() - own.keys())
     raise CheckpointError(
-        f"backbone.weights: {source} is not of {model}: of {len(own)} tensors {missing} are missing and "
-        f"{len(lines) - missing - further} have another shape; {further} of the checkpoint's {len(given)} are "
-        "unknown. The first that differ:\n" + "\n".join(lines[:4])
+        f"backbone.weights: {source} holds {holds}, this backbone is {model}: of {len(own)} tensors {missing} are "
+        f"missing and {len(lines) - missing - further} have another shape; {further} of the checkpoint's "
+        f"{len(given)} are unknown. Choose the checkpoint or backbone.size to fit. The first that differ:\n"
+        + "\n".join(lines[:4])
     )
 
 

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
 from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
-from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.contracts import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -103,21 +104,9 @@ class EfficientSAM(Backbone):
             self.image_encoder.compile()
 
     def _load(self, weights: str, size: str) -> None:
-        from weakmedsam.backbones import checkpoints
-
         path = checkpoints.find(OFFICIAL[size]) if weights == "official" else Path(weights)
         state = checkpoints.read_weights(path)
-        own = self.state_dict()
-        differing = [
-            f"{key} {_shape(state, key)} there, {_shape(own, key)} here"
-            for key in sorted(own | state)
-            if _shape(own, key) != _shape(state, key)
-        ]
-        if differing:
-            raise CheckpointError(
-                f"backbone.weights: {path} is of {_recognise(state)}, backbone.size asks for {self.name}; "
-                f"{len(differing)} keys differ, the first: {'; '.join(differing[:3])}"
-            )
+        checkpoints.check_fit(self.state_dict(), state, str(path), self.name, _recognise(state))
         self.load_state_dict(state)
 
     def encode(self, image: Tensor) -> Encoded:  # noqa: D102
@@ -208,10 +197,6 @@ def _check_arguments(size: str, weights: str, encode_size: int, attention: str) 
             f"backbone.encode_size: EfficientSAM takes multiples of {PATCH} pixels, got {encode_size}; "
             f"the next ones are {below} and {below + PATCH}, and 512 gives 32 x 32 cells"
         )
-
-
-def _shape(state: Mapping[str, Tensor], key: str) -> str:
-    return str(tuple(state[key].shape)) if key in state else "missing"
 
 
 def _recognise(state: Mapping[str, Tensor]) -> str:

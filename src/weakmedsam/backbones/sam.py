@@ -27,7 +27,7 @@ from weakmedsam.backbones.sam_parts import (
     run_block,
     size_of,
 )
-from weakmedsam.backbones.sam_state import fit_positions, load_matching, read, unwrap
+from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
 from weakmedsam.contracts import ConfigError
 
 SMALLEST, LARGEST = 64, 1024
@@ -152,14 +152,14 @@ class SAM(Backbone):
         LoRA, where it is on, is no part of a checkpoint of SAM and stays as it is.
 
         Args:
-            state: the checkpoint's tensors, under a top-level key or prefix too.
+            state: the checkpoint's tensors.
             source: where it is from, for messages.
 
         Raises:
             CheckpointError: not SAM of this size; nothing is loaded then.
         """
         own = original_state(self)
-        fitted = fit_positions(unwrap(state), own, self.global_blocks)
+        fitted = fit_positions(state, own, self.global_blocks)
         load_matching(own, fitted, source, f"SAM {self.size}")
 
     def encode(self, image: Tensor) -> Encoded:

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.sam_parts import SIZES
-from weakmedsam.contracts import CheckpointError
-
-WRAPPERS = ("state_dict", "model")
-"""Keys under which training programs put a network's weights."""
-
-PREFIXES = ("state_dict.", "model.", "module.", "_orig_mod.")
-"""What they put before every name."""
-
-SHOWN = 4
-"""Differing keys that an error names."""
 
 
 def read(weights: str, official: str | None) -> tuple[dict[str, Tensor], str]:
@@ -33,22 +23,8 @@ def read(weights: str, official: str | None) -> tuple[dict[str, Tensor], str]:
     Raises:
         CheckpointError: see ``checkpoints.find`` and ``checkpoints.read_weights``.
     """
-    from weakmedsam.backbones import checkpoints
-
     path = checkpoints.find(official) if official else Path(weights)
     return checkpoints.read_weights(path), str(path)
-
-
-def unwrap(state: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under their own names, whatever a training program put around them."""
-    for wrapper in WRAPPERS:
-        inner = state.get(wrapper)
-        if isinstance(inner, Mapping):
-            return unwrap(inner)
-    for prefix in PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            return unwrap({key.removeprefix(prefix): value for key, value in state.items()})
-    return cast(dict[str, Tensor], dict(state))
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
@@ -109,21 +85,7 @@ def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
         CheckpointError: a key is missing, superfluous or of another shape; names both networks and the
             first differing keys.
     """
-    wrong = [
-        f"{key} ({_shape(state, key)}, here {_shape(wanted, key)})"
-        for key in dict.fromkeys((*wanted, *state))
-        if _shape(state, key) != _shape(wanted, key)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CheckpointError(
-            f"backbone.weights: {source} holds {describe(state)}, this backbone is {ours}; "
-            f"first differing keys: {', '.join(wrong[:SHOWN])}{more}. Choose the checkpoint or backbone.size to fit"
-        )
+    checkpoints.check_fit(wanted, state, source, ours, describe(state))
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(state[key])
-
-
-def _shape(tensors: Mapping[str, Tensor], key: str) -> str:
-    return "x".join(map(str, tensors[key].shape)) if key in tensors else "absent"

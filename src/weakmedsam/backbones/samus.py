@@ -16,7 +16,7 @@ from weakmedsam.backbones.attention import Attention, check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import check_frame, make_mask_decoder, make_prompt_encoder, size_of
-from weakmedsam.backbones.sam_state import fit_positions, load_matching, read, unwrap
+from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
 from weakmedsam.backbones.samus_encoder import STRIDE, SamusEncoder
 from weakmedsam.contracts import ConfigError
 
@@ -118,13 +118,12 @@ class SAMUS(Backbone):
         are dropped; what SAM does not have keeps its values. Both are listed in the log.
 
         Args:
-            state: the checkpoint's tensors, under a top-level key or prefix too.
+            state: the checkpoint's tensors.
             source: where it is from, for messages.
 
         Raises:
             CheckpointError: neither SAMUS nor SAM of this size; nothing is loaded then.
         """
-        state = unwrap(state)
         dropped = [key for key in state if key.startswith(CLASS_HEADS)]
         own = self.state_dict()
         kept = [key for key in own if any(part in key for part in ADDED)]
