@@ -29,7 +29,7 @@ pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --ex
 	$(if $(strip $(ARGS)),-- $(ARGS))
 
 .PHONY: help setup train prepare classify pseudo-labels segment evaluate ceiling report \
-	test lint types format bench weights pocket constraints clean clean-runs distclean
+	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
 help:
@@ -109,12 +109,16 @@ format: $(STAMP)
 
 ## Run every benchmark (ARGS=--full for more)
 bench: $(STAMP)
-	@for name in $(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
+	@for name in $(filter-out costs,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 ## Find or fetch the official weights of BACKBONE, verified; training does so by itself (docs/weights.md)
 weights: $(STAMP)
 	@$(BIN)/python -m weakmedsam.backbones.checkpoints '$(BACKBONE)' $(ARGS)
+
+## Measure what every backbone costs and write docs/costs.md (ARGS=--full for ViT-L and ViT-H)
+costs: $(STAMP)
+	$(BIN)/python -m benchmarks.costs $(ARGS)
 
 ## Pre-train the embedded backbone on procedural images (an hour or two on 2 cores)
 pocket: $(STAMP)

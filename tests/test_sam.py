@@ -19,7 +19,7 @@ from tests.backbone_checks import (
 )
 from weakmedsam.backbones.lora import low_rank_parameters
 from weakmedsam.backbones.sam import DEVIATION, MEAN, SAM
-from weakmedsam.backbones.sam_parts import layer_norm
+from weakmedsam.backbones.sam_parts import layer_norm, resize_frame
 from weakmedsam.contracts import CheckpointError, ConfigError
 
 DATA = Path(__file__).with_name("data")
@@ -243,6 +243,19 @@ def test_input_sizes():
             tiny(size)
     with pytest.raises(ConfigError, match=r"image_size is 64.*96"):
         tiny().features(torch.rand(1, 1, 96, 96))
+
+
+def test_an_image_of_another_size_is_resized_inside_and_points_stay_in_its_pixels():
+    own, larger = tiny(64), tiny(128, encode_size=64)
+    image, points = torch.rand(1, 1, 128, 128), torch.tensor([[30.0, 90.0]])
+    with torch.no_grad():
+        encoded, expected = larger.encode(image), own.encode(resize_frame(image, 64))
+        assert all(torch.allclose(*pair) for pair in zip(encoded, expected, strict=True))
+        masks = [
+            model.masks_at_points(expected.embedding, at)
+            for model, at in ((larger, points), (own, points / 2))
+        ]
+    assert torch.allclose(*masks, atol=1e-5)
 
 
 def test_the_encoder_is_traced_whole_with_lora(monkeypatch):

@@ -24,6 +24,7 @@ from weakmedsam.backbones.sam_parts import (
     layer_norm,
     make_mask_decoder,
     make_prompt_encoder,
+    resize_frame,
     run_block,
     size_of,
 )
@@ -73,24 +74,26 @@ class SAM(Backbone):
     """Segment Anything; S / 16 cells a side, 64 at its own 1024 pixels.
 
     Its input is one grey channel in [0, 1], repeated to three, brought to 0..255 and normalised with SAM's
-    published mean and deviation. Features are those before the neck, D = 768, 1024 or 1280; the mask of a
-    point is the decoder's single-mask output, (S / 4, S / 4).
+    published mean and deviation; of another size than S it is resized to it (bilinear, with anti-aliasing
+    when it is larger). Features are those before the neck, D = 768, 1024 or 1280; the mask of a point is the
+    decoder's single-mask output, (S / 4, S / 4).
 
     Args:
-        image_size: S, side of the input frame, pixels: a multiple of 16 from 64 to 1024; below 1024 the
-            position tables are resized.
+        image_size: side of the input frame, pixels; points are given in it.
         size: ``vit_b``, ``vit_l``, ``vit_h``, or ``tiny`` for tests and dry runs.
         weights: ``official`` (found in the cache or fetched), ``none`` (random), or a checkpoint's path.
         attention: ``auto``, ``explicit`` or ``sdpa``, see ``attention.attend``; changes no result.
         gradient_checkpointing: keep only each block's input for the backward pass; changes no result.
         compile: ``torch.compile`` the image encoder.
         points_per_call: pairs of image and point decoded at once; memory and time only.
+        encode_size: S, side of the frame that the encoder sees, pixels: a multiple of 16 from 64 to 1024
+            (published); below 1024 the position tables are resized. None: ``image_size``.
         lora_rank: rank of the change that ``qkv`` and ``proj`` of every block learn; 0: no LoRA, the
             encoder stays frozen.
         lora_alpha: scale of that change, times rank.
 
     Raises:
-        ConfigError: an unknown size or attention, an ``image_size`` or ``lora_rank`` out of range.
+        ConfigError: an unknown size or attention, an ``encode_size`` or ``lora_rank`` out of range.
         CheckpointError: a checkpoint that is missing or of another network.
     """
 
@@ -106,23 +109,25 @@ class SAM(Backbone):
         gradient_checkpointing: bool = False,
         compile: bool = False,  # noqa: A002
         points_per_call: int = 16,
+        encode_size: int | None = None,
         lora_rank: int = 0,
         lora_alpha: float = 4.0,
     ) -> None:
         super().__init__()
         shape = size_of(size)
-        if not SMALLEST <= image_size <= LARGEST or image_size % PATCH:
+        side = image_size if encode_size is None else encode_size
+        if not SMALLEST <= side <= LARGEST or side % PATCH:
             raise ConfigError(
-                f"backbone.image_size: SAM takes multiples of {PATCH} from {SMALLEST} to {LARGEST} pixels, "
-                f"got {image_size}"
+                f"backbone.encode_size: SAM takes multiples of {PATCH} from {SMALLEST} to {LARGEST} pixels, got {side}"
             )
         if lora_rank < 0:
             raise ConfigError(f"backbone.lora_rank is {lora_rank}; 0 (no LoRA) or more is needed")
         self.name = f"sam_{size}"
         self.size, self.global_blocks = size, shape.global_blocks
-        self.image_size, self.feature_dim, self.points_per_call = image_size, shape.width, points_per_call
-        self.image_encoder = SamEncoder(shape, image_size, check_kind(attention), gradient_checkpointing)
-        self.prompt_encoder = make_prompt_encoder(shape, image_size // PATCH, image_size)
+        self.image_size, self.encode_size = image_size, side
+        self.feature_dim, self.points_per_call = shape.width, points_per_call
+        self.image_encoder = SamEncoder(shape, side, check_kind(attention), gradient_checkpointing)
+        self.prompt_encoder = make_prompt_encoder(shape, side // PATCH, image_size)
         self.mask_decoder = make_mask_decoder(shape)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) / 255, persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1) / 255, persistent=False)
@@ -175,6 +180,7 @@ class SAM(Backbone):
 
     def features(self, image: Tensor) -> Tensor:  # noqa: D102
         check_frame(image, self.image_size)
+        image = resize_frame(image, self.encode_size)
         return self.image_encoder((image - self.mean) / self.deviation)
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
@@ -79,6 +80,14 @@ def check_frame(image: Tensor, image_size: int) -> None:
             f"backbone.image_size is {image_size}, but an image of shape {tuple(image.shape)} came in: "
             "set data.image_size and backbone.image_size to the same value"
         )
+
+
+def resize_frame(image: Tensor, side: int) -> Tensor:
+    """(B, 1, S, S) -> (B, 1, side, side): bilinear, with anti-aliasing when it shrinks."""
+    if image.shape[-1] == side:
+        return image
+    larger = image.shape[-1] > side
+    return F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=larger)
 
 
 def make_prompt_encoder(size: Size, cells: int, image_size: int) -> PromptEncoder:
