@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_modules.cases import DataSet
 from data_modules.datasets import tabulate
 from data_modules.index import Entry
+from weakmedsam.contracts import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +20,7 @@ _log = logging.getLogger(__name__)
 def count_splits(
     entries: Mapping[str, Entry], split: Mapping[str, str], class_names: Sequence[str], min_pixels: int
 ) -> dict[str, Any]:
-    """Cases, slices and positive slices of each class, by split.
+    """Cases, those of them with an expert mask, slices and positive slices of each class, by split.
 
     Args:
         entries: case name -> what the index says of it.
@@ -31,7 +33,12 @@ def count_splits(
         chosen = [entry for case, entry in entries.items() if split[case] == name]
         labels = tabulate(chosen, min_pixels).labels if chosen else np.zeros((0, len(class_names)))
         positive = dict(zip(class_names, labels.sum(axis=0).astype(int).tolist(), strict=True))
-        counts[name] = {"cases": len(chosen), "slices": len(labels), "positive_slices": positive}
+        counts[name] = {
+            "cases": len(chosen),
+            "masked": sum(entry.has_mask for entry in chosen),
+            "slices": len(labels),
+            "positive_slices": positive,
+        }
     return counts
 
 
@@ -66,4 +73,28 @@ def warn_of_false_spacing(entries: Mapping[str, Entry], facts: DataSet) -> None:
             facts.false_spacing,
             facts.name,
             ", ".join(false),
+        )
+
+
+def warn_of_undefined(labels: NDArray[np.float32], class_names: Sequence[str]) -> None:
+    """Name the classes that every validation slice has, or none: their AUROC is undefined.
+
+    Args:
+        labels: (N, C) of the validation slices.
+        class_names: C names.
+
+    Raises:
+        DataError: it is undefined for every class, so that nothing could choose the best network.
+    """
+    share = labels.mean(axis=0)
+    undefined = [name for name, part in zip(class_names, share, strict=True) if part in (0.0, 1.0)]
+    if len(undefined) == len(class_names):
+        raise DataError(
+            f"in the validation split every slice or none has {', '.join(undefined)}: no AUROC is defined, which "
+            "chooses the best network. Change split_file, split_fractions or seed"
+        )
+    if undefined:
+        _log.warning(
+            "in the validation split every slice or none has %s: its AUROC is undefined and chooses nothing",
+            ", ".join(undefined),
         )

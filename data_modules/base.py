@@ -16,7 +16,12 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
-from data_modules.about import count_splits, describe_intensity, warn_of_false_spacing
+from data_modules.about import (
+    count_splits,
+    describe_intensity,
+    warn_of_false_spacing,
+    warn_of_undefined,
+)
 from data_modules.cases import Case, DataSet, Intensity, choose_classes
 from data_modules.datasets import (
     PseudoLabelReader,
@@ -260,6 +265,10 @@ class SliceDataModule(LightningDataModule):
             "data_dir": self.data_dir,
             "classes": self.classes,
             "splits": counts,
+            "intensity": describe_intensity(
+                [entry for case, entry in index.entries.items() if split[case] == "train"],
+                str(self.intensity),
+            ),
         }
 
     @property
@@ -270,10 +279,6 @@ class SliceDataModule(LightningDataModule):
     def train_labels(self) -> NDArray[np.float32]:
         """(N, C) image-level labels of the training slices, by ``index``."""
         return self._train_table().labels
-
-    def intensity_note(self) -> str:
-        """One line on how intensities were scaled, and their mean and deviation over training scans."""
-        return describe_intensity(self.cases("train"), str(self.intensity))
 
     # Loaders
 
@@ -290,6 +295,9 @@ class SliceDataModule(LightningDataModule):
         """Validation slices with ``mask``; without masks, with pseudo-labels as ``target`` if those train."""
         masked = self.has_val_masks
         entries = [entry for entry in self.cases("val") if entry.has_mask or not masked]
+        unmasked = len(self.cases("val")) - len(entries)
+        if unmasked:
+            _log.warning("%d validation case(s) have no expert mask and are left out", unmasked)
         pseudo = None if masked else self._pseudo(entries)
         dataset = SliceDataset(tabulate(entries, self.min_pixels), self._reader, masked, pseudo)
         return self._in_order(dataset, *self._place())
@@ -341,6 +349,8 @@ class SliceDataModule(LightningDataModule):
     def _check_fit(self) -> None:
         train = self.cases("train")
         check_positives(self._train_table(), self.class_names, self.facts.name)
+        if self.supervision == "image":
+            warn_of_undefined(tabulate(self.cases("val"), self.min_pixels).labels, self.class_names)
         if self.supervision == "expert":
             unmasked = [entry.name for entry in train if not entry.has_mask]
             if unmasked:

@@ -124,7 +124,10 @@ def read_volume(path: str | Path, plane: str = "axial") -> tuple[NDArray[Any], G
         image: Any = nib.load(path)
         voxels = np.asanyarray(image.dataobj)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except (
+        *(OSError, EOFError, ValueError, OverflowError, zlib.error),
+        *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+    ) as error:
         raise DataError(
             f"{path}: cannot be read ({error}). It is truncated, damaged or no NIfTI file: get it again."
         ) from error

@@ -66,6 +66,7 @@ def fake_brats(root: Path, cases: int = 4, ending: str = ".nii.gz", doubled: boo
         image, mask = draw_scan(number, (1, 2, 4))
         for part, voxels in (("flair", image), ("t1ce", image[::-1].copy()), ("seg", mask)):
             save_nifti(folder / f"{name}_{part}{ending}", voxels, np.diag([-1.0, -1.0, 1.0, 1.0]))
+            (folder / f"._{name}_{part}{ending}").write_bytes(b"Mac OS X")
     return root
 
 
@@ -75,6 +76,7 @@ def fake_abdomen(root: Path, numbers: tuple[int, ...] = (1, 2, 297, 928), unlabe
     for number in (*numbers, *range(1001, 1001 + unlabelled)):
         image, mask = draw_scan(number, (1, 2, 3, 4))
         save_nifti(part / f"Case_{number:05d}_0000.nii.gz", (image - 400).astype(np.int16))
+        (part / f"._Case_{number:05d}_0000.nii.gz").write_bytes(b"Mac OS X")
         if number in numbers:
             save_nifti(root / "Mask" / f"Case_{number:05d}.nii.gz", mask)
     return root

@@ -10,6 +10,11 @@ import torch
 from safetensors.numpy import load_file
 
 from weakmedsam import cli
+from weakmedsam.backbones.efficient_sam import EfficientSAM
+from weakmedsam.backbones.pocket import Pocket
+from weakmedsam.backbones.sam import SAM
+from weakmedsam.backbones.samus import SAMUS
+from weakmedsam.classify import WeakMedSAM
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))
@@ -34,13 +39,12 @@ def words(backbone, scans, folder):
         "--data.image_size": 64,
         "--data.min_pixels": 3,
         "--data.num_workers": 0,
-        "--data.batch_size": 4,
+        "--data.batch_size": 24,  # all training slices: one step
         "--data.split_fractions": "[0.6, 0.2, 0.2]",
         "--model.pam.map_size": 16,
         "--model.pam.radius": 2.0,
         "--model.pam.grid": 2,
         "--trainer.max_epochs": 1,
-        "--trainer.limit_train_batches": 1,
         "--trainer.enable_progress_bar": "false",
         "--trainer.default_root_dir": folder,
     }
@@ -86,3 +90,33 @@ def test_trains_refines_and_predicts_through_the_same_pipeline(backbone, scans, 
         assert {row["class"] for row in csv.DictReader(file)} == {"lesion", "cyst"}
     made = json.loads((fitted / "provenance.json").read_text())
     assert "torch" in made["versions"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Pocket(64, "none"),
+        lambda: SAMUS(64, "tiny", "none"),
+        lambda: EfficientSAM(64, "tiny", "none", encode_size=64),
+        lambda: SAM(64, "tiny", "none"),
+    ],
+    ids=["pocket", "samus", "efficient_sam", "sam"],
+)
+def test_bf16_changes_the_activation_by_less_than_three_hundredths(make):
+    torch.manual_seed(0)
+    model = WeakMedSAM(make(), ["a", "b"]).eval()
+    image = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        plain = model(image).cam
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(image).cam
+    assert half.dtype == torch.float32
+    assert (half - plain).abs().max() < 0.03
+    assert not torch.equal(half, plain)
+
+
+def test_random_weights_are_said_to_be_random(caplog):
+    for make in (Pocket, SAMUS, EfficientSAM, SAM):
+        caplog.clear()
+        made = make(64, weights="none") if make is Pocket else make(64, "tiny", "none")
+        assert f"{made.name} starts from random numbers" in caplog.text

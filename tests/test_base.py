@@ -251,7 +251,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, change, said):
 def test_intensities_are_told(root):
     assert (
         make(root)
-        .intensity_note()
+        .summary()["intensity"]
         .startswith("percentiles 0.5 and 99.5 above the minimum -> [0, 1]; mean 0.")
     )
 

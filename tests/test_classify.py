@@ -9,6 +9,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny import TinyBackbone, same_state, tiny_phantom
 
 from data_modules.transforms import Augmentation
+from weakmedsam.backbones.efficient_sam import EfficientSAM
+from weakmedsam.backbones.sam import SAM
+from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import History, PromptAffinityMining, SubClassExploration
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import CheckpointError, ConfigError
@@ -158,6 +161,39 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_named(scans, tmp_pat
     few = WeakMedSAM(TinyBackbone(), ["lesion"], sub_classes=3)
     with pytest.raises(CheckpointError, match=r"class_names \['lesion', 'cyst'\], this run has \['lesion'\]"):
         trainer(tmp_path / "d", 2).fit(few, tiny_phantom(scans, classes={"lesion": [1]}), ckpt_path=last)
+
+
+def test_a_backbone_of_another_shape_is_refused_with_the_first_differing_keys(scans, tmp_path):
+    trainer(tmp_path, 1).fit(module(), tiny_phantom(scans))
+    other = module()
+    other.backbone.neck = torch.nn.Conv2d(16, 8, 1)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)backbone is tiny: .*backbone\.neck\.weight.*checkpoint \(16, 16"
+    ):
+        trainer(tmp_path / "b", 2).fit(
+            other, tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
+        )
+    with pytest.raises(CheckpointError, match=r"pooling 'average', this run has 'top_k'"):
+        trainer(tmp_path / "c", 2).fit(
+            module(pooling="top_k"), tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: module(learning_rate=-1.0), "model.learning_rate is -1"),
+        (lambda: module(slices_per_step=0), "model.slices_per_step is 0"),
+        (lambda: SubClassExploration(every_n_epochs=-1), "model.sce.every_n_epochs is -1"),
+        (lambda: PromptAffinityMining(pictures=0), "model.pam.pictures is 0"),
+        (lambda: SAMUS(64, "tiny", "none", last_blocks=-1), "backbone.last_blocks is -1"),
+        (lambda: SAM(64, "tiny", "none", points_per_call=0), "backbone.points_per_call is 0"),
+        (lambda: EfficientSAM(64, "tiny", "none", trained_blocks=-1), "backbone.trained_blocks is -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_key(make, key):
+    with pytest.raises(ConfigError, match=key):
+        make()
 
 
 def test_a_checkpoint_of_other_training_data_is_refused(scans, tmp_path):

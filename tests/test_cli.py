@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from weakmedsam import cli
+from weakmedsam.backbones import checkpoints
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.segment import Segmenter
 
@@ -111,8 +113,80 @@ def test_what_is_misspelt_is_refused_by_name(call, tmp_path, capsys, words, mess
 def test_without_a_checkpoint_nothing_is_scored(call, tmp_path, subcommand):
     with pytest.raises(SystemExit, match=f"{subcommand} needs a trained network: add --ckpt_path"):
         call(subcommand, *configs("classify"), "--trainer.default_root_dir", str(tmp_path))
-    with pytest.raises(SystemExit, match=r"nowhere\.ckpt: there is no such file"):
-        call(subcommand, *configs("classify"), "--ckpt_path", "nowhere.ckpt")
+    # Lightning knows "best" and "last" of a run in the same process; in a fresh one it would go on untrained.
+    for path in ("nowhere.ckpt", "last", "best"):
+        with pytest.raises(SystemExit, match=f"ckpt_path {path}: there is no such file"):
+            call(subcommand, *configs("classify"), "--ckpt_path", path)
+
+
+class Payload:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_a_damaged_checkpoint_or_one_with_code_is_one_clear_error(call, tmp_path, subcommand):
+    damaged, code, made = tmp_path / "damaged.ckpt", tmp_path / "code.ckpt", tmp_path / "made"
+    torch.save({"state_dict": {}, "epoch": 1}, damaged)
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    torch.save({"state_dict": Payload(str(made))}, code)
+    for path, said in ((damaged, "damaged or not a checkpoint"), (code, "contains code")):
+        with pytest.raises(SystemExit, match=rf"CheckpointError: .*{path.name} .*{said}"):
+            call(subcommand, *configs("classify"), "--ckpt_path", str(path))
+    assert not made.exists()
+
+
+def test_a_checkpoint_overrides_nothing_that_was_typed(call, tmp_path):
+    path = tmp_path / "theirs.ckpt"
+    torch.save({"hyper_parameters": {"sub_classes": 3, "learning_rate": 9.0}}, path)
+    made = call("fit", *configs("classify"), "--model.sub_classes", "5", "--ckpt_path", str(path))
+    assert (made.model.sub_classes, made.model.learning_rate) == (5, 1e-3)
+
+
+def test_weights_that_a_checkpoint_replaces_are_not_looked_for(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "find", lambda name: pytest.fail(f"{name} was looked for"))
+    path = tmp_path / "ours.ckpt"
+    torch.save({}, path)
+    words = [*configs("classify", backbone="samus"), "--model.backbone.size", "tiny"]
+    made = call("test", *words, "--ckpt_path", str(path))
+    assert made.config["test"].model.init_args.backbone.init_args.weights == "sam"
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    cli.WholeCheckpoints().save_checkpoint({"epoch": 1}, str(path))
+
+    def killed(content, file):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cli.WholeCheckpoints().save_checkpoint({"epoch": 2}, str(path))
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+def test_every_trainer_writes_whole_checkpoints(call, tmp_path):
+    made = call("fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path))
+    assert isinstance(made.trainer.strategy.checkpoint_io, cli.WholeCheckpoints)
+
+
+def test_provenance_needs_no_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = cli.provenance()
+    assert "git" not in found
+    assert found["versions"]["torch"]
+
+
+def test_prepare_refuses_a_misspelt_key_in_few_words(call, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call("prepare", "--config", "experiments/data/phantom.yaml", "--data.imagesize", "3")
+    told = capsys.readouterr().err
+    assert "imagesize" in told
+    assert len(told.splitlines()) < 5
 
 
 def test_prepare_writes_the_store_and_what_is_in_it(call, tmp_path):

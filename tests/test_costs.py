@@ -33,7 +33,7 @@ def test_pocket_is_measured_and_written(tmp_path, capsys):
     model.set_trainable("published")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found["encode"]["trained"] == trained
-    assert found["encode"]["embedding"] == [1, 128, 32, 32]
+    assert found["encode"]["embedding"] == [1, 512, 32, 32]
     assert found["prompts"]["flops"] > 1e9
     # Weights, and beside them the gradients and two moments of what is trained.
     assert found["train"]["peak_mib"] > 4 * (found["encode"]["parameters"] + 3 * trained) / costs.MIB

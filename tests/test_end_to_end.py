@@ -1,5 +1,6 @@
 """The whole chain as a user runs it, on four small drawn volumes: with a kill, and without."""
 
+import csv
 import json
 import os
 import random
@@ -102,30 +103,50 @@ def test_a_second_run_says_that_all_is_up_to_date_at_once(whole):
     assert time.monotonic() - begin < 30
 
 
+STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test")
+
+
+def kill_inside(folder, stage, seconds):
+    """Start the command, and kill it some seconds into a stage."""
+    process = start(folder)
+    run = folder / "runs/phantom/default" / stage
+    deadline = time.monotonic() + 300
+    while not (run / "settings.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    time.sleep(seconds)
+    assert not (run / "stage.json").exists(), f"{stage} was over before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def without_times(table):
+    with table.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
 @pytest.mark.slow
-def test_killed_at_random_moments_the_same_command_ends_with_the_same_files(whole, tmp_path):
+def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(whole, tmp_path):
     reference, _ = whole
     moments = random.Random(0)
-    for _ in range(4):
-        process = start(tmp_path)
-        try:
-            process.communicate(timeout=moments.uniform(8, 30))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+    for stage in STAGES:
+        # Importing and building the parser take some four seconds of each stage.
+        kill_inside(tmp_path, stage, moments.uniform(1, 3) if stage == "prepare" else moments.uniform(3, 7))
     process = start(tmp_path)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     ours, theirs = tmp_path / "runs/phantom/default", reference / "runs/phantom/default"
     for stage in ("classify", "segment"):
-        states = [
-            torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-            for run in (ours, theirs)
-        ]
-        assert same_state(*states), stage
+        for name in ("last", "best"):
+            states = [
+                torch.load(run / stage / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+                for run in (ours, theirs)
+            ]
+            assert same_state(*states), (stage, name)
+        assert without_times(ours / stage / "history.csv") == without_times(theirs / stage / "history.csv")
     for file in theirs.glob("pseudo_labels/*.safetensors"):
         a, b = load_file(file), load_file(ours / "pseudo_labels" / file.name)
         assert all((a[key] == b[key]).all() or key == "quality" for key in a)
     for table in ("test/cases.csv", "test_maps/cam_cases.csv", "pseudo_labels/quality.csv"):
         assert (ours / table).read_text() == (theirs / table).read_text()
-    assert not [path for path in ours.rglob("*.part") if not path.name.startswith(".")]
+    assert not list(ours.rglob("*.part"))

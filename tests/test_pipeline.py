@@ -8,7 +8,8 @@ import pytest
 
 from weakmedsam import pipeline
 from weakmedsam.contracts import ConfigError
-from weakmedsam.pipeline import STAGES, Request, options_for, parse_options, run
+from weakmedsam.pipeline import run
+from weakmedsam.stages import STAGES, Request, options_for, parse_options
 
 STAGE = {stage.name: stage for stage in STAGES}
 
@@ -76,7 +77,10 @@ def house(tmp_path, monkeypatch):
     """A copy of the experiments, and a command that only writes what it was asked."""
     (tmp_path / "experiments").symlink_to(Path("experiments").resolve())
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
     calls = []
+    masked = [3]
+    monkeypatch.setattr(pipeline, "masked", masked, raising=False)
 
     class Done:
         returncode = 0
@@ -86,7 +90,15 @@ def house(tmp_path, monkeypatch):
         if "--summary" in arguments:
             summary = Path(arguments[arguments.index("--summary") + 1])
             summary.parent.mkdir(parents=True, exist_ok=True)
-            summary.write_text(json.dumps({"store": str(tmp_path), "data_dir": str(tmp_path)}))
+            splits = {"test": {"masked": masked[0]}}
+            found = {"store": str(tmp_path), "data_dir": str(tmp_path / "scans"), "splits": splits}
+            summary.write_text(json.dumps(found))
+        elif "--trainer.default_root_dir" in arguments:
+            folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
+            for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "a.safetensors", "quality.csv",
+                         "cam_cases.csv", "cases.csv", "summary.json"):  # fmt: skip
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
         return Done
 
     monkeypatch.setattr(pipeline.subprocess, "run", record)
@@ -147,9 +159,78 @@ def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path
 def test_new_scans_make_the_store_anew(house, tmp_path):
     run("classify", request_for(tmp_path))
     house.clear()
-    (tmp_path / "scan.nii.gz").write_bytes(b"new")
+    for name in ("scan.nii.gz", "labels.csv"):
+        (tmp_path / "scans" / name).write_bytes(b"new")
+        run("classify", request_for(tmp_path))
+        assert ran(house) == ["prepare phantom", "fit classify"]
+
+
+def test_a_file_that_an_option_names_counts_with_its_content(house, tmp_path):
+    weights = tmp_path / "own.pth"
+    weights.write_bytes(b"old")
+    words = ("--model.backbone.weights", str(weights))
+    run("classify", request_for(tmp_path, *words))
+    house.clear()
+    run("classify", request_for(tmp_path, *words))
+    assert house == []
+    weights.write_bytes(b"newer")
+    run("classify", request_for(tmp_path, *words))
+    assert ran(house) == ["fit classify"]
+    assert (tmp_path / "runs/phantom/x/classify.old1/stage.json").is_file()
+
+
+def test_a_lost_result_is_made_again_in_its_place(house, tmp_path, capsys):
+    run("pseudo-labels", request_for(tmp_path))
+    house.clear()
+    (tmp_path / "runs/phantom/x/pseudo_labels/a.safetensors").unlink()
+    run("pseudo-labels", request_for(tmp_path))
+    assert ran(house) == ["predict classify"]
+    assert "a.safetensors of its result are gone; made again" in capsys.readouterr().out.replace("\n", " ")
+    assert not list(tmp_path.glob("runs/phantom/x/*.old*"))
+
+
+def test_settings_that_come_back_take_up_their_earlier_result(house, tmp_path):
     run("classify", request_for(tmp_path))
-    assert ran(house) == ["prepare phantom", "fit classify"]
+    run("classify", request_for(tmp_path, "--model.sub_classes", "4"))
+    house.clear()
+    run("classify", request_for(tmp_path))
+    assert house == []
+    run("classify", request_for(tmp_path, "--model.sub_classes", "4"))
+    assert house == []
+
+
+def test_a_command_that_does_not_start_leaves_the_earlier_result_where_it_was(
+    house, tmp_path, monkeypatch, capsys
+):
+    run("classify", request_for(tmp_path))
+
+    class Refused:
+        returncode = 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.subprocess, "run", lambda arguments, check: Refused)
+        with pytest.raises(SystemExit):
+            run("classify", request_for(tmp_path, "--model.sub_clases", "4"))
+    assert "did not start" in capsys.readouterr().out
+    assert not list(tmp_path.glob("runs/phantom/x/*.old*"))
+    house.clear()
+    run("classify", request_for(tmp_path))
+    assert house == []
+
+
+def test_parts_of_a_killed_call_are_removed(house, tmp_path):
+    part = tmp_path / "runs/phantom/x/classify/.history.csv.77.part"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    run("classify", request_for(tmp_path))
+    assert not part.exists()
+
+
+def test_without_expert_masks_there_is_nothing_to_score_and_the_chain_ends_well(house, tmp_path, capsys):
+    pipeline.masked[0] = 0
+    run("evaluate", request_for(tmp_path))
+    assert ran(house) == ALL[:4]
+    assert capsys.readouterr().out.count("nothing to score") == 2
 
 
 def test_an_unknown_data_set_lists_the_known(house, tmp_path):

@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from weakmedsam.backbones.pocket import WEIGHTS, Pocket
+from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.contracts import CheckpointError, ConfigError
 from weakmedsam.pretraining.__main__ import DrawnPrompts, evaluate
 
@@ -25,13 +27,13 @@ def test_every_input_gives_32_cells_and_masks_of_128(size):
         encoded = model.encode(torch.rand(2, 1, size, size))
         masks = model.masks_at_points(encoded.embedding, torch.rand(3, 2) * size)
     assert encoded.features.shape == (2, model.feature_dim, 32, 32)
-    assert encoded.embedding.shape == (2, 128, 32, 32)
+    assert encoded.embedding.shape == (2, 512, 32, 32)
     assert masks.shape == (2, 3, 128, 128)
 
 
 def test_points_are_in_pixels_of_the_input_frame():
     small, large = Pocket(128).eval(), Pocket(256).eval()
-    embedding, points = torch.randn(1, 128, 32, 32), torch.tensor([[30.0, 90.0]])
+    embedding, points = torch.randn(1, 512, 32, 32), torch.tensor([[30.0, 90.0]])
     with torch.no_grad():
         assert torch.allclose(
             small.masks_at_points(embedding, points), large.masks_at_points(embedding, 2 * points), atol=1e-4
@@ -39,7 +41,7 @@ def test_points_are_in_pixels_of_the_input_frame():
 
 
 def test_the_candidate_with_the_best_predicted_quality_is_chosen(pocket):
-    embedding, points = torch.randn(2, 128, 32, 32), torch.rand(3, 2) * 128
+    embedding, points = torch.randn(2, 512, 32, 32), torch.rand(3, 2) * 128
     with torch.no_grad():
         masks, (logits, quality) = (
             pocket.masks_at_points(embedding, points),
@@ -48,6 +50,20 @@ def test_the_candidate_with_the_best_predicted_quality_is_chosen(pocket):
     for b in range(2):
         for p in range(3):
             assert torch.equal(masks[b, p], logits[b, p, quality[b, p].argmax()])
+
+
+def test_detail_reaches_the_pixel_it_was_seen_at(pocket):
+    cells, points = torch.randn(1, 128, 32, 32), torch.tensor([[40.0, 60.0]])
+    fine = torch.zeros(1, 16, 128, 128)
+    fine[:, :, 50, 77] = 5.0
+    none = torch.zeros(1, 128, 32, 32)
+    with torch.no_grad():
+        without, _ = pocket.candidates_at_points(torch.cat([cells, none, none.repeat(1, 2, 1, 1)], 1), points)
+        folded = torch.cat([cells, none, F.pixel_unshuffle(fine, 4)], 1)
+        changed = (pocket.candidates_at_points(folded, points)[0] - without).abs().amax(dim=(0, 1, 2)) > 1e-6
+        plain, _ = decode_points(pocket.prompt_encoder, pocket.mask_decoder, cells, points)
+    assert changed.nonzero().tolist() == [[50, 77]]
+    assert torch.allclose(without, plain[:, :, 1:])
 
 
 def test_another_input_size_is_refused(pocket):
@@ -92,8 +108,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_the_embedded_weights_segment_what_a_point_touches():
-    # Measured 0.56 over 1,024 points; the mean of 128 has a standard error of about 0.025. The aim is 0.70.
-    assert evaluate(Pocket().eval(), images=32)["best_of_three"] > 0.5
+    # Measured 0.626 over 1,024 points; the mean of 128 has a standard error of about 0.025. The aim is 0.70.
+    assert evaluate(Pocket().eval(), images=32)["best_of_three"] > 0.57
 
 
 def test_every_training_batch_can_be_drawn_again():
@@ -102,3 +118,16 @@ def test_every_training_batch_can_be_drawn_again():
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.points, again.points)
     assert not torch.equal(first.image, other.image)
+
+
+def test_a_drawing_that_is_used_again_is_turned_and_asked_other_questions():
+    data = DrawnPrompts(batch=2, prompts=2, steps=64, reuse=4, apart=2)
+    brightness = [data[i].image.mean().item() for i in range(16)]
+    # Items 0, 2, 4, 6 show the first drawing, 1, 3, 5, 7 the second; then come new ones.
+    for first in (0, 1, 8, 9):
+        assert brightness[first : first + 7 : 2] == pytest.approx([brightness[first]] * 4)
+    assert len({round(value, 5) for value in brightness}) == 4
+    shown = [data[i].image for i in (0, 2, 4, 6)]
+    assert any(not torch.equal(shown[0], other) for other in shown[1:])
+    assert not torch.equal(data[0].points, data[2].points)
+    assert torch.equal(DrawnPrompts(2, 2, 64, reuse=4, apart=2)[13].image, data[13].image)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_run import CLASSES, NASTY, SECTIONS, draw_picture, draw_run, write_csv
+from drawn_run import CLASSES, NASTY, SECTIONS, draw_picture, draw_run, write_csv, write_stage
 from PIL import Image
 from rich.console import Console
 
@@ -306,7 +306,7 @@ def test_summary_table(full_run: Path) -> None:
     write_report(full_run)
     text = printed(full_run)
     for part in (
-        "AUROC 0.9",
+        "AUROC (validation) 0.9",
         "CAM Dice 0.",
         "PAM Dice 0.",
         "Dice (validation) 0.680",
@@ -319,6 +319,23 @@ def test_summary_table(full_run: Path) -> None:
     assert "no report yet" not in text
     shutil.rmtree(full_run / "test")
     assert "not run" in printed(full_run)
+
+
+def test_the_ceiling_stands_beside_the_test(full_run: Path) -> None:
+    assert "EXPERT" not in printed(full_run)
+    write_csv(full_run / "ceiling/test/cases.csv", [{"case": "a", "class": "liver", "dice": 0.875}])
+    write_stage(full_run, "ceiling", 61.0)
+    assert "Dice of EXPERT masks (test) 0.875" in printed(full_run)
+    assert "0.875" in section(page_of(full_run), "figures")
+
+
+def test_validation_and_test_figures_of_the_maps_are_told_apart(full_run: Path) -> None:
+    rows = [{"case": "a", "class": name, "cam_dice": 0.125, "pam_dice": 0.375} for name in CLASSES]
+    write_csv(full_run / "test_maps/cam_cases.csv", rows)
+    write_stage(full_run, "test_maps", 9.0)
+    text = printed(full_run)
+    assert "CAM Dice (test) 0.125, PAM Dice (test) 0.375" in text
+    assert "CAM Dice 0.125" not in text
 
 
 def test_report_loads_neither_torch_nor_lightning(full_run: Path) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 from scipy import ndimage
 
-from weakmedsam.pretraining.scenes import SHAPES, SMALLEST_REGION, ask, draw_scenes
+from weakmedsam.pretraining.scenes import SHAPES, SMALLEST_REGION, ask, draw_scenes, turn_scenes
 
 
 def test_scenes_are_images_with_regions_and_follow_their_seed():
@@ -32,3 +32,30 @@ def test_each_answer_is_connected_and_holds_its_point():
             assert mask[int(y), int(x)] == 1
             assert ndimage.label(mask)[1] == 1
             assert mask.sum() >= SMALLEST_REGION
+
+
+def test_the_eight_ways_to_turn_are_all_different_and_move_image_and_regions_together():
+    scenes = draw_scenes(1, 3)
+    turned = [turn_scenes(scenes, way) for way in range(8)]
+    assert (turned[0].image == scenes.image).all()
+    for way, one in enumerate(turned):
+        assert not any((one.image == other.image).all() for other in turned[:way])
+        for region in scenes.region.unique():
+            before, after = (
+                scenes.image[0, 0][scenes.region[0] == region],
+                one.image[0, 0][one.region[0] == region],
+            )
+            assert np.allclose(np.sort(before), np.sort(after))
+
+
+def test_each_connected_piece_has_a_number_of_its_own():
+    scenes = draw_scenes(4, 4)
+    asked = ask(scenes, 1, 0)
+    for region, pieces in zip(scenes.region.numpy(), asked.pieces.numpy(), strict=True):
+        assert pieces.min() == 1
+        for number in np.unique(pieces):
+            here = pieces == number
+            assert len(np.unique(region[here])) == 1
+            assert ndimage.label(here)[1] == 1
+            # It is whole: nothing of the same region touches it.
+            assert (pieces[(region == region[here][0]) & ndimage.binary_dilation(here)] == number).all()

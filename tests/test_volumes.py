@@ -65,6 +65,16 @@ def test_truncated_empty_and_missing_files_are_named(tmp_path):
             read_volume(tmp_path / name)
 
 
+@pytest.mark.parametrize(("at", "value"), [(70, 9999), (42, -5)], ids=["datatype", "dimension"])
+def test_a_header_that_says_what_cannot_be_is_named(tmp_path, at, value):
+    path = save_nifti(tmp_path / "scan.nii", np.zeros((5, 5, 5)))
+    content = bytearray(path.read_bytes())
+    content[at : at + 2] = int(value).to_bytes(2, "little", signed=True)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"scan\.nii: "):
+        read_volume(path)
+
+
 def test_four_axes_are_refused_unless_the_last_is_one(tmp_path):
     with pytest.raises(DataError, match=r"four\.nii: has 4 axes \(3, 3, 3, 2\)"):
         read_volume(save_nifti(tmp_path / "four.nii", np.zeros((3, 3, 3, 2))))

@@ -56,10 +56,12 @@ def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
     somewhere. Multiply by the image-level label before a threshold.
 
     Args:
-        features: (B, D, h, w).
+        features: (B, D, h, w), of any precision.
         weight: (C, D) of the class head (a 1 x 1 convolution without bias).
 
     Returns:
-        (B, C, h, w) in [0, 1].
+        (B, C, h, w) float32 in [0, 1].
     """
-    return min_max(torch.einsum("bdhw,cd->bchw", features, weight))
+    # In float32 under autocast too: bf16 moves a map by a hundredth.
+    with torch.autocast(features.device.type, enabled=False):
+        return min_max(torch.einsum("bdhw,cd->bchw", features.float(), weight.float()))

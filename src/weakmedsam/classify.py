@@ -19,11 +19,13 @@ from torchmetrics import CatMetric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from weakmedsam.backbones.base import Backbone
+from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.cam import class_activation_map
-from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch
+from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.subclasses import subclass_targets
 
 CHECKPOINT_KEY = "weakmedsam"
+NETWORK = ("backbone.", "class_head.", "subclass_head.")
 POOLINGS = ("average", "top_k")
 
 
@@ -96,6 +98,11 @@ class WeakMedSAM(LightningModule):
                 f"model.pooling is {pooling!r} with model.top_share {top_share}; choose one of "
                 f"{', '.join(POOLINGS)}, and a share in (0, 1]"
             )
+        check_least("model.slices_per_step", slices_per_step, 1)
+        check_least("model.subclass_weight", subclass_weight, 0)
+        check_least("model.weight_decay", weight_decay, 0)
+        if learning_rate <= 0:
+            raise ConfigError(f"model.learning_rate is {learning_rate}; it must be above 0")
         self.pooling = pooling
         self.top_share = top_share
         self.backbone = backbone
@@ -124,7 +131,7 @@ class WeakMedSAM(LightningModule):
         """Classify slices and say where the evidence lies: (B, 1, H, W) in [0, 1]."""
         encoded = self.backbone.encode(image)
         logits = self.pool(self.class_head(encoded.features))
-        cam = class_activation_map(encoded.features.float(), self.class_head.weight.flatten(1))
+        cam = class_activation_map(encoded.features, self.class_head.weight.flatten(1))
         return Activation(logits, cam, encoded.embedding)
 
     def pool(self, evidence: Tensor) -> Tensor:
@@ -249,11 +256,21 @@ class WeakMedSAM(LightningModule):
                     f"the checkpoint was made with {key} {theirs.get(key)!r}, this run has {value!r}: "
                     "choose the checkpoint or the setting to fit"
                 )
-        self.subclass_ids = torch.zeros_like(checkpoint["state_dict"]["subclass_ids"], device=self.device)
+        # Of the same name a backbone can still have another shape: LoRA's rank, the frame it encodes.
+        held = checkpoint["state_dict"]
+        check_fit(self._network(self.state_dict()), self._network(held), "the checkpoint", self.backbone.name)
+        self.subclass_ids = torch.zeros_like(held["subclass_ids"], device=self.device)
+
+    @staticmethod
+    def _network(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Backbone and heads: what has one shape whatever the data."""
+        return {key: value for key, value in state.items() if key.startswith(NETWORK)}
 
     def _identity(self) -> dict[str, Any]:
         return {
             "backbone": self.backbone.name,
             "class_names": self.class_names,
             "sub_classes": self.sub_classes,
+            "pooling": self.pooling,
+            "top_share": self.top_share,
         }

@@ -20,9 +20,13 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
 from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
+from weakmedsam.files import replacing, write_whole
 
 PACKAGES = (
     "torch",
@@ -46,10 +50,14 @@ def provenance() -> dict[str, Any]:
         except ModuleNotFoundError:
             continue
     here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return {"versions": versions, "git": git.stdout.strip(), "command": " ".join(sys.argv)}
+    found = {"versions": versions, "command": " ".join(sys.argv)}
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return found
+    return found | {"git": git.stdout.strip()}
 
 
 class SaveRun(SaveConfigCallback):
@@ -58,21 +66,46 @@ class SaveRun(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank 0 only; no collectives here."""
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.parser.dump(self.config, skip_none=False)
-        (folder / "config.yaml").write_text(config)
-        (folder / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")
+        write_whole(folder / "config.yaml", config)
+        write_whole(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": config, **provenance()})
 
 
+def refuse(message: str, subcommand: str) -> NoReturn:
+    """A wrong option is one message, not three pages of usage; leaves with status 2."""
+    sys.stderr.write(f"\nweakmedsam: {message}\n(all options: python -m weakmedsam {subcommand} --help)\n")
+    raise SystemExit(2)
+
+
 class Parser(LightningArgumentParser):
-    """A wrong option is one message, not three pages of usage."""
+    """Of the stages."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and leave with status 2."""
-        sys.stderr.write(f"\nweakmedsam: {message}\n(all options: python -m weakmedsam fit --help)\n")
-        raise SystemExit(2)
+        """See ``refuse``."""
+        refuse(message, "fit")
+
+
+class PrepareParser(ArgumentParser):
+    """Of ``prepare``."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """See ``refuse``."""
+        refuse(message, "prepare")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all.
+
+    Lightning's own way goes through the folder for temporary files; where that is another file system, a
+    kill during the move leaves a torn ``last.ckpt``, from which no run can go on.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
+        """Write beside the file, then rename."""
+        with replacing(Path(path)) as part:
+            torch.save(checkpoint, part)
 
 
 class WeakMedSAMCLI(LightningCLI):
@@ -92,16 +125,41 @@ class WeakMedSAMCLI(LightningCLI):
         """Class names are the data's; the model cannot be told others."""
         parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let the checkpoint's hyper-parameters override, silently, what the user typed.
+        return
+
     def before_instantiate_classes(self) -> None:
-        """Refuse a test or prediction with a network that has learnt nothing."""
+        """Refuse a test or prediction with a network that has learnt nothing, and a damaged checkpoint."""
         path = self.config[self.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last") and not Path(path).is_file():
-            raise CheckpointError(f"--ckpt_path {path}: there is no such file")
         if self.subcommand != "fit" and not path:
             raise ConfigError(
                 f"{self.subcommand} needs a trained network: add --ckpt_path "
                 "runs/<dataset>/<experiment>/<stage>/checkpoints/best.ckpt"
             )
+        # Lightning takes "best" and "last" for a run in the same process; here it would go on untrained.
+        if path and not Path(path).is_file():
+            raise CheckpointError(f"--ckpt_path {path}: there is no such file")
+        if path:
+            read_checkpoint(Path(path))
+
+    def instantiate_classes(self) -> None:
+        """As Lightning does; a backbone whose weights a checkpoint brings does not look for others first."""
+        options = self.config[self.subcommand]
+        backbone = options.get("model.init_args.backbone.init_args")
+        named = backbone.weights if backbone is not None and options.get("ckpt_path") else None
+        if named is not None:
+            backbone.weights = REPLACED
+        super().instantiate_classes()
+        if named is not None:
+            backbone.weights = named  # the run's config.yaml says what was asked for
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """As Lightning does, with checkpoints that survive a kill."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
 
 def prepare(words: list[str]) -> None:
@@ -112,15 +170,14 @@ def prepare(words: list[str]) -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--summary", type=Path)
     known, rest = own.parse_known_args(words)
-    parser = ArgumentParser(prog="python -m weakmedsam prepare", parser_mode="omegaconf+")
+    parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode="omegaconf+")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     data = parser.instantiate_classes(parser.parse_args(rest)).data
     data.prepare_data()
     if known.summary is not None:
-        known.summary.parent.mkdir(parents=True, exist_ok=True)
-        known.summary.write_text(json.dumps(data.summary(), indent=2) + "\n")
+        write_whole(known.summary, json.dumps(data.summary(), indent=2) + "\n")
 
 
 def use_wandb_offline_unless_asked() -> None:

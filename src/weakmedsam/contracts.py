@@ -42,6 +42,16 @@ class CheckpointError(WeakMedSAMError):
     """A checkpoint is missing, damaged or of another model; the message names both."""
 
 
+def check_least(key: str, value: float, least: float) -> None:
+    """See that a setting is not too small.
+
+    Raises:
+        ConfigError: it is; names the key.
+    """
+    if value < least:
+        raise ConfigError(f"{key} is {value}; it must be {least} or more")
+
+
 class SliceBatch(TypedDict, total=False):
     """A batch of slices.
 

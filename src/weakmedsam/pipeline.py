@@ -17,228 +17,22 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
-import yaml
 from rich.console import Console
 
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
-
-EXPERIMENTS = Path("experiments")
+from weakmedsam.stages import STAGES, TARGETS, Request, Stage, options_for, parse_options, wanted_settings
 
 console = Console(highlight=False)
-
-
-class Request(NamedTuple):
-    """What the user asked for.
-
-    Attributes:
-        dataset: of ``experiments/data/<dataset>.yaml``.
-        experiment: name of the run.
-        backbone: of ``experiments/backbone/<backbone>.yaml``.
-        data_dir: folder of the scans, None = the YAML's.
-        runs: folder of all runs.
-        options: further command-line options, (key, values) in order.
-    """
-
-    dataset: str
-    experiment: str
-    backbone: str
-    data_dir: str | None
-    runs: Path
-    options: list[tuple[str, list[str]]]
-
-    @property
-    def folder(self) -> Path:
-        """Everything of the run lies here."""
-        return self.runs / self.dataset / self.experiment
-
-
-class Stage(NamedTuple):
-    """One stage of the chain.
-
-    Attributes:
-        name: of its folder.
-        title: what the terminal says it does.
-        after: the stages whose results it reads.
-        configs: YAML files, merged left to right.
-        takes: option groups (``--<group>.…``) that concern it.
-        command: the argument lists to run, given the request and the common arguments.
-    """
-
-    name: str
-    title: str
-    after: tuple[str, ...]
-    configs: Callable[[Request], list[Path]]
-    takes: tuple[str, ...]
-    command: Callable[[Request, list[str]], list[list[str]]]
-
-
-def _classify_configs(request: Request) -> list[Path]:
-    return [
-        EXPERIMENTS / "classify.yaml",
-        *_data_config(request),
-        EXPERIMENTS / f"backbone/{request.backbone}.yaml",
-    ]
-
-
-def _segment_configs(request: Request) -> list[Path]:
-    return [EXPERIMENTS / "segment.yaml", *_data_config(request)]
-
-
-def _data_config(request: Request) -> list[Path]:
-    return [EXPERIMENTS / f"data/{request.dataset}.yaml"]
-
-
-def _resume(folder: Path) -> list[str]:
-    last = folder / "checkpoints" / "last.ckpt"
-    return ["--ckpt_path", str(last)] if last.is_file() else []
-
-
-def _root(folder: Path) -> list[str]:
-    return ["--trainer.default_root_dir", str(folder)]
-
-
-def _prepare(request: Request, common: list[str]) -> list[list[str]]:
-    return [["prepare", *common, "--summary", str(request.folder / "prepare/data.json")]]
-
-
-def _classify(request: Request, common: list[str]) -> list[list[str]]:
-    folder = request.folder / "classify"
-    return [["fit", *common, *_root(folder), *_resume(folder)]]
-
-
-def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
-    best = request.folder / "classify/checkpoints/best.ckpt"
-    return [["predict", *common, *_root(request.folder / "pseudo_labels"), "--ckpt_path", str(best)]]
-
-
-def _segment(request: Request, common: list[str]) -> list[list[str]]:
-    folder = request.folder / "segment"
-    pseudo = [
-        "--data.supervision",
-        "pseudo",
-        "--data.pseudo_labels_dir",
-        str(request.folder / "pseudo_labels"),
-    ]
-    return [["fit", *common, *pseudo, *_root(folder), *_resume(folder)]]
-
-
-def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
-    folder = request.folder / "ceiling"
-    common = [*common, "--data.supervision", "expert"]
-    best = folder / "checkpoints/best.ckpt"
-    return [
-        ["fit", *common, *_root(folder), *_resume(folder)],
-        ["test", *common, *_root(folder / "test"), "--ckpt_path", str(best)],
-    ]
-
-
-def _test_maps(request: Request, common: list[str]) -> list[list[str]]:
-    best = request.folder / "classify/checkpoints/best.ckpt"
-    return [["test", *common, *_root(request.folder / "test_maps"), "--ckpt_path", str(best)]]
-
-
-def _test(request: Request, common: list[str]) -> list[list[str]]:
-    best = request.folder / "segment/checkpoints/best.ckpt"
-    return [["test", *common, *_root(request.folder / "test"), "--ckpt_path", str(best)]]
-
-
-def _pseudo_configs(request: Request) -> list[Path]:
-    first, *rest = _classify_configs(request)
-    return [first, EXPERIMENTS / "pseudo_labels.yaml", *rest]
-
-
-_ALL = ("data", "trainer", "seed_everything")
-_MODEL = (*_ALL, "model")
-# fmt: off
-STAGES = (
-    Stage("prepare", "turn volumes into a slice store", (), _data_config, ("data",), _prepare),
-    Stage("classify", "train the classification network (SCE)", ("prepare",), _classify_configs, _MODEL, _classify),
-    Stage("pseudo_labels", "make pseudo-labels (PAM)", ("classify",), _pseudo_configs, _MODEL, _pseudo_labels),
-    Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment),
-    Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps),
-    Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test),
-    Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling),
-)
-# fmt: on
-"""In order. ``model`` options concern the classification network; the segmentation network's are given
-as ``--segment.model.…``, and so is any option meant for one stage only."""
-
-TARGETS = {
-    "prepare": ("prepare",),
-    "classify": ("prepare", "classify"),
-    "pseudo-labels": ("prepare", "classify", "pseudo_labels"),
-    "segment": ("prepare", "classify", "pseudo_labels", "segment"),
-    "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
-    "report": (),
-    "ceiling": ("prepare", "ceiling"),
-    "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
-}
-
-
-def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
-    """``--a.b 1 --c=2 --flag`` -> [("a.b", ["1"]), ("c", ["2"]), ("flag", [])].
-
-    Raises:
-        ConfigError: a value without an option before it.
-    """
-    options: list[tuple[str, list[str]]] = []
-    for word in words:
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            options.append((key, [value] if equals else []))
-        elif options:
-            options[-1][1].append(word)
-        else:
-            raise ConfigError(f"ARGS: {word!r} is not an option; options look like --model.sub_classes 4")
-    return options
-
-
-def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]:
-    """The options that concern a stage, as command-line words.
-
-    Raises:
-        ConfigError: an option that concerns no stage.
-    """
-    words = []
-    names = {other.name for other in STAGES}
-    # A test follows the settings of the network it tests.
-    leader = {"test": "segment", "ceiling": "segment", "test_maps": "classify", "pseudo_labels": "classify"}
-    own = {stage.name, leader.get(stage.name, "")}
-    known = names | {group for other in STAGES for group in other.takes}
-    for key, values in options:
-        first, _, rest = key.partition(".")
-        if first not in known:
-            raise ConfigError(
-                f"ARGS: --{key} concerns no stage; options begin with {', '.join(sorted(known))}"
-            )
-        chosen = rest if first in own else key if first in stage.takes else None
-        if chosen is not None and not (stage.name == "prepare" and not chosen.startswith("data.")):
-            words += [f"--{chosen}", *values]
-    return words
-
-
-def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
-    """All that decides a stage's result, as plain values.
-
-    Raises:
-        ConfigError: a YAML file that is not there; the message lists those that are.
-    """
-    merged = {}
-    for path in stage.configs(request):
-        if not path.is_file():
-            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
-            raise ConfigError(f"{path} does not exist; there are: {known}")
-        merged[str(path)] = yaml.safe_load(path.read_text())
-    return {"configs": merged, "options": options_for(stage, request.options), "data_dir": request.data_dir}
 
 
 def run_stage(stage: Stage, request: Request, number: str) -> None:
@@ -249,40 +43,94 @@ def run_stage(stage: Stage, request: Request, number: str) -> None:
         SystemExit: the stage's command failed; its own message has been printed.
     """
     folder = request.folder / stage.name
-    wanted = wanted_settings(stage, request) | {"after": _stamps(stage, request)}
     head = f"[bold]\\[{number}] {stage.name}[/bold]"
-    done = _read(folder / "stage.json")
-    if done is not None and done["settings"] == wanted and _inputs(stage, request) == done.get("inputs"):
-        console.print(f"{head}: up to date")
+    if stage.needs_test_masks and _test_masks(request) == 0:
+        console.print(f"{head}: no test case has an expert mask, so there is nothing to score")
         return
+    wanted = wanted_settings(stage, request) | {"after": _stamps(stage, request)}
+    in_place = stage.name == "prepare"  # its result lies in the store, under a name of its own
+    kept = None if in_place else _make_room(folder, wanted)
+    done = _read(folder / "stage.json")
+    if done is not None and done["settings"] == wanted:
+        lost = [name for name in done["results"] if not (folder / name).exists()]
+        if done["inputs"] != _inputs(stage, request, wanted):
+            kept = None if in_place else _set_aside(folder, "files it was made from have changed")
+        elif not lost:
+            console.print(f"{head}: up to date")
+            return
+        else:
+            console.print(
+                f"{head}: {lost[0]}{' and others' if lost[1:] else ''} of its result are gone; made again"
+            )
+            (folder / "stage.json").unlink()
     begun = _read(folder / "settings.json")
-    if begun is not None and (begun != wanted or done is not None) and stage.name != "prepare":
-        _set_aside(folder, begun, wanted)
-        begun = None
     console.print(f"{head}: {stage.title}{' (continued)' if begun else ''}")
     _write(folder / "settings.json", wanted)
+    _carry_out(
+        stage, request, wanted, spent=(_read(folder / "clock.json") or 0.0) if begun else 0.0, kept=kept
+    )
+
+
+def _carry_out(
+    stage: Stage, request: Request, wanted: dict[str, Any], spent: float, kept: Path | None
+) -> None:
+    """Run the stage's commands and put the stamp of a finished stage.
+
+    Args:
+        stage: what is run.
+        request: what the user asked for.
+        wanted: its settings.
+        spent: seconds that earlier, interrupted calls took.
+        kept: where an earlier result was moved to; it comes back if the command leaves nothing.
+    """
+    folder = request.folder / stage.name
+    for part in folder.rglob(".*.part"):  # of a call that was killed
+        part.unlink(missing_ok=True)
     common = [word for path in stage.configs(request) for word in ("--config", str(path))]
     if request.data_dir is not None:
         common += ["--data.data_dir", request.data_dir]
-    started, spent = time.monotonic(), (_read(folder / "clock.json") or 0.0) if begun else 0.0
+    started = time.monotonic()
     commands = stage.command(request, [*common, *options_for(stage, request.options)])
     for arguments in commands:
         code = subprocess.run([sys.executable, "-m", "weakmedsam", *arguments], check=False).returncode
         _write(folder / "clock.json", spent + time.monotonic() - started)
         if code:
-            console.print(f"{head} stopped. The same command continues where it was.")
-            raise SystemExit(code)
-    stamp = {
-        "stage": stage.name,
-        "made": time.time_ns(),
-        "settings": wanted,
-        "inputs": _inputs(stage, request),
-        "command": " && ".join(" ".join(["python -m weakmedsam", *arguments]) for arguments in commands),
-        "seconds": round(spent + time.monotonic() - started, 1),
-        "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        **(_read(folder / "provenance.json") or {}),
-    }
-    _write(folder / "stage.json", stamp)
+            _stop(stage, folder, kept, code)
+    _write(
+        folder / "stage.json",
+        {
+            "stage": stage.name,
+            "made": time.time_ns(),
+            "settings": wanted,
+            "inputs": _inputs(stage, request, wanted),
+            "results": sorted(
+                str(p.relative_to(folder)) for name in stage.results for p in folder.glob(name)
+            ),
+            "command": " && ".join(" ".join(["python -m weakmedsam", *words]) for words in commands),
+            "seconds": round(spent + time.monotonic() - started, 1),
+            "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            **(_read(folder / "provenance.json") or {}),
+        },
+    )
+
+
+def _stop(stage: Stage, folder: Path, kept: Path | None, code: int) -> NoReturn:
+    """Leave after a command that failed; a folder that holds our own notes only is as if it had not been."""
+    if {path.name for path in folder.iterdir()} <= {"settings.json", "clock.json"}:
+        shutil.rmtree(folder)
+        if kept is not None:
+            kept.rename(folder)
+            console.print(f"  the earlier result is {folder.name} again")
+        console.print(f"[bold]{stage.name}[/bold] did not start.")
+    else:
+        console.print(f"[bold]{stage.name}[/bold] stopped. The same command continues where it was.")
+    raise SystemExit(code)
+
+
+def _test_masks(request: Request) -> int | None:
+    """How many test cases have an expert mask; None where that is not known."""
+    summary = _read(request.folder / "prepare/data.json") or {}
+    return summary.get("splits", {}).get("test", {}).get("masked")
 
 
 def _stamps(stage: Stage, request: Request) -> dict[str, int | None]:
@@ -291,29 +139,68 @@ def _stamps(stage: Stage, request: Request) -> dict[str, int | None]:
     return {name: stamp["made"] if stamp else None for name, stamp in stamps.items()}
 
 
-def _inputs(stage: Stage, request: Request) -> str | None:
-    """For ``prepare``: a digest of the scans' names, sizes and times, and whether the store is there."""
+def _inputs(stage: Stage, request: Request, wanted: dict[str, Any]) -> str:
+    """A digest of what the result is made of beside the settings, by names, sizes and times of files.
+
+    Files that the settings name (weights, a split) count for every stage; scans, tables of labels and
+    whether the store is there count for ``prepare``.
+    """
+    files = [Path(word) for word in _words_in(wanted["configs"], wanted["options"]) if _is_file(word)]
+    digest = hashlib.sha256()
     summary = _read(request.folder / "prepare/data.json")
-    if stage.name != "prepare" or summary is None:
-        return None
-    digest = hashlib.sha256(str(Path(summary["store"], "index.json").exists()).encode())
-    for path in sorted(Path(summary["data_dir"]).rglob("*.nii*")):
+    if stage.name == "prepare" and summary is not None:
+        digest.update(str(Path(summary["store"], "index.json").exists()).encode())
+        for pattern in ("*.nii*", "*.csv"):
+            files += Path(summary["data_dir"]).rglob(pattern)
+    for path in sorted(set(files)):
         found = path.stat()
         digest.update(f"{path} {found.st_size} {found.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
-def _set_aside(folder: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Keep a result of other settings under another name, and say what differs."""
+def _words_in(*values: Any) -> Iterator[str]:
+    """Every text among nested values."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _words_in(*(value.values() if isinstance(value, dict) else value))
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return "/" in word and Path(word).is_file()
+    except OSError:  # a text too long for a name
+        return False
+
+
+def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
+    """Move what is there of other settings aside; what was moved aside earlier, of these, comes back.
+
+    Returns:
+        Where a result was moved to; None where nothing had to be.
+    """
+    begun = _read(folder / "settings.json")
+    if begun is None or begun == wanted:
+        return None
+    what = "; ".join(list(_differences(begun, wanted))[:5]) or "the stages before it were made anew"
+    kept = _set_aside(folder, what)
+    for earlier in sorted(folder.parent.glob(f"{folder.name}.old*")):
+        if _read(earlier / "settings.json") == wanted:
+            console.print(f"  {earlier.name} is of these settings and is taken up again")
+            earlier.rename(folder)
+            break
+    return kept
+
+
+def _set_aside(folder: Path, what: str) -> Path:
+    """Keep a result under another name, and say what has changed; returns the new place."""
     number = 1
     while (kept := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
     folder.rename(kept)
-    changes = list(_differences(begun, wanted))[:5]
-    what = "; ".join(changes) or "it was made by an earlier state of the stages before it"
-    console.print(
-        f"  settings of {folder.name} have changed ({what}): the earlier result is kept as {kept.name}"
-    )
+    console.print(f"  {folder.name} is out of date ({what}): the earlier result is kept as {kept.name}")
+    return kept
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

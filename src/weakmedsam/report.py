@@ -29,12 +29,17 @@ _SHORT = {
     "classify": (("auroc", "cam_dice", "pam_dice"), "classify/history.csv"),
     "pseudo_labels": (("quality",), "pseudo_labels/quality.csv"),
     "segment": (("val_dice", "agreement"), "segment/history.csv"),
+    "test_maps": (("test_cam_dice", "test_pam_dice"), "test_maps/cam_cases.csv"),
     "test": (("dice", "hd95_mm", "missed"), "test/cases.csv"),
+    "ceiling": (("ceiling",), "ceiling/test/cases.csv"),
 }
 _WORDS = {
-    "auroc": "AUROC",
+    "auroc": "AUROC (validation)",
     "cam_dice": "CAM Dice",
     "pam_dice": "PAM Dice",
+    "test_cam_dice": "CAM Dice (test)",
+    "test_pam_dice": "PAM Dice (test)",
+    "ceiling": "Dice of EXPERT masks (test)",
     "quality": "quality",
     "val_dice": "Dice (validation)",
     "agreement": "agreement with pseudo-labels",
@@ -89,7 +94,9 @@ def _table(run: Run) -> Table:
     table.add_column("where to look")
     by_key = {figure.key: figure.overall for figure in figures(run)}
     for name, (keys, file) in _SHORT.items():
-        stage = run.stages[name]
+        stage = run.stages.get(name)
+        if stage is None:
+            continue
         found = ", ".join(f"{_WORDS[key]} {by_key[key]}" for key in keys if key in by_key)
         state = "" if stage.state == "done" else stage.state
         text = "; ".join(part for part in (found, state) if part) or DASH

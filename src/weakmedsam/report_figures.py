@@ -20,6 +20,8 @@ TITLES = {
     "pseudo_labels": "pseudo-labels",
     "segment": "segment",
     "test": "test",
+    "test_maps": "test of the maps",
+    "ceiling": "ceiling",
 }
 TARGETS = {**TITLES, "test": "evaluate"}
 """The make target of each stage."""
@@ -30,6 +32,9 @@ TIPS = {
     "cam_dice": "Dice of the thresholded class activation map against the expert mask, per volume; "
     "slices that do not have the class by their image-level label stay empty.",
     "pam_dice": "The same after refinement by prompt affinity mining.",
+    "test_cam_dice": "As CAM Dice, on the test cases, on the scan's own slices.",
+    "test_pam_dice": "The same after refinement by prompt affinity mining.",
+    "ceiling": "Dice of the same network trained on the expert masks: what weak labels could reach at best.",
     "val_dice": "Dice of the segmentation network against the expert masks of the validation cases.",
     "agreement": "Dice of the segmentation network with the pseudo-labels: there are no expert masks.",
     "quality": "Dice between the thresholded map before and after refinement; no expert mask is used.",
@@ -110,7 +115,7 @@ def cell(value: str | float, column: str) -> str:
 
 def figures(run: Run) -> list[Figure]:
     """What was measured, stage by stage, for all classes and for each."""
-    found = [*_validated(run), *_maps_tested(run), *_tested(run), *_other_protocols(run)]
+    found = [*_validated(run), *_maps_tested(run), *_tested(run), *_other_protocols(run), *_ceiling(run)]
     qualities = _by_class(run.quality, "quality")
     if qualities:
         texts = {name: _spread(values, 3) for name, values in qualities.items()}
@@ -169,8 +174,20 @@ def _maps_tested(run: Run) -> list[Figure]:
         values = _by_class(run.map_cases, column)
         if values:
             texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
-            found.append(Figure("classify", column, title, where, number(_mean_of_means(values)), texts))
+            overall = number(_mean_of_means(values))
+            found.append(Figure("classify", f"test_{column}", title, where, overall, texts))
     return found
+
+
+def _ceiling(run: Run) -> list[Figure]:
+    """Dice of the network that was trained on expert masks, where that was done."""
+    values = _by_class(run.ceiling, "dice")
+    if not values:
+        return []
+    where = f"{len({row['case'] for row in run.ceiling})} test cases"
+    texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
+    overall = number(_mean_of_means(values))
+    return [Figure("test", "ceiling", "Dice, trained on EXPERT masks", where, overall, texts)]
 
 
 def _other_protocols(run: Run) -> list[Figure]:

@@ -21,6 +21,9 @@ from weakmedsam.contracts import DataError
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test")
 """A run's stages in order; each has a folder of that name."""
 
+BESIDE = ("test_maps", "ceiling")
+"""Stages that nothing builds on: scores of activation maps, and the network trained on expert masks."""
+
 NAN = math.nan
 Row = dict[str, str | float]
 
@@ -95,13 +98,14 @@ class Run:
 
     Attributes:
         folder: the run's directory, ``runs/<dataset>/<experiment>``.
-        stages: stage name -> ``Stage``, all of ``STAGES``.
+        stages: stage name -> ``Stage``, all of ``STAGES``, and of ``BESIDE`` what was run.
         histories: "classify" and "segment" -> ``History``.
         configs: "classify" and "segment" -> text of config.yaml, where there is one.
         monitors: "classify" and "segment" -> what chooses the checkpoint, where the config names it.
         quality: rows of pseudo_labels/quality.csv.
         cases: rows of test/cases.csv.
         map_cases: rows of cam_cases.csv (CAM and refined CAM on the test cases), of test_maps/.
+        ceiling: rows of ceiling/test/cases.csv.
         summary: test/summary.json.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
@@ -115,6 +119,7 @@ class Run:
     quality: list[Row]
     cases: list[Row]
     map_cases: list[Row]
+    ceiling: list[Row]
     summary: dict[str, Any]
     expert: bool
     random: bool
@@ -156,7 +161,8 @@ def read_run(folder: Path) -> Run:
     texts = {name: _read_text(folder / name / "config.yaml") for name in trained}
     configs = {name: _parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(config) for name, config in configs.items()}
-    stages = {name: _read_stage(folder / name) for name in STAGES}
+    stages = {name: _read_stage(folder / name) for name in (*STAGES, *BESIDE)}
+    stages = {name: found for name, found in stages.items() if name in STAGES or found.state != "not run"}
     maps = (folder / name / "cam_cases.csv" for name in ("test_maps", "test"))
     return Run(
         folder=folder,
@@ -167,6 +173,7 @@ def read_run(folder: Path) -> Run:
         quality=_read_rows(folder / "pseudo_labels" / "quality.csv", ("quality",)),
         cases=_read_rows(folder / "test" / "cases.csv", ("dice",)),
         map_cases=next((rows for path in maps if (rows := _read_rows(path, ("cam_dice", "pam_dice")))), []),
+        ceiling=_read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
         summary=_read_json(folder / "test" / "summary.json"),
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.

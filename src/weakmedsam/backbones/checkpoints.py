@@ -57,6 +57,9 @@ KNOWN = {
 # fmt: on
 """Official checkpoints by name."""
 
+REPLACED = "replaced"
+"""In place of a backbone's ``weights``: a checkpoint of the whole network follows, so none are looked for."""
+
 WRAPPERS = ("model", "state_dict")
 """Keys under which training programs put a network's weights."""
 
@@ -119,7 +122,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     path = path.expanduser()
     if not path.is_file():
         raise CheckpointError(f"backbone.weights: {path} does not exist")
-    content = _load(path)
+    content = read_checkpoint(path)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -127,7 +130,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _flat(content, path)
 
 
-def _load(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds, tensors on the CPU; never runs code from it.
+
+    Raises:
+        CheckpointError: not a checkpoint, damaged, or with code or other objects in it.
+    """
     import torch
     from safetensors.torch import load_file
 

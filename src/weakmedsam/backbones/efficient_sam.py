@@ -19,7 +19,7 @@ from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
 from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import ConfigError, check_least
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ class EfficientSAM(Backbone):
         trained_blocks: int = 4,
     ) -> None:
         super().__init__()
+        check_least("backbone.points_per_call", points_per_call, 1)
+        check_least("backbone.trained_blocks", trained_blocks, 0)
         _check_arguments(size, weights, encode_size, attention)
         architecture = SIZES[size]
         self.name = f"efficient_sam_{size}"
@@ -98,7 +100,7 @@ class EfficientSAM(Backbone):
         )
         if weights == "none":
             log.warning("backbone.weights is none: %s starts from random numbers", self.name)
-        else:
+        elif weights != checkpoints.REPLACED:
             self._load(weights, size)
         if compile:
             self.image_encoder.compile()

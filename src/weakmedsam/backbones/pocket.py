@@ -13,6 +13,7 @@ the affinity.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -21,11 +22,13 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from torch import Tensor, nn
 
 from weakmedsam.backbones.base import Backbone, Encoded
-from weakmedsam.backbones.checkpoints import check_fit, read_weights
+from weakmedsam.backbones.checkpoints import REPLACED, check_fit, read_weights
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.contracts import ConfigError
 
 WEIGHTS = Path(__file__).with_name("pocket.safetensors")
+
+_log = logging.getLogger(__name__)
 
 FRAME = 128
 """Side of the frame the network sees, pixels; larger inputs are reduced to it."""
@@ -41,6 +44,9 @@ FEATURES = 160
 
 STAGES = ((32, 1), (64, 2), (128, 3), (160, 2))
 """(channels, residual blocks) at strides 2, 4, 8, 16 of the frame."""
+
+DETAIL = (EMBED // 4, EMBED // 8)
+"""Channels of the detail maps, one (64 x 64) after each step of the decoder's upscaling."""
 
 
 def _norm(channels: int) -> nn.Module:
@@ -80,11 +86,40 @@ class _Attention(nn.Module):
         return x + self.out(y.transpose(-1, -2).reshape(b, c, h, w))
 
 
+class _Detail(nn.Module):
+    """Borders finer than a cell, for the decoder's upscaling (as the high-resolution maps of SAM 2).
+
+    segment-anything's decoder upscales each cell by itself, so a border within a cell has to be squeezed
+    into the cell's 128 channels; with these maps a pixel brings its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(STAGES[0][0], DETAIL[0], 1)
+        last_of_fine = nn.Conv2d(DETAIL[1], DETAIL[1], 3, padding=1)
+        self.fine = nn.Sequential(nn.Conv2d(1, DETAIL[1], 3, padding=1), nn.ReLU(), last_of_fine)
+        for parameter in (*self.coarse.parameters(), *last_of_fine.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, frame: Tensor, finest: Tensor) -> Tensor:
+        """Frame (B, 1, 128, 128), map at stride 2 (B, 32, 64, 64) -> (B, 384, 32, 32), folded into cells."""
+        return torch.cat(
+            [F.pixel_unshuffle(self.coarse(finest), 2), F.pixel_unshuffle(self.fine(frame), 4)], 1
+        )
+
+
+def split_embedding(embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 512, 32, 32) -> SAM's embedding (B, 128, 32, 32), detail (B, 32, 64, 64) and (B, 16, 128, 128)."""
+    cells, half, full = embedding.split([EMBED, 4 * DETAIL[0], 16 * DETAIL[1]], dim=1)
+    return cells, F.pixel_shuffle(half, 2), F.pixel_shuffle(full, 4)
+
+
 class PyramidEncoder(nn.Module):
-    """(B, 1, 128, 128) -> features (B, 192, 32, 32), embedding (B, 128, 32, 32).
+    """(B, 1, 128, 128) -> features (B, 160, 32, 32), embedding (B, 512, 32, 32).
 
     Down to stride 16, then the coarse maps are added back onto the 32 x 32 cells, as in a feature
-    pyramid network (Lin et al., CVPR 2017).
+    pyramid network (Lin et al., CVPR 2017). The embedding is SAM's, 128 channels after the neck, and
+    384 of detail finer than a cell.
     """
 
     def __init__(self) -> None:
@@ -102,9 +137,15 @@ class PyramidEncoder(nn.Module):
         self.smooth = _Residual(FEATURES)
         self.final = _norm(FEATURES)
         self.neck = nn.Sequential(nn.Conv2d(FEATURES, EMBED, 1, bias=False), nn.GroupNorm(1, EMBED))
+        self.detail = _Detail()
 
-    def forward(self, x: Tensor) -> Encoded:
+    def forward(self, frame: Tensor) -> Encoded:
         """Features before and embedding after the neck."""
+        features, finest = self.features(frame)
+        return Encoded(features, torch.cat([self.neck(features), self.detail(frame, finest)], dim=1))
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and the map at stride 2 that the detail is taken from."""
         maps = []
         for down, block in zip(self.down, self.blocks, strict=True):
             x = block(down(x))
@@ -117,8 +158,7 @@ class PyramidEncoder(nn.Module):
             scale = features.shape[-1] // coarse.shape[-1]
             y = lateral(coarse)
             features = features + (y if scale == 1 else F.interpolate(y, scale_factor=scale, mode="bilinear"))
-        features = F.relu(self.final(self.smooth(features)))
-        return Encoded(features, self.neck(features))
+        return F.relu(self.final(self.smooth(features))), maps[0]
 
 
 class Pocket(Backbone):
@@ -161,7 +201,9 @@ class Pocket(Backbone):
             iou_head_depth=3,
             iou_head_hidden_dim=EMBED,
         )
-        if weights != "none":
+        if weights == "none":
+            _log.warning("backbone.weights is none: pocket starts from random numbers")
+        elif weights != REPLACED:
             self._load(WEIGHTS if weights == "embedded" else Path(weights))
         self.adapted.load_state_dict(self.encoder.state_dict())
 
@@ -179,13 +221,13 @@ class Pocket(Backbone):
         # The pre-trained encoder gets no gradient, whatever is trained.
         with torch.no_grad():
             embedding = self.encoder(frame).embedding
-        return Encoded(self.adapted(frame).features, embedding)
+        return Encoded(self.adapted.features(frame)[0], embedding)
 
     def features(self, image: Tensor) -> Tensor:  # noqa: D102
-        return self.adapted(self._frame(image)).features
+        return self.adapted.features(self._frame(image))[0]
 
     def embed(self, image: Tensor) -> Tensor:
-        """(B, 128, 32, 32) embedding with gradient: what pre-training trains."""
+        """(B, 512, 32, 32) embedding with gradient: what pre-training trains."""
         return self.encoder(self._frame(image)).embedding
 
     def _frame(self, image: Tensor) -> Tensor:
@@ -205,13 +247,16 @@ class Pocket(Backbone):
         """The three candidate masks of each point and their predicted quality.
 
         Args:
-            embedding: (B, 128, 32, 32).
+            embedding: (B, 512, 32, 32).
             points: (P, 2) or (B, P, 2), (x, y) in pixels of the input frame.
 
         Returns:
             logits (B, P, 3, 128, 128) and predicted IoU (B, P, 3).
         """
-        logits, quality = decode_points(self.prompt_encoder, self.mask_decoder, embedding, points)
+        cells, *detail = split_embedding(embedding)
+        logits, quality = decode_points(
+            self.prompt_encoder, self.mask_decoder, cells, points, detail=(detail[0], detail[1])
+        )
         return logits[:, :, 1:], quality[:, :, 1:]
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
@@ -234,7 +279,8 @@ class Pocket(Backbone):
         self.requires_grad_(False)
         if policy == "published":
             self.adapted.requires_grad_(True)
-            self.adapted.neck.requires_grad_(False)  # no classification loss reaches it
+            for unreached in (self.adapted.neck, self.adapted.detail):  # no classification loss gets there
+                unreached.requires_grad_(False)
         if policy == "head":
             for part in (self.adapted.context, self.adapted.lateral, self.adapted.skip, self.adapted.smooth):
                 part.requires_grad_(True)

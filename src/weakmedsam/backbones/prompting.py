@@ -19,6 +19,7 @@ def decode_points(
     embedding: Tensor,
     points: Tensor,
     chunk: int = 16,
+    detail: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decode one positive point at a time for each image.
 
@@ -30,6 +31,8 @@ def decode_points(
         points: (P, 2), the same for every image, or (B, P, 2); (x, y) in pixels of the input frame,
             pixel centres at + 0.5. segment-anything adds the half itself, so it is taken off here.
         chunk: pairs of image and point decoded at once; bounds memory, changes no result.
+        detail: (B, E / 4, 2h, 2w) and (B, E / 8, 4h, 4w), added before the two non-linearities of the
+            decoder's upscaling; None leaves the decoder as published.
 
     Returns:
         logits (B, P, T, 4h, 4w) and predicted IoU (B, P, T).
@@ -39,27 +42,57 @@ def decode_points(
     images, prompts = points.shape[:2]
     positive = torch.ones(images * prompts, 1, dtype=torch.int64, device=points.device)
     sparse, dense = prompt_encoder(points=(points.reshape(-1, 1, 2) - 0.5, positive), boxes=None, masks=None)
+    sparse = sparse.unflatten(0, (images, prompts))
     image_pe = prompt_encoder.get_dense_pe()
-    owner = torch.arange(images, device=points.device).repeat_interleave(prompts)
     # The prompt encoder's dense part is one constant without mask prompts: added once per image.
     source = embedding + dense[:1]
-    parts = [
-        _decode_pairs(mask_decoder, source[owner[i : i + chunk]], image_pe, sparse[i : i + chunk])
-        for i in range(0, len(owner), chunk)
-    ]
-    logits, quality = (torch.cat(part) for part in zip(*parts, strict=True))
-    return logits.unflatten(0, (images, prompts)), quality.unflatten(0, (images, prompts))
+    together = max(1, chunk // prompts)
+    rows = []
+    for i in range(0, images, together):
+        some = slice(i, i + together)
+        finer = None if detail is None else (detail[0][some], detail[1][some])
+        columns = [
+            _decode_pairs(mask_decoder, source[some], image_pe, asked, finer)
+            for asked in sparse[some].split(chunk, dim=1)
+        ]
+        rows.append([torch.cat(column, dim=1) for column in zip(*columns, strict=True)])
+    logits, quality = (torch.cat(row) for row in zip(*rows, strict=True))
+    return logits, quality
 
 
 def _decode_pairs(
-    decoder: MaskDecoder, source: Tensor, image_pe: Tensor, sparse: Tensor
+    decoder: MaskDecoder,
+    source: Tensor,
+    image_pe: Tensor,
+    sparse: Tensor,
+    detail: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """``MaskDecoder.predict_masks`` for pairs that belong together: source (N, E, h, w), sparse (N, t, E)."""
-    pairs, _, height, width = source.shape
+    """``MaskDecoder.predict_masks`` for some images, each with prompts of its own.
+
+    Source (b, E, h, w), sparse (b, p, t, E) -> logits (b, p, T, 4h, 4w), quality (b, p, T).
+    """
+    images, prompts = sparse.shape[:2]
+    height, width = source.shape[-2:]
     tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([tokens.expand(pairs, -1, -1), sparse], dim=1)
-    tokens, source = decoder.transformer(source, image_pe.expand(pairs, -1, -1, -1), tokens)
-    maps = decoder.output_upscaling(source.transpose(1, 2).unflatten(2, (height, width)))
+    tokens = torch.cat([tokens.expand(images * prompts, -1, -1), sparse.flatten(0, 1)], dim=1)
+    # Expanded, not indexed: the gradient of an index is scattered back one row at a time.
+    paired = source[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
+    tokens, paired = decoder.transformer(paired, image_pe.expand(len(paired), -1, -1, -1), tokens)
+    maps = _upscale(decoder, paired.transpose(1, 2).unflatten(2, (height, width)), detail, prompts)
     weights = [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
     logits = torch.einsum("ntc,nchw->nthw", torch.stack(weights, dim=1), maps)
-    return logits, decoder.iou_prediction_head(tokens[:, 0])
+    quality = decoder.iou_prediction_head(tokens[:, 0])
+    return logits.unflatten(0, (images, prompts)), quality.unflatten(0, (images, prompts))
+
+
+def _upscale(
+    decoder: MaskDecoder, cells: Tensor, detail: tuple[Tensor, Tensor] | None, prompts: int
+) -> Tensor:
+    """(b * p, E, h, w) -> (b * p, E / 8, 4h, 4w)."""
+    if detail is None:
+        return decoder.output_upscaling(cells)
+    double, norm, activation, again, last = decoder.output_upscaling
+    coarse, fine = (one[:, None] for one in detail)
+    cells = (double(cells).unflatten(0, (-1, prompts)) + coarse).flatten(0, 1)
+    cells = (again(activation(norm(cells))).unflatten(0, (-1, prompts)) + fine).flatten(0, 1)
+    return last(cells)

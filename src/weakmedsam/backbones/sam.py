@@ -13,6 +13,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor
 
+from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.attention import Attention, check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.lora import add_low_rank, low_rank_parameters, original_state
@@ -29,7 +30,7 @@ from weakmedsam.backbones.sam_parts import (
     size_of,
 )
 from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import ConfigError, check_least
 
 SMALLEST, LARGEST = 64, 1024
 
@@ -114,6 +115,7 @@ class SAM(Backbone):
         lora_alpha: float = 4.0,
     ) -> None:
         super().__init__()
+        check_least("backbone.points_per_call", points_per_call, 1)
         shape = size_of(size)
         side = image_size if encode_size is None else encode_size
         if not SMALLEST <= side <= LARGEST or side % PATCH:
@@ -143,6 +145,8 @@ class SAM(Backbone):
             self.image_encoder.compile()
 
     def _initialise(self, weights: str) -> None:
+        if weights == checkpoints.REPLACED:
+            return
         if weights == "none":
             _log.warning("backbone.weights is none: %s starts from random numbers", self.name)
             return

@@ -12,13 +12,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.attention import Attention, check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import check_frame, make_mask_decoder, make_prompt_encoder, size_of
 from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
 from weakmedsam.backbones.samus_encoder import STRIDE, SamusEncoder
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import ConfigError, check_least
 
 SMALLEST, LARGEST = 64, 512
 
@@ -80,6 +81,8 @@ class SAMUS(Backbone):
         last_blocks: int = 4,
     ) -> None:
         super().__init__()
+        check_least("backbone.points_per_call", points_per_call, 1)
+        check_least("backbone.last_blocks", last_blocks, 0)
         shape = size_of(size)
         if not SMALLEST <= image_size <= LARGEST or image_size % STRIDE:
             raise ConfigError(
@@ -98,6 +101,8 @@ class SAMUS(Backbone):
             self.image_encoder.compile()
 
     def _initialise(self, weights: str) -> None:
+        if weights == checkpoints.REPLACED:
+            return
         if weights == "none":
             _log.warning("backbone.weights is none: %s starts from random numbers", self.name)
             return

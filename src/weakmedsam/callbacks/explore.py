@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weakmedsam.classify import WeakMedSAM
-from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch
+from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, check_least
 from weakmedsam.subclasses import SubClasses, explore
 
 SOURCES = ("bank", "pass")
@@ -60,6 +60,7 @@ class SubClassExploration(Callback):
     def __init__(self, every_n_epochs: int = 1, source: str = "bank", seed: int = 0) -> None:
         if source not in SOURCES:
             raise ConfigError(f"model.sce.source: {source!r} is unknown; choose one of {', '.join(SOURCES)}")
+        check_least("model.sce.every_n_epochs", every_n_epochs, 0)
         self.every_n_epochs = every_n_epochs
         self.source = source
         self.seed = seed

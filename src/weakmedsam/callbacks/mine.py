@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases, write_cases, write_quality
 from weakmedsam.classify import Activation, WeakMedSAM
-from weakmedsam.contracts import SliceBatch, VolumeBatch
+from weakmedsam.contracts import SliceBatch, VolumeBatch, check_least
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice, dice_from_counts, overlap_counts
 from weakmedsam.pictures import Row, draw_grid
@@ -79,6 +79,7 @@ class PromptAffinityMining(Callback):
         pictures: int = 6,
     ) -> None:
         self.settings = Refinement(grid, affinity, radius, beta, contrast, steps, map_size, threshold, sigma)
+        check_least("model.pam.pictures", pictures, 1)
         self.pictures = pictures
         self._dice: dict[str, VolumeDice] = {}
         self._rows: dict[str, tuple[int, Row]] = {}
@@ -115,8 +116,16 @@ class PromptAffinityMining(Callback):
     ) -> None:
         """Refine the slices that have a class; on the others nothing is predicted, with or without PAM."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        chosen = batch["label"].any(dim=1).nonzero().flatten()
-        if "mask" not in batch or not len(chosen):
+        if "mask" not in batch:
+            return
+        labelled = batch["label"].any(dim=1)
+        chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
+        if len(others):  # what lies there below data.min_pixels is missed, as in the test
+            for metric in self._dice.values():
+                metric.update(
+                    torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others]
+                )
+        if not len(chosen):
             return
         refined = self.refine(
             module, _select(activation, chosen), batch["label"][chosen], batch["box"][chosen]

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -21,24 +22,46 @@ from tqdm import tqdm
 
 from weakmedsam.backbones.pocket import WEIGHTS, Pocket
 from weakmedsam.files import replacing
-from weakmedsam.pretraining.scenes import Prompts, ask, draw_scenes
+from weakmedsam.pretraining.grouping import Grouping
+from weakmedsam.pretraining.scenes import Prompts, Scenes, ask, draw_scenes, turn_scenes
 
 UNSEEN = 2**40
 """Seeds from here on are for evaluation; training counts up from 0."""
 
 
 class DrawnPrompts(Dataset[Prompts]):
-    """One whole batch an item, drawn from ``seed + index``: any step can be drawn again after a kill."""
+    """One whole batch an item, which follows from seed and index: any step can be drawn again after a kill.
 
-    def __init__(self, batch: int, prompts: int, steps: int, seed: int = 0) -> None:
+    Args:
+        batch: images an item.
+        prompts: points an image.
+        steps: items.
+        seed: of the first drawing; the following count up.
+        reuse: items that show the same drawings, turned or mirrored and with other points. Drawing costs a
+            processor about as much as learning from what is drawn.
+        apart: items between two that show the same drawings.
+    """
+
+    def __init__(
+        self, batch: int, prompts: int, steps: int, seed: int = 0, reuse: int = 1, apart: int = 4
+    ) -> None:
         self.batch, self.prompts, self.steps, self.seed = batch, prompts, steps, seed
+        self.reuse, self.apart = reuse, apart
+        self._drawn: dict[int, Scenes] = {}
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, index: int) -> Prompts:
-        seed = self.seed + index
-        return ask(draw_scenes(self.batch, seed), self.prompts, seed)
+        if self.reuse == 1:
+            return ask(draw_scenes(self.batch, self.seed + index), self.prompts, self.seed + index)
+        number = index // (self.reuse * self.apart) * self.apart + index % self.apart
+        if number not in self._drawn:
+            while len(self._drawn) >= self.apart:
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[number] = draw_scenes(self.batch, self.seed + number)
+        turned = turn_scenes(self._drawn[number], int(np.random.default_rng(index).integers(8)))
+        return ask(turned, self.prompts, self.seed + index)
 
 
 def overlap(logits: Tensor, masks: Tensor) -> Tensor:
@@ -91,15 +114,20 @@ def train(args: argparse.Namespace) -> Pocket:
     device = torch.device(args.device)
     # torch's own annotation of `to` leaves out memory_format.
     model: Pocket = Pocket(weights="none").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if args.init is not None:
+        # What these weights lack keeps its first values; what they have has to fit.
+        given = {key: value.float() for key, value in load_file(args.init).items()}
+        model.load_state_dict(model.state_dict() | given)
     model.requires_grad_(True)
     model.adapted.requires_grad_(False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    grouping = Grouping().to(device)
+    trained = [p for p in (*model.parameters(), *grouping.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.05)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
     averaged = cast(Pocket, average.module)
     parts: dict[str, nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler] = {
-        "model": model, "optimizer": optimizer, "schedule": schedule, "average": average,
+        "model": model, "grouping": grouping, "optimizer": optimizer, "schedule": schedule, "average": average,
     }  # fmt: skip
     state_file, start = args.work / "state.pt", 0
     args.work.mkdir(parents=True, exist_ok=True)
@@ -110,28 +138,31 @@ def train(args: argparse.Namespace) -> Pocket:
             part.load_state_dict(state[key])
     bar = tqdm(_batches(args, start), initial=start, total=args.steps, desc="pocket", mininterval=2)
     for step, batch in enumerate(bar, start=start + 1):
-        image, points, masks = (tensor.to(device) for tensor in batch)
+        image, points, masks, pieces = (tensor.to(device) for tensor in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            logits, quality = model.candidates_at_points(model.embed(image), points)
-        loss = prompt_loss(logits.float(), quality.float(), masks)
+            embedding = model.embed(image)
+            logits, quality = model.candidates_at_points(embedding, points)
+        answers = prompt_loss(logits.float(), quality.float(), masks)
+        groups = grouping(embedding.float(), pieces, torch.Generator().manual_seed(step))
+        loss = answers + args.grouping * groups
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         average.update_parameters(model)
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(answers=f"{answers.item():.3f}", groups=f"{groups.item():.3f}", refresh=False)
         if step % args.save_every == 0 or step == args.steps:
             with replacing(state_file) as unfinished:
                 state = {key: part.state_dict() for key, part in parts.items()}
                 torch.save({"step": step, **state}, unfinished)
             figures = evaluate(averaged.eval(), 64)
-            bar.write(f"step {step}: loss {loss.item():.3f}, IoU on unseen images {figures}")
+            bar.write(f"step {step}: IoU on unseen images {figures}")
     return averaged.eval()
 
 
 def _batches(args: argparse.Namespace, start: int) -> Iterator[Prompts]:
-    data = DrawnPrompts(args.batch, args.prompts, args.steps)
+    data = DrawnPrompts(args.batch, args.prompts, args.steps, args.seed, args.reuse)
     remaining = range(start, args.steps)
     return iter(DataLoader(data, batch_size=None, sampler=remaining, num_workers=args.workers))
 
@@ -143,7 +174,11 @@ def main() -> None:
         "--steps", type=int, default=3000, help="optimiser steps; 1 to 1.5 s each on two cores"
     )
     parser.add_argument("--batch", type=int, default=16, help="images a step")
-    parser.add_argument("--prompts", type=int, default=2, help="points an image")
+    parser.add_argument("--prompts", type=int, default=3, help="points an image")
+    parser.add_argument("--reuse", type=int, default=4, help="steps that each drawing is used in")
+    parser.add_argument("--seed", type=int, default=0, help="of the first drawing")
+    parser.add_argument("--init", type=Path, default=None, help="weights file to begin from")
+    parser.add_argument("--grouping", type=float, default=0.2, help="weight of the loss over pairs of cells")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--save-every", type=int, default=200, help="steps between saved states")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Generator, Tensor
 
@@ -44,11 +45,13 @@ class Prompts(NamedTuple):
         image: (B, 1, S, S) float32 in [0, 1].
         points: (B, P, 2) float32, (x, y) pixels.
         masks: (B, P, S, S) float32 in {0, 1}: the connected region under each point.
+        pieces: (B, S, S) int64, a number of its own for each connected piece of a visible region, from 1.
     """
 
     image: Tensor
     points: Tensor
     masks: Tensor
+    pieces: Tensor
 
 
 def _uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
@@ -181,6 +184,16 @@ def draw_scenes(batch: int, seed: int, size: int = 128) -> Scenes:
     return Scenes(image, region, parent)
 
 
+def turn_scenes(scenes: Scenes, way: int) -> Scenes:
+    """Mirror left-right (bit 0), up-down (bit 1) and at the diagonal (bit 2): the 8 symmetries of a square."""
+
+    def turn(maps: Tensor) -> Tensor:
+        maps = maps.flip([axis for bit, axis in ((1, -1), (2, -2)) if way & bit])
+        return (maps.transpose(-1, -2) if way & 4 else maps).contiguous()
+
+    return Scenes(turn(scenes.image), turn(scenes.region), scenes.parent)
+
+
 def ask(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> Prompts:
     """Choose points in regions of the scenes, regions (not pixels) being equally likely.
 
@@ -215,4 +228,15 @@ def ask(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> Prompts
                 y, x = divmod(int(rng.choice(np.flatnonzero(pieces.ravel() == largest))), size)
             points[b, p] = x + 0.5, y + 0.5
             masks[b, p] = pieces == pieces[y, x]
-    return Prompts(scenes.image, torch.from_numpy(points), torch.from_numpy(masks))
+    pieces = np.stack([_number_pieces(region) for region in scenes.region.numpy()])
+    return Prompts(scenes.image, torch.from_numpy(points), torch.from_numpy(masks), torch.from_numpy(pieces))
+
+
+def _number_pieces(region: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(S, S) topmost shape -> (S, S) number of the connected piece (4-neighbours)."""
+    numbers, highest = np.zeros_like(region), 0
+    for shape in np.unique(region):
+        pieces, count = ndimage.label(region == shape)
+        numbers += np.where(pieces > 0, pieces + highest, 0)
+        highest += count
+    return numbers

@@ -1,0 +1,230 @@
+"""The stages of a run: which YAMLs, which options, which command, and what each must leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from weakmedsam.contracts import ConfigError
+
+EXPERIMENTS = Path("experiments")
+
+
+class Request(NamedTuple):
+    """What the user asked for.
+
+    Attributes:
+        dataset: of ``experiments/data/<dataset>.yaml``.
+        experiment: name of the run.
+        backbone: of ``experiments/backbone/<backbone>.yaml``.
+        data_dir: folder of the scans, None = the YAML's.
+        runs: folder of all runs.
+        options: further command-line options, (key, values) in order.
+    """
+
+    dataset: str
+    experiment: str
+    backbone: str
+    data_dir: str | None
+    runs: Path
+    options: list[tuple[str, list[str]]]
+
+    @property
+    def folder(self) -> Path:
+        """Everything of the run lies here."""
+        return self.runs / self.dataset / self.experiment
+
+
+class Stage(NamedTuple):
+    """One stage of the chain.
+
+    Attributes:
+        name: of its folder.
+        title: what the terminal says it does.
+        after: the stages whose results it reads.
+        configs: YAML files, merged left to right.
+        takes: option groups (``--<group>.…``) that concern it.
+        command: the argument lists to run, given the request and the common arguments.
+        results: patterns of the files in its folder without which its result is lost.
+        needs_test_masks: there is nothing for it to do where no test case has an expert mask.
+    """
+
+    name: str
+    title: str
+    after: tuple[str, ...]
+    configs: Callable[[Request], list[Path]]
+    takes: tuple[str, ...]
+    command: Callable[[Request, list[str]], list[list[str]]]
+    results: tuple[str, ...]
+    needs_test_masks: bool = False
+
+
+def _classify_configs(request: Request) -> list[Path]:
+    return [
+        EXPERIMENTS / "classify.yaml",
+        *_data_config(request),
+        EXPERIMENTS / f"backbone/{request.backbone}.yaml",
+    ]
+
+
+def _segment_configs(request: Request) -> list[Path]:
+    return [EXPERIMENTS / "segment.yaml", *_data_config(request)]
+
+
+def _data_config(request: Request) -> list[Path]:
+    return [EXPERIMENTS / f"data/{request.dataset}.yaml"]
+
+
+def _resume(folder: Path) -> list[str]:
+    last = folder / "checkpoints" / "last.ckpt"
+    return ["--ckpt_path", str(last)] if last.is_file() else []
+
+
+def _root(folder: Path) -> list[str]:
+    return ["--trainer.default_root_dir", str(folder)]
+
+
+def _prepare(request: Request, common: list[str]) -> list[list[str]]:
+    return [["prepare", *common, "--summary", str(request.folder / "prepare/data.json")]]
+
+
+def _classify(request: Request, common: list[str]) -> list[list[str]]:
+    folder = request.folder / "classify"
+    return [["fit", *common, *_root(folder), *_resume(folder)]]
+
+
+def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    return [["predict", *common, *_root(request.folder / "pseudo_labels"), "--ckpt_path", str(best)]]
+
+
+def _segment(request: Request, common: list[str]) -> list[list[str]]:
+    folder = request.folder / "segment"
+    pseudo = [
+        "--data.supervision",
+        "pseudo",
+        "--data.pseudo_labels_dir",
+        str(request.folder / "pseudo_labels"),
+    ]
+    return [["fit", *common, *pseudo, *_root(folder), *_resume(folder)]]
+
+
+def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
+    folder = request.folder / "ceiling"
+    common = [*common, "--data.supervision", "expert"]
+    best = folder / "checkpoints/best.ckpt"
+    return [
+        ["fit", *common, *_root(folder), *_resume(folder)],
+        ["test", *common, *_root(folder / "test"), "--ckpt_path", str(best)],
+    ]
+
+
+def _test_maps(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    return [["test", *common, *_root(request.folder / "test_maps"), "--ckpt_path", str(best)]]
+
+
+def _test(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "segment/checkpoints/best.ckpt"
+    return [["test", *common, *_root(request.folder / "test"), "--ckpt_path", str(best)]]
+
+
+def _pseudo_configs(request: Request) -> list[Path]:
+    first, *rest = _classify_configs(request)
+    return [first, EXPERIMENTS / "pseudo_labels.yaml", *rest]
+
+
+_ALL = ("data", "trainer", "seed_everything")
+_MODEL = (*_ALL, "model")
+_NETWORK = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+# fmt: off
+STAGES = (
+    Stage("prepare", "turn volumes into a slice store", (), _data_config, ("data",), _prepare,
+          ("data.json",)),
+    Stage("classify", "train the classification network (SCE)", ("prepare",), _classify_configs, _MODEL, _classify,
+          _NETWORK),
+    Stage("pseudo_labels", "make pseudo-labels (PAM)", ("classify",), _pseudo_configs, _MODEL, _pseudo_labels,
+          ("*.safetensors", "quality.csv")),
+    Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment,
+          _NETWORK),
+    Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps,
+          ("cam_cases.csv",), needs_test_masks=True),
+    Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test,
+          ("cases.csv", "summary.json"), needs_test_masks=True),
+    Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling,
+          (*_NETWORK, "test/cases.csv"), needs_test_masks=True),
+)
+# fmt: on
+"""In order. ``model`` options concern the classification network; the segmentation network's are given
+as ``--segment.model.…``, and so is any option meant for one stage only."""
+
+TARGETS = {
+    "prepare": ("prepare",),
+    "classify": ("prepare", "classify"),
+    "pseudo-labels": ("prepare", "classify", "pseudo_labels"),
+    "segment": ("prepare", "classify", "pseudo_labels", "segment"),
+    "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
+    "report": (),
+    "ceiling": ("prepare", "ceiling"),
+    "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
+}
+
+
+def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
+    """``--a.b 1 --c=2 --flag`` -> [("a.b", ["1"]), ("c", ["2"]), ("flag", [])].
+
+    Raises:
+        ConfigError: a value without an option before it.
+    """
+    options: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            options.append((key, [value] if equals else []))
+        elif options:
+            options[-1][1].append(word)
+        else:
+            raise ConfigError(f"ARGS: {word!r} is not an option; options look like --model.sub_classes 4")
+    return options
+
+
+def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]:
+    """The options that concern a stage, as command-line words.
+
+    Raises:
+        ConfigError: an option that concerns no stage.
+    """
+    words = []
+    names = {other.name for other in STAGES}
+    # A test follows the settings of the network it tests.
+    leader = {"test": "segment", "ceiling": "segment", "test_maps": "classify", "pseudo_labels": "classify"}
+    own = {stage.name, leader.get(stage.name, "")}
+    known = names | {group for other in STAGES for group in other.takes}
+    for key, values in options:
+        first, _, rest = key.partition(".")
+        if first not in known:
+            raise ConfigError(
+                f"ARGS: --{key} concerns no stage; options begin with {', '.join(sorted(known))}"
+            )
+        chosen = rest if first in own else key if first in stage.takes else None
+        if chosen is not None and not (stage.name == "prepare" and not chosen.startswith("data.")):
+            words += [f"--{chosen}", *values]
+    return words
+
+
+def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
+    """All that decides a stage's result, as plain values.
+
+    Raises:
+        ConfigError: a YAML file that is not there; the message lists those that are.
+    """
+    merged = {}
+    for path in stage.configs(request):
+        if not path.is_file():
+            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+            raise ConfigError(f"{path} does not exist; there are: {known}")
+        merged[str(path)] = yaml.safe_load(path.read_text())
+    return {"configs": merged, "options": options_for(stage, request.options), "data_dir": request.data_dir}
