@@ -52,8 +52,8 @@ def run_stage(stage: Stage, request: Request, number: str) -> None:
     kept = None if in_place else _make_room(folder, wanted)
     done = _read(folder / "stage.json")
     if done is not None and done["settings"] == wanted:
-        lost = [name for name in done["results"] if not (folder / name).exists()]
-        if done["inputs"] != _inputs(stage, request, wanted):
+        lost = [name for name in done.get("results", ()) if not (folder / name).exists()]
+        if done.get("inputs") != _inputs(stage, request, wanted):
             kept = None if in_place else _set_aside(folder, "files it was made from have changed")
         elif not lost:
             console.print(f"{head}: up to date")
