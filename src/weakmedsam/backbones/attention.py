@@ -6,16 +6,20 @@ position bias to ``torch.nn.functional.scaled_dot_product_attention`` as an addi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import Attention as SamAttention
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from weakmedsam.contracts import ConfigError
 
 KINDS = ("auto", "explicit", "sdpa")
+
+SCORES = 2**24
+"""Scores held at once where memory is to be saved: one image of 1,024 cells and 12 heads."""
 
 
 def check_kind(attention: str) -> str:
@@ -90,10 +94,13 @@ class Attention(nn.Module):
     Args:
         parameters: the module of segment-anything whose parameters are taken over, as they are.
         attention: see ``attend``.
+        gradient_checkpointing: keep no score matrix for the backward pass, and never those of more than
+            ``SCORES`` scores at once: within a block that is computed again they are most of its memory.
     """
 
-    def __init__(self, parameters: SamAttention, attention: str) -> None:
+    def __init__(self, parameters: SamAttention, attention: str, gradient_checkpointing: bool) -> None:
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         self.heads = parameters.num_heads
         self.qkv, self.proj = parameters.qkv, parameters.proj
         self.rel_pos_h, self.rel_pos_w = parameters.rel_pos_h, parameters.rel_pos_w
@@ -110,8 +117,24 @@ class Attention(nn.Module):
         rows = torch.einsum("bnhwd,hkd->bnhwk", grid, self._by_distance(self.rel_pos_h, height))
         columns = torch.einsum("bnhwd,wkd->bnhwk", grid, self._by_distance(self.rel_pos_w, width))
         position = RelativePosition(rows.flatten(2, 3), columns.flatten(2, 3))
-        mixed = attend(query, key, value, position, self.attention)
+        if self.gradient_checkpointing and torch.is_grad_enabled() and query.requires_grad:
+            mixed = self._attend_in_parts(query, key, value, position)
+        else:
+            mixed = attend(query, key, value, position, self.attention)
         return self.proj(merge_heads(mixed)).unflatten(1, (height, width))
+
+    def _attend_in_parts(
+        self, query: Tensor, key: Tensor, value: Tensor, position: RelativePosition
+    ) -> Tensor:
+        """``attend``, some images (or windows) at a time, each part computed again in the backward pass."""
+
+        def part(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+            return attend(query, key, value, RelativePosition(rows, columns), self.attention)
+
+        together = max(1, SCORES // (self.heads * query.shape[2] * key.shape[2]))
+        inputs = zip(*(x.split(together) for x in (query, key, value, *position)), strict=True)
+        parts = [checkpoint(part, *some, use_reentrant=False, preserve_rng_state=False) for some in inputs]
+        return torch.cat(cast(list[Tensor], parts))
 
     @staticmethod
     def _by_distance(table: Tensor, cells: int) -> Tensor:

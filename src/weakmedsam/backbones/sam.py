@@ -60,7 +60,7 @@ class SamEncoder(ImageEncoderViT):
             global_attn_indexes=size.global_blocks,
         )
         for block in self.blocks:
-            block.attn = Attention(block.attn, attention)
+            block.attn = Attention(block.attn, attention, gradient_checkpointing)
         self.gradient_checkpointing = gradient_checkpointing
 
     def forward(self, image: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ class SamusEncoder(nn.Module):
             for i in range(size.depth)
         )
         for block in self.blocks:
-            block.attn = Attention(block.attn, attention)
+            block.attn = Attention(block.attn, attention, gradient_checkpointing)
         self.neck = make_neck(size)
         self.input_Adapter = Adapter(size.width, adapter_ratio)
 

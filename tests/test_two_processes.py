@@ -1,0 +1,83 @@
+"""Two gloo processes against one: a network is trained, then pseudo-labels and scores are made of it."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = {
+    "--data.num_volumes": 5,
+    "--data.phantom.slices": 8,
+    "--data.phantom.size": 64,
+    "--data.image_size": 64,
+    "--data.min_pixels": 3,
+    "--data.num_workers": 0,
+    "--data.batch_size": 4,
+    "--data.split_fractions": "[0.6, 0.2, 0.2]",  # one test volume: a rank has none
+    "--model.sub_classes": 2,
+    "--model.pam.grid": 2,
+    "--trainer.max_epochs": 1,
+    "--trainer.accelerator": "cpu",
+    "--trainer.enable_progress_bar": "false",
+}
+
+
+def run(subcommand, scans, folder, devices, *more):
+    """One stage, by one process or two."""
+    names = [
+        "classify",
+        *(["pseudo_labels"] if subcommand == "predict" else []),
+        "data/phantom",
+        "backbone/pocket",
+    ]
+    words = [word for name in names for word in ("--config", f"experiments/{name}.yaml")]
+    options = OPTIONS | {"--data.data_dir": scans / "scans", "--data.store_dir": scans / "store"}
+    options |= {"--trainer.default_root_dir": folder, "--trainer.devices": devices}
+    options |= {"--trainer.strategy": "ddp"} if devices > 1 else {}
+    words += [str(word) for pair in options.items() for word in pair]
+    done = subprocess.run(
+        [sys.executable, "-m", "weakmedsam", subcommand, *words, *more],
+        cwd=ROOT,
+        env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_train_one_network_and_share_out_the_volumes(tmp_path):
+    run("fit", tmp_path, tmp_path / "fit", 2)
+    last = tmp_path / "fit/checkpoints/last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    ids = saved["state_dict"]["subclass_ids"]
+    assert len(ids) == 24
+    assert saved["global_step"] == 3  # 24 slices, two processes of four
+    assert ids.max() == 2
+    assert ((ids > 0).sum(0) >= 2).all()
+    for devices in (1, 2):
+        for subcommand in ("predict", "test"):
+            run(subcommand, tmp_path, tmp_path / f"{subcommand}{devices}", devices, "--ckpt_path", str(last))
+    files = [sorted(path.name for path in (tmp_path / f"predict{n}").glob("*.safetensors")) for n in (1, 2)]
+    assert files[0] == files[1]
+    assert len(files[0]) == 3
+    for name in files[0]:
+        one, two = (load_file(tmp_path / f"predict{n}" / name) for n in (1, 2))
+        assert (one["label"] == two["label"]).all()
+        assert (one["confidence"] == two["confidence"]).all()
+    for table in ("predict{}/quality.csv", "test{}/cam_cases.csv"):
+        rows = []
+        for n in (1, 2):
+            with (tmp_path / table.format(n)).open(newline="") as file:
+                rows.append(list(csv.DictReader(file)))
+        assert rows[0] == rows[1]
+        assert rows[0]
