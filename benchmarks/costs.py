@@ -36,6 +36,8 @@ from weakmedsam.files import write_whole
 ROOT = Path(__file__).parent.parent
 PROMPTS = 16
 CLASSES = 2
+LORA_RANK = 4
+"""Of SAM, as in experiments/backbone/sam_vit_*.yaml."""
 MIB = 2**20
 
 Arguments = dict[str, Any]
@@ -48,9 +50,11 @@ class Candidate(NamedTuple):
     arguments: Arguments
 
 
-def _candidate(path: str, image_size: int, size: str | None = None) -> Candidate:
+def _candidate(path: str, image_size: int, size: str | None = None, lora_rank: int = 0) -> Candidate:
     arguments: Arguments = {"image_size": image_size, "weights": "none"}
-    return Candidate(f"weakmedsam.backbones.{path}", arguments | ({"size": size} if size else {}))
+    arguments |= {"size": size} if size else {}
+    arguments |= {"lora_rank": lora_rank} if lora_rank else {}
+    return Candidate(f"weakmedsam.backbones.{path}", arguments)
 
 
 CANDIDATES = {
@@ -58,13 +62,14 @@ CANDIDATES = {
     "samus_vit_b": _candidate("samus.SAMUS", 256, "vit_b"),
     "efficient_sam_ti": _candidate("efficient_sam.EfficientSAM", 512, "ti"),
     "efficient_sam_s": _candidate("efficient_sam.EfficientSAM", 512, "s"),
-    "sam_vit_b": _candidate("sam.SAM", 1024, "vit_b"),
+    "sam_vit_b": _candidate("sam.SAM", 512, "vit_b", LORA_RANK),
+    "sam_vit_b_1024": _candidate("sam.SAM", 1024, "vit_b", LORA_RANK),
 }
 LARGE = {
     "samus_vit_l": _candidate("samus.SAMUS", 256, "vit_l"),
     "samus_vit_h": _candidate("samus.SAMUS", 256, "vit_h"),
-    "sam_vit_l": _candidate("sam.SAM", 1024, "vit_l"),
-    "sam_vit_h": _candidate("sam.SAM", 1024, "vit_h"),
+    "sam_vit_l": _candidate("sam.SAM", 512, "vit_l", LORA_RANK),
+    "sam_vit_h": _candidate("sam.SAM", 512, "vit_h", LORA_RANK),
 }
 STAGES = ("encode", "prompts", "train")
 
