@@ -12,10 +12,13 @@ from data_modules.datasets import SliceDataset, VolumeDataset
 
 
 class ShareSampler(DistributedSampler[int]):
-    """A rank's share of a dataset in order, nothing twice: ranks may differ in length by one.
+    """A rank's share of a dataset in order: ranks may differ in length by one.
 
     torch's DistributedSampler repeats samples to make ranks equal, which counts cases twice in a
-    score. It is a DistributedSampler so that Lightning leaves it in place.
+    score. Here a sample is repeated only for a rank that would have none: Lightning skips such a rank's
+    epoch, and the others would wait for it for ever. Tables keep one of each case, whoever scored it; an
+    AUROC over volumes then counts the repeated one twice. It is a DistributedSampler so that Lightning
+    leaves it in place.
 
     Args:
         size: length of the dataset.
@@ -25,7 +28,7 @@ class ShareSampler(DistributedSampler[int]):
 
     def __init__(self, size: int, rank: int = 0, world: int = 1) -> None:
         super().__init__(range(size), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self._share = range(rank, size, world)
+        self._share = range(rank, size, world) or range(rank % size, rank % size + 1) if size else range(0)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._share)
