@@ -157,10 +157,15 @@ def test_a_batch_equals_single_calls(points_per_call):
                 assert relative_error(whole[b, p], single) < 1e-5
 
 
-def test_the_candidate_with_the_best_predicted_quality_is_chosen(model):
+def test_the_candidate_with_the_best_predicted_quality_is_chosen():
+    model = tiny()
     with torch.no_grad():
-        # Scaled and shifted, so that it is not always the first candidate.
         embedding, points = torch.randn(2, 32, 16, 16) * 3, torch.rand(6, 2) * 256
+        _, quality = model.candidates_at_points(embedding, points)
+        # The golden network mostly prefers one candidate. With its average preference taken away, what is
+        # left differs in sign from prompt to prompt, so no candidate can be the best at all of them.
+        last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+        last.bias[-3:] -= quality.mean(dim=(0, 1))
         masks = model.masks_at_points(embedding, points)
         logits, quality = model.candidates_at_points(embedding, points)
     best = quality.argmax(dim=2)
