@@ -13,6 +13,12 @@ BACKBONE ?= pocket
 DATA_DIR ?=
 ## More options for the command behind a target, e.g. ARGS="--model.sub_classes 4"
 ARGS ?=
+## How stages run: cpu, gpu, ddp, fsdp, slurm or debug (experiments/trainer/<TRAINER>.yaml); empty: as the stages say
+TRAINER ?=
+## What figures are sent to: wandb, csv or tensorboard (experiments/logger/<LOGGER>.yaml); empty: wandb
+LOGGER ?=
+## What starts the processes of a stage, e.g. "torchrun --nproc-per-node 8" or "srun .venv/bin/python"
+LAUNCHER ?=
 ## Folder of all runs
 RUNS ?= runs
 ## Interpreter that .venv is made from, 3.10 to 3.13
@@ -26,6 +32,8 @@ SOURCES := src data_modules benchmarks tests
 
 pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --experiment '$(EXPERIMENT)' \
 	--backbone '$(BACKBONE)' --runs '$(RUNS)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+	$(if $(TRAINER),--trainer '$(TRAINER)') $(if $(LOGGER),--logger '$(LOGGER)') \
+	$(if $(LAUNCHER),--launcher '$(LAUNCHER)') \
 	$(if $(strip $(ARGS)),-- $(ARGS))
 
 .PHONY: help setup train prepare classify pseudo-labels segment evaluate ceiling report \

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,16 @@ from rich.console import Console
 
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
-from weakmedsam.stages import STAGES, TARGETS, Request, Stage, options_for, parse_options, wanted_settings
+from weakmedsam.stages import (
+    STAGES,
+    TARGETS,
+    Request,
+    Stage,
+    options_for,
+    parse_options,
+    stage_configs,
+    wanted_settings,
+)
 
 console = Console(highlight=False)
 
@@ -86,13 +96,16 @@ def _carry_out(
     folder = request.folder / stage.name
     for part in folder.rglob(".*.part"):  # of a call that was killed
         part.unlink(missing_ok=True)
-    common = [word for path in stage.configs(request) for word in ("--config", str(path))]
+    common = [word for path in stage_configs(stage, request) for word in ("--config", str(path))]
     if request.data_dir is not None:
         common += ["--data.data_dir", request.data_dir]
     started = time.monotonic()
     commands = stage.command(request, [*common, *options_for(stage, request.options)])
+    launcher = request.launcher if "trainer" in stage.takes else ()
     for arguments in commands:
-        code = subprocess.run([sys.executable, "-m", "weakmedsam", *arguments], check=False).returncode
+        code = subprocess.run(
+            [*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments], check=False
+        ).returncode
         _write(folder / "clock.json", spent + time.monotonic() - started)
         if code:
             _stop(stage, folder, kept, code)
@@ -106,7 +119,7 @@ def _carry_out(
             "results": sorted(
                 str(p.relative_to(folder)) for name in stage.results for p in folder.glob(name)
             ),
-            "command": " && ".join(" ".join(["python -m weakmedsam", *words]) for words in commands),
+            "command": " && ".join(f"python -m weakmedsam {shlex.join(words)}" for words in commands),
             "seconds": round(spent + time.monotonic() - started, 1),
             "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             **(_read(folder / "provenance.json") or {}),
@@ -268,14 +281,25 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--trainer", default=None, help="experiments/trainer/<TRAINER>.yaml")
+    parser.add_argument("--logger", default=None, help="experiments/logger/<LOGGER>.yaml")
+    parser.add_argument("--launcher", default="", help="starts a stage's processes, e.g. 'srun python'")
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     try:
         options = parse_options(words[split + 1 :])
-        run(
-            args.target,
-            Request(args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options),
+        request = Request(
+            args.dataset,
+            args.experiment,
+            args.backbone,
+            args.data_dir,
+            args.runs,
+            options,
+            args.trainer,
+            args.logger,
+            tuple(shlex.split(args.launcher)),
         )
+        run(args.target, request)
     except WeakMedSAMError as error:
         sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
     except KeyboardInterrupt:

@@ -1,7 +1,8 @@
-"""What happens around the training loop: SCE, PAM, pictures, history."""
+"""What happens around the training loop: SCE, PAM, pictures, history, throughput."""
 
 from weakmedsam.callbacks.explore import SubClassExploration
 from weakmedsam.callbacks.history import History
 from weakmedsam.callbacks.mine import PromptAffinityMining
+from weakmedsam.callbacks.throughput import Throughput
 
-__all__ = ["History", "PromptAffinityMining", "SubClassExploration"]
+__all__ = ["History", "PromptAffinityMining", "SubClassExploration", "Throughput"]
