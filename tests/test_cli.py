@@ -178,7 +178,9 @@ def test_every_trainer_writes_whole_checkpoints(call, tmp_path):
 
 @pytest.mark.parametrize("logger", ["false", "wandb"])
 def test_without_a_logger_the_learning_rate_is_not_watched(call, tmp_path, capsys, logger):
-    words = ["--trainer.default_root_dir", str(tmp_path)] + (["--trainer.logger", "false"] * (logger == "false"))
+    words = ["--trainer.default_root_dir", str(tmp_path)] + (
+        ["--trainer.logger", "false"] * (logger == "false")
+    )
     made = call("fit", *configs("classify"), *words)
     watched = any(isinstance(callback, LearningRateMonitor) for callback in made.trainer.callbacks)
     assert watched == (logger == "wandb")

@@ -145,7 +145,9 @@ def test_a_trainer_file_is_given_to_every_stage_that_has_a_trainer_and_wins(hous
             assert files.index("experiments/logger/csv.yaml") < files.index("experiments/pseudo_labels.yaml")
     with pytest.raises(ConfigError, match=r"trainer/tpu\.yaml does not exist; there are: cpu, ddp, debug, "):
         run("classify", request_for(tmp_path, trainer="tpu"))
-    with pytest.raises(ConfigError, match=r"logger/paper\.yaml does not exist; there are: csv, tensorboard, wandb"):
+    with pytest.raises(
+        ConfigError, match=r"logger/paper\.yaml does not exist; there are: csv, tensorboard, wandb"
+    ):
         run("classify", request_for(tmp_path, logger="paper"))
 
 
@@ -296,9 +298,9 @@ def test_an_unknown_data_set_lists_the_known(house, tmp_path):
 
 def test_two_pipelines_on_one_run_are_refused(house, tmp_path):
     with (
-        pipeline._alone(tmp_path),
+        pipeline.alone(tmp_path),
         pytest.raises(ConfigError, match="worked on by another process"),
-        pipeline._alone(tmp_path),
+        pipeline.alone(tmp_path),
     ):
         pass
 

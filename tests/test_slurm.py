@@ -18,18 +18,25 @@ def false_slurm(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, does in (
-        ("make", 'touch started; for _ in $(seq 600); do [ -e go ] && exit 7; sleep 0.05; done'),
+        ("make", "touch started; for _ in $(seq 600); do [ -e go ] && exit 7; sleep 0.05; done"),
         ("scontrol", "touch go"),
     ):
         tool = tools / name
         tool.write_text(f'#!/bin/bash\nprintf "%s\\n" "{name}" "$@" >> calls\n{does}\n')
         tool.chmod(0o755)
-    job = {"SLURM_JOB_ID": "42", "SLURM_CPUS_PER_TASK": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
+    job = {
+        "SLURM_JOB_ID": "42",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_NNODES": "2",
+        "SLURM_NTASKS_PER_NODE": "4",
+    }
     return {**os.environ, **job, "PATH": f"{tools}:{os.environ['PATH']}"}
 
 
 def start(script, environment, folder, *words):
-    process = subprocess.Popen(["bash", script, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["bash", script, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 20
     while not (folder / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

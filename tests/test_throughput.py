@@ -76,7 +76,9 @@ def test_each_epoch_says_how_fast_it_was_and_how_long_it_waited(tmp_path, clock,
         assert row["gpu_memory_gib"] == ""
     logged = [row for row in read_table(tmp_path / "log/0/metrics.csv") if row["throughput/loader_wait"]]
     assert [row["epoch"] for row in logged] == ["0", "1"]
-    assert not any("throughput" in name for name in trainer.callback_metrics)  # those are compared bit for bit
+    assert not any(
+        "throughput" in name for name in trainer.callback_metrics
+    )  # those are compared bit for bit
     said = capsys.readouterr().out
     assert "a step learns from 8 slices: 1 process(es) x data.batch_size 8" in said
 
@@ -103,7 +105,9 @@ def test_a_continued_run_keeps_the_rows_before(tmp_path):
     assert [(row["epoch"], row["images_per_second"]) for row in read_table(path)] == [("0", "1"), ("1", "4")]
 
 
-@pytest.mark.parametrize(("words", "named"), [({"warn_share": 1.5}, "warn_share"), ({"warn_batches": 0}, "warn_batches")])
+@pytest.mark.parametrize(
+    ("words", "named"), [({"warn_share": 1.5}, "warn_share"), ({"warn_batches": 0}, "warn_batches")]
+)
 def test_numbers_out_of_range_are_named(words, named):
     with pytest.raises(ConfigError, match=f"throughput.{named}"):
         Throughput(**words)

@@ -169,7 +169,9 @@ class WeakMedSAMCLI(LightningCLI):
             for watcher in watchers:
                 trainer.callbacks.remove(watcher)  # type: ignore[attr-defined]
                 if self.subcommand == "fit":
-                    trainer.print("no logger, so the learning rate is not logged (LearningRateMonitor is left out)")
+                    trainer.print(
+                        "no logger, so the learning rate is not logged (LearningRateMonitor is left out)"
+                    )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer

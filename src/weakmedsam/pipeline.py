@@ -196,7 +196,7 @@ def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
     begun = _read(folder / "settings.json")
     if begun is None or begun == wanted:
         return None
-    what = "; ".join(list(_differences(begun, wanted))[:5]) or "the stages before it were made anew"
+    what = "; ".join(list(differences(begun, wanted))[:5]) or "the stages before it were made anew"
     kept = _set_aside(folder, what)
     for earlier in sorted(folder.parent.glob(f"{folder.name}.old*")):
         if _read(earlier / "settings.json") == wanted:
@@ -216,11 +216,12 @@ def _set_aside(folder: Path, what: str) -> Path:
     return kept
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """What differs between two nested settings, one text a key: ``a.b: old -> new``."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
             short = name if name.endswith(".yaml") or not key.endswith(".yaml") else f" {name}"
-            yield from _differences(old.get(name), new.get(name), f"{key}.{short}" if key and name else name)
+            yield from differences(old.get(name), new.get(name), f"{key}.{short}" if key and name else name)
     elif old != new and not key.startswith("after"):
         yield f"{key.removeprefix('configs.')}: {old} -> {new}"
 
@@ -237,7 +238,7 @@ def _write(path: Path, content: object) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One pipeline a run; the lock goes with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -256,9 +257,11 @@ def run(target: str, request: Request) -> None:
     Raises:
         WeakMedSAMError: a setting or file that is wrong.
     """
+    if request.experiment == "sweeps":
+        raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
     names = TARGETS[target]
     chosen = [stage for stage in STAGES if stage.name in names]
-    with _alone(request.folder):
+    with alone(request.folder):
         for i, stage in enumerate(chosen, start=1):
             run_stage(stage, request, f"{i}/{len(chosen)}")
         if target in ("train", "report"):

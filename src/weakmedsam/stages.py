@@ -112,13 +112,13 @@ def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
 
 def _segment(request: Request, common: list[str]) -> list[list[str]]:
     folder = request.folder / "segment"
-    pseudo = [
-        "--data.supervision",
-        "pseudo",
-        "--data.pseudo_labels_dir",
-        str(request.folder / "pseudo_labels"),
-    ]
-    return [["fit", *common, *pseudo, *_root(folder), *_resume(folder)]]
+    return [["fit", *common, *pseudo_labelled(request), *_root(folder), *_resume(folder)]]
+
+
+def pseudo_labelled(request: Request) -> list[str]:
+    """Options with which a segmentation network learns the run's pseudo-labels."""
+    folder = request.folder / "pseudo_labels"
+    return ["--data.supervision", "pseudo", "--data.pseudo_labels_dir", str(folder)]
 
 
 def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
@@ -146,6 +146,16 @@ def _pseudo_configs(request: Request) -> list[Path]:
     return [first, EXPERIMENTS / "pseudo_labels.yaml", *rest]
 
 
+def _features(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    return [["validate", *common, *_root(request.folder / "features"), "--ckpt_path", str(best)]]
+
+
+def _features_configs(request: Request) -> list[Path]:
+    first, *rest = _classify_configs(request)
+    return [first, EXPERIMENTS / "features.yaml", *rest]
+
+
 _ALL = ("data", "trainer", "seed_everything", "throughput")
 _MODEL = (*_ALL, "model")
 _NETWORK = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
@@ -157,6 +167,8 @@ STAGES = (
           _NETWORK, trains=True),
     Stage("pseudo_labels", "make pseudo-labels (PAM)", ("classify",), _pseudo_configs, _MODEL, _pseudo_labels,
           ("*.safetensors", "quality.csv")),
+    Stage("features", "store what PAM starts from", ("classify",), _features_configs, _MODEL, _features,
+          ("*.safetensors", "features.json", "scores.json")),
     Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment,
           _NETWORK, trains=True),
     Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps,
@@ -174,6 +186,7 @@ TARGETS = {
     "prepare": ("prepare",),
     "classify": ("prepare", "classify"),
     "pseudo-labels": ("prepare", "classify", "pseudo_labels"),
+    "features": ("prepare", "classify", "features"),
     "segment": ("prepare", "classify", "pseudo_labels", "segment"),
     "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
     "report": (),
@@ -209,7 +222,8 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     words = []
     names = {other.name for other in STAGES}
     # A test follows the settings of the network it tests.
-    leader = {"test": "segment", "ceiling": "segment", "test_maps": "classify", "pseudo_labels": "classify"}
+    leader = {"test": "segment", "ceiling": "segment"}
+    leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features"), "classify")
     own = {stage.name, leader.get(stage.name, "")}
     known = names | {group for other in STAGES for group in other.takes}
     for key, values in options:

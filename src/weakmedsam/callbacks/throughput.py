@@ -89,9 +89,9 @@ class Throughput(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the clock in, where the user has no profiler."""
-        if stage == "fit" and type(trainer.profiler) is PassThroughProfiler:
+        if stage == "fit" and type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
             self._clock = LoaderClock()
-            trainer.profiler = self._clock
+            trainer.profiler = self._clock  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many slices a step learns from."""
