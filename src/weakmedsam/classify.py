@@ -23,7 +23,7 @@ from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.cam import POOLINGS, class_activation_map, inside_box, inside_cells, pool_evidence
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.local import LocalEncoder
-from weakmedsam.subclasses import subclass_loss
+from weakmedsam.subclasses import describe, subclass_loss
 
 CHECKPOINT_KEY = "weakmedsam"
 NETWORK = ("backbone.", "local_encoder.", "class_head.", "subclass_head.")
@@ -183,7 +183,7 @@ class WeakMedSAM(LightningModule):
 
     def describe(self, features: Tensor, scan: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D), the average over the scan: what SCE clusters."""
-        return pool_evidence(features, self.inside(scan, features.shape[-1]), "average")
+        return describe(features, self.inside(scan, features.shape[-1]))
 
     def on_train_start(self) -> None:
         """Refuse to lengthen a finished schedule.
@@ -200,7 +200,7 @@ class WeakMedSAM(LightningModule):
             )
 
     def training_step(self, batch: SliceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """BCE over classes plus weighted BCE over sub-classes; also hands out the pooled features."""
+        """BCE over classes plus weighted BCE over sub-classes; SCE also gets the pooled features."""
         features = self.features(batch["image"])
         # Augmentation has moved the scan in its frame.
         scan = batch["scan"] if "scan" in batch else batch["box"]
@@ -217,7 +217,9 @@ class WeakMedSAM(LightningModule):
             loss = class_loss + 0 * self.subclass_head.weight.sum()
         self.log("train/class_loss", class_loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        return {"loss": loss, "pooled": self.describe(features, scan).detach()}
+        if not self.subclass_head.weight.requires_grad:
+            return {"loss": loss}
+        return {"loss": loss, "pooled": self.describe(features, scan)}
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """Class loss, AUROC and average precision; the activation goes on to PAM."""

@@ -52,7 +52,7 @@ class ResNet18(nn.Module):
             state = {key: own[key] for key in own if key.endswith("num_batches_tracked")} | state
             check_fit(own, state, str(path), "ResNet-18", key="model.sce.weights")
             network.load_state_dict(state)
-        network.fc = nn.Identity()  # type: ignore[assignment]
+        network.fc = nn.Identity()
         self.network = network.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("deviation", torch.tensor(DEVIATION)[:, None, None])

@@ -65,8 +65,8 @@ class FeatureBank:
             values = features.new_zeros(rows, dimension)
             part = index[begin : begin + rows]
             ids[: len(part)], values[: len(part)] = part, features[begin : begin + rows]
-            ids = cast(Tensor, strategy.all_gather(ids)).reshape(-1).cpu()
-            values = cast(Tensor, strategy.all_gather(values)).reshape(-1, dimension).cpu()
+            ids = strategy.all_gather(ids).reshape(-1).cpu()
+            values = strategy.all_gather(values).reshape(-1, dimension).cpu()
             if first:
                 real = ids >= 0
                 total.index_add_(0, ids[real], values[real])
