@@ -143,7 +143,7 @@ def test_a_checkpoint_overrides_nothing_that_was_typed(call, tmp_path):
     path = tmp_path / "theirs.ckpt"
     torch.save({"hyper_parameters": {"sub_classes": 3, "learning_rate": 9.0}}, path)
     made = call("fit", *configs("classify"), "--model.sub_classes", "5", "--ckpt_path", str(path))
-    assert (made.model.sub_classes, made.model.learning_rate) == (5, 1e-3)
+    assert (made.model.sub_classes, made.model.learning_rate) == (5, 2e-3)
 
 
 def test_weights_that_a_checkpoint_replaces_are_not_looked_for(call, tmp_path, monkeypatch):
