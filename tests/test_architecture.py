@@ -29,7 +29,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     **{
         f"src/weakmedsam/{formula}.py": ({CONTRACTS}, {"lightning"})
-        for formula in ("cam", "subclasses", "metrics", "frames")
+        for formula in ("cam", "local", "subclasses", "metrics", "frames")
     },
     "src/weakmedsam/scores.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.metrics"}, {"lightning"}),
     "src/weakmedsam/affinity.py": ({CONTRACTS, "weakmedsam.cam"}, {"lightning"}),

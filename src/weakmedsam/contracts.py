@@ -63,6 +63,7 @@ class SliceBatch(TypedDict, total=False):
         slice: (B,) int64, the slice's number within its volume.
         box: (B, 4) int64, (top, bottom, left, right) of the scan in the frame, ends excluded, before
             augmentation; outside is padding.
+        scan: (B, 1, H, W) bool, where the scan lies after augmentation; augmented batches only.
         mask: (B, H, W) int64 expert class ids, 0..C; validation only, never in training.
         target: (B, H, W) int64 class ids to learn (pseudo-label), ``IGNORE`` outside the frame;
             segmentation training only.
@@ -75,6 +76,7 @@ class SliceBatch(TypedDict, total=False):
     case: list[str]
     slice: Tensor
     box: Tensor
+    scan: Tensor
     mask: Tensor
     target: Tensor
     confidence: Tensor

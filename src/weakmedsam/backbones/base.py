@@ -53,6 +53,10 @@ class Backbone(nn.Module, ABC):
         """``encode(image).features``, for those who need no embedding; a network may save its cost."""
         return self.encode(image).features
 
+    def embed(self, image: Tensor) -> Tensor:
+        """``encode(image).embedding``, for those who classify something else; may save the features' cost."""
+        return self.encode(image).embedding
+
     @abstractmethod
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
         """Ask the mask decoder for one mask at each of P points, as often as wanted.

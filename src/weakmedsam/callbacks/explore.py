@@ -113,7 +113,7 @@ class SubClassExploration(Callback):
         self._seen.zero_()
 
     def _empty_bank(self, module: WeakMedSAM, slices: int) -> None:
-        features = module.backbone.feature_dim
+        features = module.feature_dim
         self._sum = torch.zeros(slices, features, device=module.device)
         self._seen = torch.zeros(slices, device=module.device)
 
@@ -131,13 +131,15 @@ class SubClassExploration(Callback):
     def _pass(self, trainer: Trainer, module: WeakMedSAM) -> Tensor:
         """(N, D) pooled features of all training slices; each rank looks at its share."""
         data = _data(trainer)
-        pooled = torch.zeros(data.train_slices, module.backbone.feature_dim, device=module.device)
+        pooled = torch.zeros(data.train_slices, module.feature_dim, device=module.device)
         training = module.training
         module.eval()
         for batch in data.features_dataloader(trainer.global_rank, trainer.world_size):
             with trainer.precision_plugin.forward_context():
-                features = module.backbone.features(batch["image"].to(module.device))
-            pooled[batch["index"].to(module.device)] = module.describe(features).float()
+                features = module.features(batch["image"].to(module.device))
+            pooled[batch["index"].to(module.device)] = module.describe(
+                features, batch["box"].to(module.device)
+            ).float()
         module.train(training)
         return trainer.strategy.reduce(pooled, reduce_op="sum")
 
