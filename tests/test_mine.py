@@ -109,7 +109,8 @@ def test_a_perfect_activation_scores_high_and_an_absent_class_stays_empty():
     cam[0, :, 2:5, 3:6] = 1.0
     embedding = torch.randn(1, 16, 8, 8)
     label, box = torch.tensor([[1.0, 0.0]]), torch.tensor([[0, 32, 0, 32]])
-    refined = miner.refine(model, Activation(torch.zeros(1, 2), cam, embedding), label, box)
+    activation, image = Activation(torch.zeros(1, 2), cam, embedding), torch.zeros(1, 1, 32, 32)
+    refined = miner.refine(model, image, activation, label, box)
     inside = refined.after[0, 0] > 0.5
     assert inside[8:20, 12:24].float().mean() > 0.9
     assert inside.sum() < 1.3 * 144

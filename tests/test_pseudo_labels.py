@@ -63,6 +63,7 @@ def test_file_round_trip(tmp_path):
         torch.tensor([[[0, 2]]], dtype=torch.uint8),
         torch.tensor([[[1.0, 0.5]]]),
         torch.tensor([[torch.nan, 0.75]]),
+        torch.tensor([[torch.nan, 0.5]]),
     )
     path = tmp_path / "case.safetensors"
     write_pseudo_label(path, labels, {"beta": 4.0})
@@ -71,6 +72,7 @@ def test_file_round_trip(tmp_path):
     assert tensors["confidence"].tolist() == [[[255, 128]]]
     assert read_settings(path) == {"beta": 4.0}
     assert np.array_equal(read_quality(path), [[np.nan, 0.75]], equal_nan=True)
+    assert np.array_equal(read_quality(path, "stability"), [[np.nan, 0.5]], equal_nan=True)
     assert [p.name for p in tmp_path.iterdir()] == ["case.safetensors"]
 
 

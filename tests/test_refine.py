@@ -8,24 +8,25 @@ from tiny import SIZE, TinyBackbone
 
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.contracts import ConfigError
-from weakmedsam.refine import Refinement, refine
+from weakmedsam.refine import Refinement, Slices, refine
 
 SMALL = Refinement(map_size=16, radius=2.0)
 
 
 def drawn(slices):
-    """Backbone, activation, embedding and the scan's box of some slices."""
+    """Backbone and some slices of two classes, all present and without padding."""
     torch.manual_seed(0)
     box = torch.tensor([0, SIZE, 0, SIZE]).expand(slices, 4)
-    return TinyBackbone(), torch.rand(slices, 2, 8, 8), torch.randn(slices, 16, 8, 8), box
+    backbone, cam, embedding = TinyBackbone(), torch.rand(slices, 2, 8, 8), torch.randn(slices, 16, 8, 8)
+    return backbone, Slices(torch.rand(slices, 1, SIZE, SIZE), cam, embedding, torch.ones(slices, 2), box)
 
 
 def test_a_perfect_activation_stays_and_an_absent_class_is_empty():
-    backbone, _, embedding, box = drawn(1)
+    backbone, slices = drawn(1)
     cam = torch.zeros(1, 2, 8, 8)
     cam[0, :, 2:5, 3:6] = 1.0
     unwalked = Refinement(map_size=16, radius=2.0, steps=0, sigma=0.0)
-    refined = refine(backbone, cam, embedding, torch.tensor([[1.0, 0.0]]), box, unwalked, 4)
+    refined = refine(backbone, slices._replace(cam=cam, label=torch.tensor([[1.0, 0.0]])), unwalked, 4)
     inside = refined.after[0, 0] > 0.5
     assert inside[8:20, 12:24].float().mean() > 0.9
     assert inside.sum() < 1.3 * 144
@@ -34,8 +35,7 @@ def test_a_perfect_activation_stays_and_an_absent_class_is_empty():
 
 
 def test_shapes_and_ranges_are_those_promised():
-    backbone, cam, embedding, box = drawn(3)
-    refined = refine(backbone, cam, embedding, torch.ones(3, 2), box, SMALL, 2)
+    refined = refine(*drawn(3), SMALL, 2)
     shapes = [(3, 2, 8, 8), (3, 16, 16), (3, 2, 16, 16), (3, 2, SIZE, SIZE), (3, 2, SIZE, SIZE)]
     for part, shape in zip(refined, shapes, strict=True):
         assert part.shape == shape
@@ -45,10 +45,9 @@ def test_shapes_and_ranges_are_those_promised():
 
 
 def test_padding_around_the_scan_shows_no_activation_at_any_step():
-    backbone, cam, embedding, _ = drawn(1)
-    cam[..., :2] = 5.0
-    box = torch.tensor([[0, SIZE, 8, SIZE]])
-    refined = refine(backbone, cam, embedding, torch.ones(1, 2), box, SMALL, 4)
+    backbone, slices = drawn(1)
+    slices.cam[..., :2] = 5.0
+    refined = refine(backbone, slices._replace(box=torch.tensor([[0, SIZE, 8, SIZE]])), SMALL, 4)
     for maps in (refined.cam, refined.walked, refined.before, refined.after):
         padding = maps.shape[-1] // 4
         assert maps[..., :padding].eq(0).all()
@@ -56,11 +55,11 @@ def test_padding_around_the_scan_shows_no_activation_at_any_step():
 
 
 def test_chunking_changes_nothing():
-    backbone, cam, embedding, box = drawn(5)
-    label = torch.tensor([[1.0, 0.0]] * 2 + [[1.0, 1.0]] * 3)
-    whole = refine(backbone, cam, embedding, label, box, SMALL, 5)
+    backbone, slices = drawn(5)
+    slices = slices._replace(label=torch.tensor([[1.0, 0.0]] * 2 + [[1.0, 1.0]] * 3))
+    whole = refine(backbone, slices, SMALL, 5)
     for chunk in (1, 2):
-        parts = refine(backbone, cam, embedding, label, box, SMALL, chunk)
+        parts = refine(backbone, slices, SMALL, chunk)
         for a, b in zip(whole, parts, strict=True):
             assert torch.allclose(a, b, atol=1e-4)
 
@@ -89,5 +88,9 @@ def test_the_callback_has_the_same_settings_and_defaults():
     arguments = inspect.signature(PromptAffinityMining).parameters
     defaults = {name: argument.default for name, argument in arguments.items() if name != "pictures"}
     assert defaults == asdict(Refinement())
-    changed = Refinement(9, "summed", 3.0, 2.0, 1.0, 6, 32, 0.4, 2.0)
+    changed = Refinement(
+        9, "summed", 3.0, 2.0, 1.0, None, 32, 0.4, 2.0, False, 0.2, "content", 0.3, 5, 0.4, True, "volume", 2,
+        "before", 3.0, "coverage", "share", 2.0, "otsu", True,
+    )  # fmt: skip
+    assert all(value != asdict(Refinement())[name] for name, value in asdict(changed).items())
     assert PromptAffinityMining(**asdict(changed)).settings == changed

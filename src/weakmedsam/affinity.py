@@ -33,6 +33,8 @@ AFFINITIES = (*PROMPTED, "intensity", "none")
 Offset = tuple[int, ...]
 Region = tuple[slice, ...]
 
+_TINY = torch.finfo(torch.float32).tiny
+
 
 def grid_points(side: int, size: int) -> Tensor:
     """A regular grid of prompts, symmetric in the frame.
@@ -101,53 +103,48 @@ def edge_weights(
         beta: exponent; the paper uses 4.
         contrast: scale of the differences, 1 for ``summed`` (published). With masks in [0, 1] and 10,
             an edge that one prompt of sixteen sees weighs 0.08, one that four see 5e-5.
-        trust: (B, P, ...) 0 or more, broadcast over space: the weight of each prompt in the mean (this
-            project's); between two slices the geometric mean of both. Where no prompt is trusted there
-            is no affinity. None: all alike, as published.
+        trust: (B, P, 1, 1), in a volume (B, P, D, 1, 1), 0 or more: the weight of each prompt in the mean
+            (this project's), between two slices the geometric mean of both. Where no prompt is trusted
+            there is no affinity. None: all alike, as published.
 
     Returns:
         (B, O, *space): the weight between a pixel and its neighbour at the offset; 0 where the neighbour
         lies outside, so that border pixels have fewer neighbours and no invented ones.
     """
-    space = maps.shape[2:]
-    weights = maps.new_zeros(len(maps), len(offsets), *space)
+    weights = maps.new_zeros(len(maps), len(offsets), *maps.shape[2:])
     trust = None if trust is None else trust.expand(*maps.shape[:-2], 1, 1)
     for o, offset in enumerate(offsets):
-        here, there = _overlap(offset, space)
-        difference = (maps[(..., *here)] - maps[(..., *there)]).abs()
-        affinity = torch.exp(-beta * contrast * _mean_over_prompts(difference, trust, offset))
-        weights[(slice(None), o, *here)] = affinity
+        here, there = _overlap(offset, maps)
+        difference = (maps[here] - maps[there]).abs()
+        if trust is None:
+            difference = difference.mean(dim=1, keepdim=True)
+        else:
+            # Trust is one number a slice, so only the slices of the regions are taken of it.
+            both = (trust[here[:-2]] * trust[there[:-2]]).sqrt()
+            total = both.sum(dim=1, keepdim=True)
+            mean = (difference * both).sum(dim=1, keepdim=True) / total.clamp_min(_TINY)
+            difference = mean.where(total > 0, torch.inf)
+        weights[:, o : o + 1][here] = torch.exp(-beta * contrast * difference)
     return weights
 
 
-def _mean_over_prompts(difference: Tensor, trust: Tensor | None, offset: Offset) -> Tensor:
-    """(B, P, *region) -> (B, *region); infinite where no prompt is trusted."""
-    if trust is None:
-        return difference.mean(dim=1)
-    if len(offset) > 2:
-        here, there = _overlap(offset[:-2], trust.shape[2:-2])
-        trust = (trust[(..., *here, slice(None), slice(None))] * trust[(..., *there, slice(None), slice(None))]).sqrt()
-    total = trust.sum(dim=1)
-    mean = (difference * trust).sum(dim=1) / total.clamp_min(torch.finfo(trust.dtype).tiny)
-    return mean.where(total > 0, torch.inf)
-
-
-def _overlap(offset: Offset, space: Sequence[int]) -> tuple[Region, Region]:
-    """Where both a pixel and its neighbour exist: slices of the pixels, and of their neighbours."""
-    steps = [(step, length) for step, length in zip(offset, space, strict=True)]
-    here = tuple(slice(max(0, -step), max(0, length - max(0, step))) for step, length in steps)
-    there = tuple(slice(max(0, step), max(0, length + min(0, step))) for step, length in steps)
-    return here, there
+def _overlap(offset: Offset, maps: Tensor) -> tuple[Region, Region]:
+    """Where (B, X, *space) has both a pixel and its neighbour: the pixels, and their neighbours."""
+    every = slice(None)
+    steps = list(zip(offset, maps.shape[2:], strict=True))
+    here = [slice(max(0, -step), max(0, length - max(0, step))) for step, length in steps]
+    there = [slice(max(0, step), max(0, length + min(0, step))) for step, length in steps]
+    return (every, every, *here), (every, every, *there)
 
 
 def _spread(maps: Tensor, weights: Tensor, offsets: Sequence[Offset]) -> Tensor:
     """(B, C, *space): each pixel's own value plus the weighted values of its neighbours (self weight 1)."""
     total = maps.clone()
     for o, offset in enumerate(offsets):
-        here, there = _overlap(offset, maps.shape[2:])
-        weight = weights[(slice(None), slice(o, o + 1), *here)]
-        total[(..., *here)] += weight * maps[(..., *there)]
-        total[(..., *there)] += weight * maps[(..., *here)]
+        here, there = _overlap(offset, maps)
+        weight = weights[:, o : o + 1][here]
+        total[here] += weight * maps[there]
+        total[there] += weight * maps[here]
     return total
 
 

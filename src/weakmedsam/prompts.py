@@ -28,6 +28,19 @@ class Prompts(NamedTuple):
     points: Tensor
     used: Tensor | None
 
+    def rows(self, rows: slice) -> Prompts:
+        """Those of some slices."""
+        points = self.points if self.points.dim() == 2 else self.points[rows]
+        return Prompts(points, None if self.used is None else self.used[rows])
+
+    def split(self, size: int) -> list[Prompts]:
+        """So many points at a time."""
+        pieces = [slice(first, first + size) for first in range(0, self.points.shape[-2], size)]
+        return [
+            Prompts(self.points[..., piece, :], None if self.used is None else self.used[:, piece])
+            for piece in pieces
+        ]
+
 
 def content_prompts(image: Tensor, box: Tensor, side: int, share: float = 0.1) -> Prompts:
     """Those points of the grid that lie on the scan and where the image is not dark.
@@ -68,7 +81,7 @@ def peak_prompts(cam: Tensor, label: Tensor, box: Tensor, size: int, peaks: int 
         As many points as the slice with the most has (P >= 1); of each slice the highest come first,
         class by class.
     """
-    batch, classes, _, cells = cam.shape
+    cells = cam.shape[-1]
     inside = inside_box(box, size, cells)
     heights = cam.float().where(inside, -torch.inf)
     top = heights >= F.max_pool2d(heights, 3, stride=1, padding=1)
