@@ -116,15 +116,14 @@ def edge_weights(
     for o, offset in enumerate(offsets):
         here, there = _overlap(offset, maps)
         difference = (maps[here] - maps[there]).abs()
-        if trust is None:
-            difference = difference.mean(dim=1, keepdim=True)
-        else:
+        known = None
+        if trust is not None:
             # Trust is one number a slice, so only the slices of the regions are taken of it.
             both = (trust[here[:-2]] * trust[there[:-2]]).sqrt()
-            total = both.sum(dim=1, keepdim=True)
-            mean = (difference * both).sum(dim=1, keepdim=True) / total.clamp_min(_TINY)
-            difference = mean.where(total > 0, torch.inf)
-        weights[:, o : o + 1][here] = torch.exp(-beta * contrast * difference)
+            known = both.sum(dim=1, keepdim=True)
+            difference = difference * (both * both.shape[1] / known.clamp_min(_TINY))
+        affinity = torch.exp(-beta * contrast * difference.mean(dim=1, keepdim=True))
+        weights[:, o : o + 1][here] = affinity if known is None else affinity.where(known > 0, 0)
     return weights
 
 
