@@ -71,7 +71,7 @@ def test_chunking_changes_nothing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"affinity": "both"}, "affinity: 'both' is unknown; choose one of per_prompt, summed"),
+        ({"affinity": "both"}, "affinity: 'both' is unknown; choose one of per_prompt, with_intensity, summed"),
         ({"grid": 0}, "grid is 0"),
         ({"map_size": 1}, "map_size is 1"),
         ({"radius": 1.0}, "radius is 1.0"),
@@ -169,6 +169,7 @@ def test_every_affinity_fills_the_box_and_stops_at_its_border():
     assert start < 0.6
     for changes in (
         {"affinity": "per_prompt"},
+        {"affinity": "with_intensity"},
         {"affinity": "summed_masks"},
         {"affinity": "summed", "contrast": 1.0},
         {"affinity": "intensity"},
@@ -351,3 +352,20 @@ def test_a_mirrored_slice_is_refined_to_the_mirror_image(axis, changes):
     turned = Slices(slices.image.flip(axis), slices.cam.flip(axis), slices.embedding.flip(axis), *slices[3:])
     mirrored = refine(BoxBackbone(), turned, settings, 4).after
     assert torch.allclose(mirrored.flip(axis), after, atol=1e-4)
+
+
+def test_with_intensity_sees_borders_that_only_one_of_the_two_sees():
+    slices = scene()
+    truth = slices.embedding[0, 0] == 1
+    # Half by masks, half by grey values: twice the contrast of each alone, both borders stand.
+    settings = replace(SCENE, affinity="with_intensity", contrast=20.0)
+    dark = slices._replace(image=torch.zeros_like(slices.image))
+    blind = slices._replace(embedding=torch.zeros_like(slices.embedding))
+    for case in (dark, blind):
+        after = refine(BoxBackbone(), case, settings, 4).after[0, 0]
+        assert dice(after > 0.5, truth) > 0.75
+        assert (after > 0.5)[~truth].float().mean() < 0.02
+    # A grey value weighs as much as all masks together, however many there are.
+    for grid in (4, 8):
+        walked = mine(BoxBackbone(), slices, replace(settings, grid=grid), 4).affinity
+        assert torch.allclose(walked, mine(BoxBackbone(), slices, settings, 4).affinity, atol=0.05)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from weakmedsam.cam import min_max_inside
 
-PROMPTED = ("per_prompt", "summed_masks", "summed")
+PROMPTED = ("per_prompt", "with_intensity", "summed_masks", "summed")
 """Affinities that ask prompts."""
 
 AFFINITIES = (*PROMPTED, "intensity", "none")

@@ -71,7 +71,8 @@ def place_prompts(some: Slices, settings: Refinement) -> Prompts:
 def ask(backbone: Backbone, some: Slices, prompts: Prompts, settings: Refinement) -> Answers:
     """Put prompts to the decoder, some at a time; no more than ``PAIRS`` masks are held at its own size."""
     size, summed = settings.map_size, torch.zeros((), device=some.cam.device)
-    grey = onto_map(some.image.float(), size) if settings.affinity == "intensity" else None
+    looks = settings.affinity in ("intensity", "with_intensity")
+    grey = onto_map(some.image.float(), size) if looks else None
     if not settings.prompted:
         return Answers(None, None, grey, None)
     parts: list[Tensor] = []
@@ -86,6 +87,8 @@ def ask(backbone: Backbone, some: Slices, prompts: Prompts, settings: Refinement
     masks, trust = torch.cat(parts, dim=1), torch.cat(trusts, dim=1) if trusts else None
     if settings.affinity == "per_prompt":
         return Answers(masks, trust, masks, trust)
+    if settings.affinity == "with_intensity" and grey is not None:
+        return Answers(masks, trust, *_with_grey(masks, trust, grey))
     if settings.affinity not in PROMPTED:
         return Answers(masks, trust, grey, None)
     known = None if trust is None else (trust.sum(dim=1, keepdim=True) > 0).float()
@@ -110,3 +113,11 @@ def _mean(masks: Tensor, trust: Tensor | None) -> Tensor:
         return masks.mean(dim=1, keepdim=True)
     total = trust.sum(dim=1).clamp_min(torch.finfo(trust.dtype).tiny)
     return torch.einsum("bphw,bp->bhw", masks, trust)[:, None] / total[:, None, None, None]
+
+
+def _with_grey(masks: Tensor, trust: Tensor | None, grey: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, P + 1, s, s) maps and their weights: the grey values weigh as much as all masks together."""
+    weight = masks.new_ones(masks.shape[:2]) if trust is None else trust
+    whole = weight.sum(dim=1, keepdim=True)
+    # Where no mask is trusted the grey values stand alone.
+    return torch.cat([masks, grey], dim=1), torch.cat([weight, whole.where(whole > 0, 1)], dim=1)

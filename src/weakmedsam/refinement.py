@@ -21,6 +21,7 @@ class Refinement:
     Attributes:
         grid: points a side, 1 or more; the paper uses 4.
         affinity: what two pixels are compared by: ``per_prompt`` each prompt's mask (not in the paper),
+            ``with_intensity`` half by these and half by the image's grey values (not in the paper),
             ``summed_masks`` their mean, ``summed`` the summed logits as published, ``intensity`` the
             image's grey values (no prompt is asked), ``none`` (no walk).
         radius: of the neighbourhood, cells of the map, above 1 and at most ``map_size``; the paper uses 5.

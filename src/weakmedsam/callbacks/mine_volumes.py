@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from weakmedsam.backbones.base import Backbone
 from weakmedsam.callbacks.mine_tables import CaseDice
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import VolumeBatch
@@ -32,7 +33,11 @@ def select(activation: Activation, rows: Tensor) -> Activation:
 
 
 def refine_volume(
-    module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement
+    module: WeakMedSAM,
+    activation: Activation,
+    batch: VolumeBatch,
+    settings: Refinement,
+    backbone: Backbone | None = None,
 ) -> Iterator[tuple[Tensor, Refined]]:
     """Refine the slices of a volume that have a class, with thresholds of the volume.
 
@@ -41,6 +46,7 @@ def refine_volume(
         activation: of the slices that ``labelled_rows`` gives, in their order.
         batch: the volume.
         settings: the numbers of PAM.
+        backbone: answers the prompts; None takes the module's.
 
     Yields:
         Numbers of some slices, and what became of them; scores of the whole volume are never held at once.
@@ -52,7 +58,7 @@ def refine_volume(
     slices = Slices(batch["image"][rows], activation.cam, activation.embedding, batch["label"][rows], box)
     thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.map_size)
     chunk = module.slices_per_step
-    mined = mine(module.backbone, slices, settings, chunk, rows, thickness)
+    mined = mine(module.backbone if backbone is None else backbone, slices, settings, chunk, rows, thickness)
     levels = find_levels(mined, slices, settings, whole=True)
     for first in range(0, len(rows), chunk):
         some = slice(first, first + chunk)
@@ -61,16 +67,28 @@ def refine_volume(
 
 
 def score_volume(
-    module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement
+    module: WeakMedSAM,
+    activation: Activation,
+    batch: VolumeBatch,
+    settings: Refinement,
+    backbone: Backbone | None = None,
 ) -> list[CaseDice]:
-    """Dice of a volume on the scan's own slices, before and after refinement; one a class."""
+    """Dice of a volume on the scan's own slices, before and after refinement; one a class.
+
+    Args:
+        module: the network.
+        activation: of all its slices.
+        batch: the volume, with ``mask``.
+        settings: the numbers of PAM.
+        backbone: answers the prompts; None takes the module's.
+    """
     truth, names = batch["mask"], module.class_names
     empty = ~batch["label"].any(dim=1)
     # What lies in slices without a label is missed by both.
     missed = overlap_counts(torch.zeros_like(truth[empty]), truth[empty], len(names)).sum(0).cpu()
     counts = {"cam": missed, "pam": missed}
     labelled = select(activation, labelled_rows(batch))
-    for rows, refined in refine_volume(module, labelled, batch, settings):
+    for rows, refined in refine_volume(module, labelled, batch, settings, backbone):
         for name, scores in (("cam", refined.before), ("pam", refined.after)):
             ids, _ = threshold_scores(to_native(scores, batch["frame"]), settings.threshold)
             counts[name] = counts[name] + overlap_counts(ids, truth[rows], len(names)).sum(0).cpu()
