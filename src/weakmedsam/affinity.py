@@ -11,8 +11,8 @@ offset. Where a shape says (..., *space), space is (h, w) in a slice and (D, h, 
 
 Differs from the published code: the grid covers the image (published: all points in the top-left
 corner); the P masks are compared one by one, each squashed to [0, 1] (published: raw logits summed into
-one map, where a step of 0.5 already weighs 1e-14); rows of the transition sum to one, so that a
-constant map stays constant.
+one map, where a step of 0.5 in each of sixteen already weighs 1e-14); rows of the transition sum to one,
+so that a constant map stays constant.
 """
 
 from __future__ import annotations
