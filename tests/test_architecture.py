@@ -46,8 +46,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     },
     **{
         f"src/weakmedsam/{formula}.py": ({CONTRACTS}, {"lightning"})
-        for formula in ("cam", "local", "subclasses", "metrics", "frames")
+        for formula in ("cam", "local", "clustering", "metrics", "frames")
     },
+    "src/weakmedsam/cluster_number.py": ({CONTRACTS, "weakmedsam.clustering"}, {"lightning"}),
+    "src/weakmedsam/subclasses.py": (
+        {CONTRACTS, "weakmedsam.clustering", "weakmedsam.cluster_number"},
+        {"lightning"},
+    ),
     "src/weakmedsam/scores.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.metrics"}, {"lightning"}),
     **{
         f"src/weakmedsam/backbones/{name}.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.backbones"}, HEAVY)

@@ -6,7 +6,7 @@ class head and a sub-class head; loss = BCE(class) + 0.5 * BCE(sub-class).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.cam import POOLINGS, class_activation_map, inside_box, inside_cells, pool_evidence
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.local import LocalEncoder
-from weakmedsam.subclasses import subclass_targets
+from weakmedsam.subclasses import describe, subclass_loss
 
 CHECKPOINT_KEY = "weakmedsam"
 NETWORK = ("backbone.", "local_encoder.", "class_head.", "subclass_head.")
@@ -53,7 +53,9 @@ class WeakMedSAM(LightningModule):
         backbone: see ``backbones/base.py``.
         class_names: C names, in the order of the label's columns; the command line takes them from the
             data.
-        sub_classes: K, clusters a class; the paper uses 8.
+        sub_classes: K, clusters a class; the paper uses 8. ``auto`` chooses it for each class at the first
+            clustering, from its features, and keeps it.
+        max_sub_classes: largest K that ``auto`` can choose.
         subclass_weight: of the sub-class loss; the paper uses 0.5.
         local_encoder: what is classified, clustered and activated instead of the backbone's features,
             which then answers prompts only; null takes the backbone's features, as published. See
@@ -75,12 +77,15 @@ class WeakMedSAM(LightningModule):
 
     subclass_ids: Tensor
     """(N, C) int64 by training index: 0 = class absent, 1..K."""
+    subclass_counts: Tensor
+    """(C,) int64, clusters of each class, at most K; 0 = not yet known."""
 
     def __init__(
         self,
         backbone: Backbone,
         class_names: list[str],
-        sub_classes: int = 8,
+        sub_classes: int | Literal["auto"] = 8,
+        max_sub_classes: int = 8,
         subclass_weight: float = 0.5,
         local_encoder: LocalEncoder | None = None,
         pooling: str = "average",
@@ -94,9 +99,13 @@ class WeakMedSAM(LightningModule):
         pam: Callback | None = None,
     ) -> None:
         super().__init__()
-        if sub_classes < 1:
+        if not isinstance(sub_classes, int) and sub_classes != "auto":
+            raise ConfigError(f"model.sub_classes is {sub_classes!r}; it must be a whole number or auto")
+        clusters = max_sub_classes if sub_classes == "auto" else sub_classes
+        if min(clusters, max_sub_classes) < 1:
             raise ConfigError(
-                f"model.sub_classes is {sub_classes}; at least 1 is needed (model.sce: null trains without)"
+                f"model.sub_classes is {sub_classes} with model.max_sub_classes {max_sub_classes}; at least 1 is "
+                "needed (model.sce: null trains without)"
             )
         if pooling not in POOLINGS or not 0 < top_share <= 1 or sharpness <= 0:
             raise ConfigError(
@@ -114,7 +123,8 @@ class WeakMedSAM(LightningModule):
         self.backbone = backbone
         self.local_encoder = local_encoder
         self.class_names = list(class_names)
-        self.sub_classes = sub_classes
+        self.automatic = sub_classes == "auto"
+        self.sub_classes = clusters
         self.subclass_weight = subclass_weight
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -123,12 +133,13 @@ class WeakMedSAM(LightningModule):
         self.feature_dim = backbone.feature_dim if local_encoder is None else local_encoder.feature_dim
         classes, features = len(self.class_names), self.feature_dim
         self.class_head = nn.Conv2d(features, classes, 1, bias=False)
-        self.subclass_head = nn.Conv2d(features, classes * sub_classes + 1, 1, bias=False)
+        self.subclass_head = nn.Conv2d(features, classes * clusters + 1, 1, bias=False)
         # Beside a local encoder no gradient reaches the backbone.
         backbone.set_trainable(trainable if local_encoder is None else "none")
         # Without sub-classes no gradient reaches their head, and DDP would wait for one.
         self.subclass_head.requires_grad_(sce is not None)
         self.register_buffer("subclass_ids", torch.zeros(0, classes, dtype=torch.int64))
+        self.register_buffer("subclass_counts", torch.zeros(classes, dtype=torch.int64))
         self.scores, self.truths = CatMetric(), CatMetric()
         self.finished_cases: set[str] = set()
 
@@ -172,7 +183,7 @@ class WeakMedSAM(LightningModule):
 
     def describe(self, features: Tensor, scan: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D), the average over the scan: what SCE clusters."""
-        return pool_evidence(features, self.inside(scan, features.shape[-1]), "average")
+        return describe(features, self.inside(scan, features.shape[-1]))
 
     def on_train_start(self) -> None:
         """Refuse to lengthen a finished schedule.
@@ -189,7 +200,7 @@ class WeakMedSAM(LightningModule):
             )
 
     def training_step(self, batch: SliceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """BCE over classes plus weighted BCE over sub-classes; also hands out the pooled features."""
+        """BCE over classes plus weighted BCE over sub-classes; SCE also gets the pooled features."""
         features = self.features(batch["image"])
         # Augmentation has moved the scan in its frame.
         scan = batch["scan"] if "scan" in batch else batch["box"]
@@ -197,15 +208,18 @@ class WeakMedSAM(LightningModule):
         class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
         loss, size = class_loss, len(batch["index"])
         if len(self.subclass_ids):
-            targets = subclass_targets(self.subclass_ids[batch["index"]], self.sub_classes)
-            subclass_loss = F.binary_cross_entropy_with_logits(
-                self.pool(self.subclass_head(features), scan), targets
-            )
-            loss = class_loss + self.subclass_weight * subclass_loss
-            self.log("train/subclass_loss", subclass_loss, on_step=False, on_epoch=True, batch_size=size)
+            logits = self.pool(self.subclass_head(features), scan)
+            extra_loss = subclass_loss(logits, self.subclass_ids[batch["index"]], self.subclass_counts)
+            loss = class_loss + self.subclass_weight * extra_loss
+            self.log("train/subclass_loss", extra_loss, on_step=False, on_epoch=True, batch_size=size)
+        elif self.subclass_head.weight.requires_grad:
+            # Before the first clustering (model.sce.first: bank); DDP waits for a gradient of every weight.
+            loss = class_loss + 0 * self.subclass_head.weight.sum()
         self.log("train/class_loss", class_loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        return {"loss": loss, "pooled": self.describe(features, scan).detach()}
+        if not self.subclass_head.weight.requires_grad:
+            return {"loss": loss}
+        return {"loss": loss, "pooled": self.describe(features, scan)}
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """Class loss, AUROC and average precision; the activation goes on to PAM."""
@@ -294,6 +308,7 @@ class WeakMedSAM(LightningModule):
         held = checkpoint["state_dict"]
         check_fit(self._network(self.state_dict()), self._network(held), "the checkpoint", self.backbone.name)
         self.subclass_ids = torch.zeros_like(held["subclass_ids"], device=self.device)
+        held.setdefault("subclass_counts", torch.zeros_like(self.subclass_counts))  # of an earlier version
 
     @staticmethod
     def _network(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -304,7 +319,7 @@ class WeakMedSAM(LightningModule):
         return {
             "backbone": self.backbone.name,
             "class_names": self.class_names,
-            "sub_classes": self.sub_classes,
+            "sub_classes": f"auto, at most {self.sub_classes}" if self.automatic else self.sub_classes,
             "pooling": self.pooling,
             "top_share": self.top_share,
             "sharpness": self.sharpness,
