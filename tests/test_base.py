@@ -147,7 +147,7 @@ class Recorder(lightning.LightningModule):
         self.seen: dict[str, list] = {"train": [], "order": [], "val": []}
 
     def training_step(self, batch, batch_index):
-        assert set(batch) == WEAK | {"scan"}  # augmented: where the scan lies now
+        assert set(batch) - {"scan"} == WEAK  # augmented batches say where the scan lies now
         self.seen["train"].append(batch["image"])
         self.seen["order"].append(batch["index"].tolist())
         return self.weight.sum()

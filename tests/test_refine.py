@@ -71,7 +71,10 @@ def test_chunking_changes_nothing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"affinity": "both"}, "affinity: 'both' is unknown; choose one of per_prompt, with_intensity, summed"),
+        (
+            {"affinity": "both"},
+            "affinity: 'both' is unknown; choose one of per_prompt, with_intensity, summed",
+        ),
         ({"grid": 0}, "grid is 0"),
         ({"map_size": 1}, "map_size is 1"),
         ({"radius": 1.0}, "radius is 1.0"),
