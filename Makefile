@@ -13,6 +13,22 @@ BACKBONE ?= pocket
 DATA_DIR ?=
 ## More options for the command behind a target, e.g. ARGS="--model.sub_classes 4"
 ARGS ?=
+## How stages run: cpu, gpu, ddp, fsdp, slurm or debug (experiments/trainer/<TRAINER>.yaml); empty: as the stages say
+TRAINER ?=
+## What figures are sent to: wandb, csv or tensorboard (experiments/logger/<LOGGER>.yaml); empty: wandb
+LOGGER ?=
+## What starts the processes of a stage, e.g. "torchrun --nproc-per-node 8" or "srun .venv/bin/python"
+LAUNCHER ?=
+## Sweep: sce, pam, classify or segment (experiments/sweeps/<SWEEP>.yaml)
+SWEEP ?= sce
+## Not empty: the sweep runs here, without an account
+LOCAL ?=
+## Runs of a sweep, those of earlier calls included
+COUNT ?= 20
+## Name of the sweep's folder, RUNS/DATASET/sweeps/NAME; empty: that of the sweep
+NAME ?=
+## Runs that `make report` puts on one page, e.g. "phantom/default phantom/k4"; empty: the report of one run
+COMPARE ?=
 ## Folder of all runs
 RUNS ?= runs
 ## Interpreter that .venv is made from, 3.10 to 3.13
@@ -26,9 +42,11 @@ SOURCES := src data_modules benchmarks tests
 
 pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --experiment '$(EXPERIMENT)' \
 	--backbone '$(BACKBONE)' --runs '$(RUNS)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+	$(if $(TRAINER),--trainer '$(TRAINER)') $(if $(LOGGER),--logger '$(LOGGER)') \
+	$(if $(LAUNCHER),--launcher '$(LAUNCHER)') \
 	$(if $(strip $(ARGS)),-- $(ARGS))
 
-.PHONY: help setup train prepare classify pseudo-labels segment evaluate ceiling report \
+.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -84,9 +102,16 @@ evaluate: $(STAMP)
 ceiling: $(STAMP)
 	@$(call pipeline,ceiling)
 
-## Write the run's report.html
+## Write the run's report.html; with COMPARE="a/b c/d" one page about several runs
 report: $(STAMP)
-	@$(call pipeline,report)
+	@$(if $(strip $(COMPARE)),$(BIN)/python -m weakmedsam.compare $(COMPARE) --runs '$(RUNS)',$(call pipeline,report))
+
+## Sweep over settings on W&B, or here with LOCAL=1 (docs/scale.md)
+sweep: $(STAMP)
+	@$(BIN)/python -m weakmedsam.sweep '$(SWEEP)' --dataset '$(DATASET)' --experiment '$(EXPERIMENT)' \
+		--backbone '$(BACKBONE)' --runs '$(RUNS)' --count '$(COUNT)' $(if $(LOCAL),--local) \
+		$(if $(NAME),--name '$(NAME)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+		$(if $(TRAINER),--trainer '$(TRAINER)') $(if $(strip $(ARGS)),-- $(ARGS))
 
 # One thread a worker: two workers with all threads each are slower than one.
 ## Run the test suite (ARGS go to pytest)
@@ -111,6 +136,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	@for name in $(filter-out costs,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+## Write docs/configuration.md, the reference of all settings, from the code
+docs: $(STAMP)
+	@$(BIN)/python -m weakmedsam.reference
 
 ## Find or fetch the official weights of BACKBONE, verified; training does so by itself (docs/weights.md)
 weights: $(STAMP)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 
 from weakmedsam import cli
 from weakmedsam.backbones import checkpoints
+from weakmedsam.callbacks import Throughput
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.segment import Segmenter
 
@@ -152,7 +154,7 @@ def test_a_checkpoint_overrides_nothing_that_was_typed(call, tmp_path):
     path = tmp_path / "theirs.ckpt"
     torch.save({"hyper_parameters": {"sub_classes": 3, "learning_rate": 9.0}}, path)
     made = call("fit", *configs("classify"), "--model.sub_classes", "5", "--ckpt_path", str(path))
-    assert (made.model.sub_classes, made.model.learning_rate) == (5, 1e-3)
+    assert (made.model.sub_classes, made.model.learning_rate) == (5, 2e-3)
 
 
 def test_weights_that_a_checkpoint_replaces_are_not_looked_for(call, tmp_path, monkeypatch):
@@ -181,6 +183,24 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_every_trainer_writes_whole_checkpoints(call, tmp_path):
     made = call("fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path))
     assert isinstance(made.trainer.strategy.checkpoint_io, cli.WholeCheckpoints)
+
+
+@pytest.mark.parametrize("logger", ["false", "wandb"])
+def test_without_a_logger_the_learning_rate_is_not_watched(call, tmp_path, capsys, logger):
+    words = ["--trainer.default_root_dir", str(tmp_path)] + (
+        ["--trainer.logger", "false"] * (logger == "false")
+    )
+    made = call("fit", *configs("classify"), *words)
+    watched = any(isinstance(callback, LearningRateMonitor) for callback in made.trainer.callbacks)
+    assert watched == (logger == "wandb")
+    assert ("LearningRateMonitor is left out" in capsys.readouterr().out) == (not watched)
+
+
+def test_every_run_measures_its_throughput(call, tmp_path):
+    words = ["--trainer.default_root_dir", str(tmp_path), "--throughput.warn_share", "0.75"]
+    made = call("fit", *configs("segment"), *words)
+    (found,) = [callback for callback in made.trainer.callbacks if isinstance(callback, Throughput)]
+    assert found.warn_share == 0.75
 
 
 def test_provenance_needs_no_git(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from weakmedsam import pipeline
 from weakmedsam.contracts import ConfigError
 from weakmedsam.pipeline import run
-from weakmedsam.stages import STAGES, Request, options_for, parse_options
+from weakmedsam.stages import STAGES, Request, options_for, parse_options, wanted_settings
 
 STAGE = {stage.name: stage for stage in STAGES}
 
@@ -86,7 +86,7 @@ def house(tmp_path, monkeypatch):
         returncode = 0
 
     def record(arguments, check):
-        calls.append(arguments[3:])
+        calls.append(arguments[arguments.index("weakmedsam") + 1 :])
         if "--summary" in arguments:
             summary = Path(arguments[arguments.index("--summary") + 1])
             summary.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +134,61 @@ def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(
     assert (folder / "segment.old2/stage.json").is_file()
     assert (folder / "classify.old1/stage.json").is_file()
     assert "kept as segment.old1" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_trainer_file_is_given_to_every_stage_that_has_a_trainer_and_wins(house, tmp_path):
+    run("evaluate", request_for(tmp_path, trainer="ddp", logger="csv"))
+    for words in house:
+        files = [word for word in words if word.endswith(".yaml")]
+        assert (files[-1] == "experiments/trainer/ddp.yaml") == (words[0] != "prepare")
+        if "experiments/pseudo_labels.yaml" in files:  # logs nothing, whatever logger is chosen
+            assert files.index("experiments/logger/csv.yaml") < files.index("experiments/pseudo_labels.yaml")
+    with pytest.raises(ConfigError, match=r"trainer/tpu\.yaml does not exist; there are: cpu, ddp, debug, "):
+        run("classify", request_for(tmp_path, trainer="tpu"))
+    with pytest.raises(
+        ConfigError, match=r"logger/paper\.yaml does not exist; there are: csv, tensorboard, wandb"
+    ):
+        run("classify", request_for(tmp_path, logger="paper"))
+
+
+def test_only_what_decides_a_result_puts_it_out_of_date(house, tmp_path):
+    run("evaluate", request_for(tmp_path, trainer="cpu"))
+    house.clear()
+    # Processors, loggers and launchers are the way; 32-true and one process stay.
+    run("evaluate", request_for(tmp_path, trainer="cpu", logger="csv", launcher=("srun", "python")))
+    assert house == []
+    settings = {
+        name: wanted_settings(STAGE[name], request_for(tmp_path, trainer="ddp"))["configs"]["trainer"]
+        for name in STAGE if name != "prepare"
+    }  # fmt: skip
+    assert settings["classify"] == {"devices": "auto", "num_nodes": 1, "precision": "32-true"}
+    assert settings["segment"] == settings["ceiling"] == settings["classify"]
+    assert settings["pseudo_labels"] == settings["test"] == settings["test_maps"] == {"precision": "32-true"}
+    run("evaluate", request_for(tmp_path, trainer="gpu"))  # another precision
+    assert ran(house) == ALL[1:]
+
+
+def test_without_a_trainer_file_the_settings_are_those_of_earlier_versions(house, tmp_path):
+    found = wanted_settings(STAGE["classify"], request_for(tmp_path))
+    assert list(found) == ["configs", "options", "data_dir"]
+    names = ["classify", "data/phantom", "backbone/pocket"]
+    assert list(found["configs"]) == [f"experiments/{name}.yaml" for name in names]
+
+
+def test_a_launcher_starts_what_has_a_trainer(house, tmp_path, monkeypatch):
+    started = []
+    record = pipeline.subprocess.run
+
+    def launched(arguments, check):
+        started.append(arguments[: arguments.index("weakmedsam")])
+        return record(arguments, check)
+
+    monkeypatch.setattr(pipeline.subprocess, "run", launched)
+    monkeypatch.setattr(
+        pipeline, "run", lambda target, request: [pipeline.run_stage(s, request, "") for s in STAGES[:2]]
+    )
+    pipeline.main(["classify", "--runs", str(tmp_path / "runs"), "--launcher", "torchrun --nproc-per-node 2"])
+    assert started == [[sys.executable, "-m"], ["torchrun", "--nproc-per-node", "2", "-m"]]
 
 
 def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path, monkeypatch):
@@ -243,9 +298,9 @@ def test_an_unknown_data_set_lists_the_known(house, tmp_path):
 
 def test_two_pipelines_on_one_run_are_refused(house, tmp_path):
     with (
-        pipeline._alone(tmp_path),
+        pipeline.alone(tmp_path),
         pytest.raises(ConfigError, match="worked on by another process"),
-        pipeline._alone(tmp_path),
+        pipeline.alone(tmp_path),
     ):
         pass
 

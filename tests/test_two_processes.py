@@ -1,13 +1,16 @@
 """Two gloo processes against one: a network is trained, then pseudo-labels and scores are made of it."""
 
 import csv
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fakes import fake_abdomen
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -81,3 +84,74 @@ def test_two_processes_train_one_network_and_share_out_the_volumes(tmp_path):
                 rows.append(list(csv.DictReader(file)))
         assert rows[0] == rows[1]
         assert rows[0]
+
+
+PIPELINE = {
+    "--data.image_size": 64,
+    "--data.min_pixels": 1,
+    "--data.num_workers": 0,
+    "--data.batch_size": 6,
+    "--data.prepare_workers": 1,
+    "--data.split_fractions": "[0.4, 0.3, 0.3]",
+    "--model.sub_classes": 2,
+    "--model.pam.grid": 2,
+    "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
+    "--trainer.max_epochs": 1,
+    "--trainer.accelerator": "cpu",
+    "--trainer.enable_progress_bar": "false",
+}
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def start(words):
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def by_one_process(run, stage, folder):
+    """The stage's own command again, by one process, into another folder."""
+    words = shlex.split(json.loads((run / stage / "stage.json").read_text())["command"])[1:]
+    first = words.index(TWO[0])
+    del words[first : first + len(TWO)]
+    words[words.index("--trainer.default_root_dir") + 1] = str(folder / stage)
+    start(["weakmedsam", *words])
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_go_through_all_stages_and_each_volume_is_done_once(tmp_path):
+    scans = fake_abdomen(tmp_path / "scans", numbers=(1, 2, 3, 4, 5, 6, 7, 8))
+    options = PIPELINE | {"--data.store_dir": tmp_path / "store"}
+    words = [str(word) for pair in options.items() for word in pair]
+    runs = ["--dataset", "abdomen", "--data-dir", str(scans), "--runs", str(tmp_path / "runs")]
+    said = start(["weakmedsam.pipeline", "train", *runs, "--", *words, *TWO])
+    assert "a step learns from 12 slices: 2 process(es) x data.batch_size 6" in said
+    run = tmp_path / "runs/abdomen/default"
+    splits = json.loads((run / "prepare/data.json").read_text())["splits"]
+    made = sorted(path.name for path in (run / "pseudo_labels").glob("*.safetensors"))
+    assert len(made) == splits["train"]["cases"] >= 3  # more than ranks, so that both have some
+    scored = [(row["case"], row["class"]) for row in table(run / "test/cases.csv")]
+    assert len(scored) == len(set(scored)) == 4 * splits["test"]["cases"]
+    for stage in ("pseudo_labels", "test_maps", "test"):  # the networks are those of two processes
+        by_one_process(run, stage, tmp_path / "one")
+    assert made == sorted(path.name for path in (tmp_path / "one/pseudo_labels").glob("*.safetensors"))
+    for name in made:
+        one, two = (load_file(folder / "pseudo_labels" / name) for folder in (tmp_path / "one", run))
+        assert all((one[key] == two[key]).all() for key in ("label", "confidence"))
+    for name in ("pseudo_labels/quality.csv", "test_maps/cam_cases.csv", "test/cases.csv"):
+        assert table(run / name) == table(tmp_path / "one" / name)
+    assert (run / "test/summary.json").read_text() == (tmp_path / "one/test/summary.json").read_text()

@@ -10,6 +10,7 @@ import json
 import logging
 import netrc
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -22,9 +23,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
+from weakmedsam.callbacks.throughput import Throughput
 from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
 from weakmedsam.files import replacing, write_whole
 
@@ -50,7 +53,7 @@ def provenance() -> dict[str, Any]:
         except ModuleNotFoundError:
             continue
     here = Path(__file__).parent
-    found = {"versions": versions, "command": " ".join(sys.argv)}
+    found = {"versions": versions, "command": shlex.join(sys.argv)}
     try:
         git = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
@@ -122,7 +125,8 @@ class WeakMedSAMCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Class names are the data's; the model cannot be told others."""
+        """Class names are the data's; the model cannot be told others. Every run measures its throughput."""
+        parser.add_lightning_class_args(Throughput, "throughput")
         parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -155,8 +159,19 @@ class WeakMedSAMCLI(LightningCLI):
             backbone.weights = named  # the run's config.yaml says what was asked for
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """As Lightning does, with checkpoints that survive a kill."""
+        """As Lightning does, with checkpoints that survive a kill, and callbacks that can do without a logger.
+
+        Lightning ends a run whose learning rate is watched while nothing logs it.
+        """
         trainer = super().instantiate_trainer(**kwargs)
+        if not trainer.loggers:
+            watchers = [c for c in trainer.callbacks if isinstance(c, LearningRateMonitor)]  # type: ignore[attr-defined]
+            for watcher in watchers:
+                trainer.callbacks.remove(watcher)  # type: ignore[attr-defined]
+                if self.subcommand == "fit":
+                    trainer.print(
+                        "no logger, so the learning rate is not logged (LearningRateMonitor is left out)"
+                    )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer

@@ -68,6 +68,8 @@ class SliceBatch(TypedDict, total=False):
         target: (B, H, W) int64 class ids to learn (pseudo-label), ``IGNORE`` outside the frame;
             segmentation training only.
         confidence: (B, H, W) float32 in [0, 1], how sure the target is; beside ``target`` only.
+        quality: (B,) float32 in [0, 1], of the slice's pseudo-label: of its worst class, 1 where it has
+            none; beside ``target`` only.
     """
 
     image: Tensor
@@ -80,6 +82,7 @@ class SliceBatch(TypedDict, total=False):
     mask: Tensor
     target: Tensor
     confidence: Tensor
+    quality: Tensor
 
 
 class VolumeBatch(TypedDict, total=False):
@@ -130,11 +133,13 @@ class PseudoLabelKeys:
     """Tensors of a pseudo-label file (safetensors, one file a volume, ``<case>.safetensors``).
 
     ``label`` (D, H, W) uint8 class ids on the working frame; ``confidence`` (D, H, W) uint8,
-    255 = certain; ``quality`` (D, C) float32 in [0, 1], NaN where the class is absent. The file's
+    255 = certain; ``quality`` (D, C) float32 in [0, 1], NaN where the class is absent; ``stability``
+    (D, C), the part of it that mirrored images gave, NaN where that was not measured. The file's
     metadata hold the settings that made it, as one JSON string under ``settings``.
     """
 
     label = "label"
     confidence = "confidence"
     quality = "quality"
+    stability = "stability"
     settings = "settings"

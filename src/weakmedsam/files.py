@@ -44,3 +44,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
     table.writeheader()
     table.writerows(rows)
     write_whole(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV as text, none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

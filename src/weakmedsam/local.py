@@ -31,7 +31,8 @@ class LocalEncoder(nn.Module):
 
     Args:
         image_size: S, side of the frame, pixels.
-        frame: largest side that is looked at; a larger image is reduced to it, antialiased.
+        frame: largest side that is looked at. An image is reduced, antialiased, to the largest side of
+            ``cells`` times a power of two that is neither above it nor above its own.
         cells: side of the feature map.
         widths: channels of each stage; D is the last.
 
@@ -50,13 +51,14 @@ class LocalEncoder(nn.Module):
         widths: tuple[int, ...] = (24, 48, 96, 96),
     ) -> None:
         super().__init__()
-        self.side = min(image_size, frame)
-        halvings = math.log2(self.side / cells) if 1 <= cells <= self.side else -1
-        if halvings % 1 or not 0 <= halvings <= len(widths) or not widths:
+        side = min(image_size, frame)
+        halvings = int(math.log2(side / cells)) if 1 <= cells <= side else -1
+        if not 0 <= halvings <= len(widths) or not widths:
             raise ConfigError(
-                f"model.local_encoder: {len(widths)} stages cannot bring {self.side} pixels to {cells} cells by "
+                f"model.local_encoder: {len(widths)} stages cannot bring {side} pixels to {cells} cells by "
                 "halving; change data.image_size, or frame, cells and widths of model.local_encoder"
             )
+        self.side = cells * 2**halvings
         self.feature_dim = widths[-1]
         layers: list[nn.Module] = []
         for number, (inputs, outputs) in enumerate(zip((1, *widths[:-1]), widths, strict=True)):

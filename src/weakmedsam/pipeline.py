@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,16 @@ from rich.console import Console
 
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
-from weakmedsam.stages import STAGES, TARGETS, Request, Stage, options_for, parse_options, wanted_settings
+from weakmedsam.stages import (
+    STAGES,
+    TARGETS,
+    Request,
+    Stage,
+    options_for,
+    parse_options,
+    stage_configs,
+    wanted_settings,
+)
 
 console = Console(highlight=False)
 
@@ -86,13 +96,16 @@ def _carry_out(
     folder = request.folder / stage.name
     for part in folder.rglob(".*.part"):  # of a call that was killed
         part.unlink(missing_ok=True)
-    common = [word for path in stage.configs(request) for word in ("--config", str(path))]
+    common = [word for path in stage_configs(stage, request) for word in ("--config", str(path))]
     if request.data_dir is not None:
         common += ["--data.data_dir", request.data_dir]
     started = time.monotonic()
     commands = stage.command(request, [*common, *options_for(stage, request.options)])
+    launcher = request.launcher if "trainer" in stage.takes else ()
     for arguments in commands:
-        code = subprocess.run([sys.executable, "-m", "weakmedsam", *arguments], check=False).returncode
+        code = subprocess.run(
+            [*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments], check=False
+        ).returncode
         _write(folder / "clock.json", spent + time.monotonic() - started)
         if code:
             _stop(stage, folder, kept, code)
@@ -106,7 +119,7 @@ def _carry_out(
             "results": sorted(
                 str(p.relative_to(folder)) for name in stage.results for p in folder.glob(name)
             ),
-            "command": " && ".join(" ".join(["python -m weakmedsam", *words]) for words in commands),
+            "command": " && ".join(f"python -m weakmedsam {shlex.join(words)}" for words in commands),
             "seconds": round(spent + time.monotonic() - started, 1),
             "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             **(_read(folder / "provenance.json") or {}),
@@ -183,7 +196,7 @@ def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
     begun = _read(folder / "settings.json")
     if begun is None or begun == wanted:
         return None
-    what = "; ".join(list(_differences(begun, wanted))[:5]) or "the stages before it were made anew"
+    what = "; ".join(list(differences(begun, wanted))[:5]) or "the stages before it were made anew"
     kept = _set_aside(folder, what)
     for earlier in sorted(folder.parent.glob(f"{folder.name}.old*")):
         if _read(earlier / "settings.json") == wanted:
@@ -203,11 +216,12 @@ def _set_aside(folder: Path, what: str) -> Path:
     return kept
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """What differs between two nested settings, one text a key: ``a.b: old -> new``."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
             short = name if name.endswith(".yaml") or not key.endswith(".yaml") else f" {name}"
-            yield from _differences(old.get(name), new.get(name), f"{key}.{short}" if key and name else name)
+            yield from differences(old.get(name), new.get(name), f"{key}.{short}" if key and name else name)
     elif old != new and not key.startswith("after"):
         yield f"{key.removeprefix('configs.')}: {old} -> {new}"
 
@@ -224,7 +238,7 @@ def _write(path: Path, content: object) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One pipeline a run; the lock goes with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -243,9 +257,11 @@ def run(target: str, request: Request) -> None:
     Raises:
         WeakMedSAMError: a setting or file that is wrong.
     """
+    if request.experiment == "sweeps":
+        raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
     names = TARGETS[target]
     chosen = [stage for stage in STAGES if stage.name in names]
-    with _alone(request.folder):
+    with alone(request.folder):
         for i, stage in enumerate(chosen, start=1):
             run_stage(stage, request, f"{i}/{len(chosen)}")
         if target in ("train", "report"):
@@ -268,14 +284,25 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--trainer", default=None, help="experiments/trainer/<TRAINER>.yaml")
+    parser.add_argument("--logger", default=None, help="experiments/logger/<LOGGER>.yaml")
+    parser.add_argument("--launcher", default="", help="starts a stage's processes, e.g. 'srun python'")
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     try:
         options = parse_options(words[split + 1 :])
-        run(
-            args.target,
-            Request(args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options),
+        request = Request(
+            args.dataset,
+            args.experiment,
+            args.backbone,
+            args.data_dir,
+            args.runs,
+            options,
+            args.trainer,
+            args.logger,
+            tuple(shlex.split(args.launcher)),
         )
+        run(args.target, request)
     except WeakMedSAMError as error:
         sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
     except KeyboardInterrupt:

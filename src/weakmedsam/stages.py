@@ -23,6 +23,10 @@ class Request(NamedTuple):
         data_dir: folder of the scans, None = the YAML's.
         runs: folder of all runs.
         options: further command-line options, (key, values) in order.
+        trainer: of ``experiments/trainer/<trainer>.yaml``, None = what the stages' YAMLs say.
+        logger: of ``experiments/logger/<logger>.yaml``, None = what the stages' YAMLs say.
+        launcher: words that start the processes of a stage with a trainer, in place of this interpreter:
+            ``srun python``, ``torchrun --nproc-per-node 8``.
     """
 
     dataset: str
@@ -31,6 +35,9 @@ class Request(NamedTuple):
     data_dir: str | None
     runs: Path
     options: list[tuple[str, list[str]]]
+    trainer: str | None = None
+    logger: str | None = None
+    launcher: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -50,6 +57,7 @@ class Stage(NamedTuple):
         command: the argument lists to run, given the request and the common arguments.
         results: patterns of the files in its folder without which its result is lost.
         needs_test_masks: there is nothing for it to do where no test case has an expert mask.
+        trains: it trains, so that the number of processes decides its result.
     """
 
     name: str
@@ -60,6 +68,7 @@ class Stage(NamedTuple):
     command: Callable[[Request, list[str]], list[list[str]]]
     results: tuple[str, ...]
     needs_test_masks: bool = False
+    trains: bool = False
 
 
 def _classify_configs(request: Request) -> list[Path]:
@@ -103,13 +112,13 @@ def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
 
 def _segment(request: Request, common: list[str]) -> list[list[str]]:
     folder = request.folder / "segment"
-    pseudo = [
-        "--data.supervision",
-        "pseudo",
-        "--data.pseudo_labels_dir",
-        str(request.folder / "pseudo_labels"),
-    ]
-    return [["fit", *common, *pseudo, *_root(folder), *_resume(folder)]]
+    return [["fit", *common, *pseudo_labelled(request), *_root(folder), *_resume(folder)]]
+
+
+def pseudo_labelled(request: Request) -> list[str]:
+    """Options with which a segmentation network learns the run's pseudo-labels."""
+    folder = request.folder / "pseudo_labels"
+    return ["--data.supervision", "pseudo", "--data.pseudo_labels_dir", str(folder)]
 
 
 def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
@@ -137,7 +146,17 @@ def _pseudo_configs(request: Request) -> list[Path]:
     return [first, EXPERIMENTS / "pseudo_labels.yaml", *rest]
 
 
-_ALL = ("data", "trainer", "seed_everything")
+def _features(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    return [["validate", *common, *_root(request.folder / "features"), "--ckpt_path", str(best)]]
+
+
+def _features_configs(request: Request) -> list[Path]:
+    first, *rest = _classify_configs(request)
+    return [first, EXPERIMENTS / "features.yaml", *rest]
+
+
+_ALL = ("data", "trainer", "seed_everything", "throughput")
 _MODEL = (*_ALL, "model")
 _NETWORK = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 # fmt: off
@@ -145,17 +164,19 @@ STAGES = (
     Stage("prepare", "turn volumes into a slice store", (), _data_config, ("data",), _prepare,
           ("data.json",)),
     Stage("classify", "train the classification network (SCE)", ("prepare",), _classify_configs, _MODEL, _classify,
-          _NETWORK),
+          _NETWORK, trains=True),
     Stage("pseudo_labels", "make pseudo-labels (PAM)", ("classify",), _pseudo_configs, _MODEL, _pseudo_labels,
           ("*.safetensors", "quality.csv")),
+    Stage("features", "store what PAM starts from", ("classify",), _features_configs, _MODEL, _features,
+          ("*.safetensors", "features.json", "scores.json")),
     Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment,
-          _NETWORK),
+          _NETWORK, trains=True),
     Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps,
           ("cam_cases.csv",), needs_test_masks=True),
     Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test,
           ("cases.csv", "summary.json"), needs_test_masks=True),
     Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling,
-          (*_NETWORK, "test/cases.csv"), needs_test_masks=True),
+          (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
 )
 # fmt: on
 """In order. ``model`` options concern the classification network; the segmentation network's are given
@@ -165,6 +186,7 @@ TARGETS = {
     "prepare": ("prepare",),
     "classify": ("prepare", "classify"),
     "pseudo-labels": ("prepare", "classify", "pseudo_labels"),
+    "features": ("prepare", "classify", "features"),
     "segment": ("prepare", "classify", "pseudo_labels", "segment"),
     "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
     "report": (),
@@ -200,7 +222,8 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     words = []
     names = {other.name for other in STAGES}
     # A test follows the settings of the network it tests.
-    leader = {"test": "segment", "ceiling": "segment", "test_maps": "classify", "pseudo_labels": "classify"}
+    leader = {"test": "segment", "ceiling": "segment"}
+    leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features"), "classify")
     own = {stage.name, leader.get(stage.name, "")}
     known = names | {group for other in STAGES for group in other.takes}
     for key, values in options:
@@ -215,16 +238,51 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     return words
 
 
+def stage_configs(stage: Stage, request: Request) -> list[Path]:
+    """The YAML files of a stage, merged left to right.
+
+    The trainer's file comes last, so that it wins; the logger's behind the stage's own, so that a stage
+    that logs nothing keeps to it.
+
+    Raises:
+        ConfigError: a file that is not there; the message lists those that are.
+    """
+    first, *rest = stage.configs(request)
+    files = [first, *rest]
+    if "trainer" in stage.takes:
+        logger = [EXPERIMENTS / f"logger/{request.logger}.yaml"] if request.logger else []
+        trainer = [EXPERIMENTS / f"trainer/{request.trainer}.yaml"] if request.trainer else []
+        files = [first, *logger, *rest, *trainer]
+    for path in files:
+        if not path.is_file():
+            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+            raise ConfigError(f"{path} does not exist; there are: {known}")
+    return files
+
+
+_WAYS = ("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps")
+"""Keys of a trainer that say how it runs, not what comes out; so do the keys in ``_PLACES`` where nothing
+is trained: each rank does its share, and the files are the same."""
+
+_PLACES = ("devices", "num_nodes")
+_SHOWN = ("enable_progress_bar", "enable_model_summary", "default_root_dir")
+
+
+def decisive(stage: Stage, trainer: dict[str, Any]) -> dict[str, Any]:
+    """What of a trainer file's keys decides the stage's result; precision does, the accelerator does not."""
+    idle = {*_WAYS, *_SHOWN, *(() if stage.trains else _PLACES)}
+    return {key: value for key, value in trainer.items() if key not in idle}
+
+
 def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
     """All that decides a stage's result, as plain values.
 
     Raises:
-        ConfigError: a YAML file that is not there; the message lists those that are.
+        ConfigError: see ``stage_configs``.
     """
-    merged = {}
-    for path in stage.configs(request):
-        if not path.is_file():
-            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
-            raise ConfigError(f"{path} does not exist; there are: {known}")
-        merged[str(path)] = yaml.safe_load(path.read_text())
+    files = stage_configs(stage, request)
+    merged = {str(path): yaml.safe_load(path.read_text()) for path in files if path in stage.configs(request)}
+    if request.trainer and "trainer" in stage.takes:
+        chosen = decisive(stage, yaml.safe_load(files[-1].read_text())["trainer"])
+        merged |= {"trainer": chosen} if chosen else {}
     return {"configs": merged, "options": options_for(stage, request.options), "data_dir": request.data_dir}

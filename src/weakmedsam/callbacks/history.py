@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from weakmedsam.files import write_table
+from weakmedsam.files import read_table, write_table
 
 
 class History(Checkpoint):
@@ -32,15 +31,8 @@ class History(Checkpoint):
             return
         path = Path(trainer.default_root_dir) / "history.csv"
         epoch = trainer.current_epoch
-        rows = [row for row in _read(path) if int(row["epoch"]) < epoch]
+        rows = [row for row in read_table(path) if int(row["epoch"]) < epoch]
         seconds = time.monotonic() - self._started
         figures = {name: f"{float(value):.6g}" for name, value in sorted(trainer.callback_metrics.items())}
         rows.append({"epoch": str(epoch), "seconds": f"{seconds:.1f}", **figures})
         write_table(path, list(dict.fromkeys(name for row in rows for name in row)), rows)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -1,0 +1,100 @@
+"""Keep what PAM starts from, for sweeps over its settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+
+from weakmedsam.affinity import grid_points, prompt_maps
+from weakmedsam.callbacks.mine import PromptAffinityMining
+from weakmedsam.classify import Activation, WeakMedSAM
+from weakmedsam.contracts import ConfigError, DataError, SliceBatch
+from weakmedsam.files import write_whole
+from weakmedsam.refine import Refinement
+from weakmedsam.sweep_features import Head, Part, write_head, write_part
+
+
+class MaskedData(Protocol):
+    """What ``KeepFeatures`` asks of the data module.
+
+    Attributes:
+        has_val_masks: whether validation batches hold ``mask``.
+        val_cases: the case of each validation slice, by ``index``.
+    """
+
+    has_val_masks: bool
+    val_cases: list[str]
+
+
+class KeepFeatures(Callback):
+    """In ``validate``: write activation, prompt masks, labels and expert masks of the validation slices.
+
+    They go into the run's folder in the form of ``sweep_features``; each process writes its share.
+    ``scores.json`` beside them holds what the network reached with the settings of the run.
+
+    Raises:
+        ConfigError: there is no PAM in the run, or one with summed prompts, whose logits uint8 cannot hold.
+        DataError: no validation case has an expert mask.
+    """
+
+    def __init__(self) -> None:
+        self._settings = Refinement()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what PAM is set to, and write it."""
+        module = cast(WeakMedSAM, pl_module)
+        data = cast(MaskedData, trainer.datamodule)  # type: ignore[attr-defined]
+        mining = [c for c in trainer.callbacks if isinstance(c, PromptAffinityMining)]  # type: ignore[attr-defined]
+        if not mining or (mining[0].settings.affinity, mining[0].settings.prompts) != ("per_prompt", "grid"):
+            raise ConfigError(
+                "model.pam: a sweep of PAM needs it in the run, with affinity: per_prompt and prompts: grid"
+            )
+        if not data.has_val_masks:
+            raise DataError("no validation case has an expert mask: a sweep of PAM has nothing to score with")
+        self._settings = mining[0].settings
+        if trainer.is_global_zero:
+            size = module.backbone.image_size
+            head = Head(module.class_names, list(data.val_cases), size, asdict(self._settings))
+            write_head(Path(trainer.default_root_dir), head)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: SliceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's part."""
+        backbone, activation = cast(WeakMedSAM, pl_module).backbone, cast(Activation, outputs)
+        rows = batch["label"].any(dim=1).nonzero().flatten()
+        points = grid_points(self._settings.grid, backbone.image_size).to(rows.device)
+        map_size = self._settings.map_size
+        shape = (0, len(points), map_size, map_size)
+        prompts = torch.zeros(shape, dtype=torch.uint8)
+        if len(rows):
+            logits = backbone.masks_at_points(activation.embedding[rows], points)
+            prompts = (prompt_maps(logits, map_size) * 255).round().to(torch.uint8)
+        part = Part(
+            rows=batch["index"],
+            mask=batch["mask"].to(torch.uint8),
+            labelled=rows,
+            cam=activation.cam[rows].float(),
+            prompts=prompts,
+            label=batch["label"][rows].to(torch.uint8),
+            box=batch["box"][rows],
+        )
+        write_part(Path(trainer.default_root_dir), part)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was reached with the run's own settings."""
+        if trainer.is_global_zero:
+            figures = {name: float(v) for name, v in trainer.callback_metrics.items() if "_dice" in name}
+            write_whole(Path(trainer.default_root_dir) / "scores.json", json.dumps(figures, indent=1) + "\n")

@@ -1,0 +1,158 @@
+"""How fast a run is, how long it waits for data, and how much GPU memory it takes."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+from lightning.pytorch.utilities import rank_zero_warn
+
+from weakmedsam.contracts import ConfigError, SliceBatch, check_least
+from weakmedsam.files import read_table, write_table
+
+COLUMNS = ("epoch", "images_per_second", "loader_wait", "gpu_memory_gib")
+
+
+class LoadedData(Protocol):
+    """What ``Throughput`` asks of the data module.
+
+    Attributes:
+        batch_size: slices a step and process.
+        num_workers: processes that read slices, of each process.
+    """
+
+    batch_size: int
+    num_workers: int
+
+
+class LoaderClock(Profiler):
+    """Adds up the seconds that the training loop waits for its next batch; all else it lets pass.
+
+    A profiler because that is where Lightning tells when it asks the loader and when it has the batch;
+    a callback's hooks would count transfer and augmentation too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = 0.0
+        self._asked = 0.0
+
+    def start(self, action_name: str) -> None:
+        """The loop asks for a batch."""
+        if action_name.endswith("train_dataloader_next"):
+            self._asked = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """The loop has it."""
+        if action_name.endswith("train_dataloader_next"):
+            self.waited += time.perf_counter() - self._asked
+
+
+class Throughput(Callback):
+    """Measure each epoch's training and say at the start what a step learns from.
+
+    Writes ``throughput.csv`` under the run's folder, one row an epoch, and sends the same to the loggers
+    as ``throughput/...``. These figures are not among the trainer's metrics: two runs of the same
+    settings have the same metrics, but not the same times.
+
+    - ``images_per_second``: of all processes, from the first batch of an epoch to its last, without
+      validation and without clustering.
+    - ``loader_wait``: share of that time in which process 0 waited for its loader; NaN with a profiler of
+      the user's own (``trainer.profiler``).
+    - ``gpu_memory_gib``: most that torch held at once on GPU 0 during the epoch; NaN without a GPU.
+
+    Args:
+        warn_share: loader wait, share of the epoch in [0, 1], above which a warning names what to turn.
+        warn_batches: epochs of fewer batches give no warning; the workers' start is most of them.
+
+    Raises:
+        ConfigError: a share outside [0, 1], or less than one batch.
+    """
+
+    def __init__(self, warn_share: float = 0.3, warn_batches: int = 20) -> None:
+        if not 0 <= warn_share <= 1:
+            raise ConfigError(f"throughput.warn_share is {warn_share}; it must lie in [0, 1]")
+        check_least("throughput.warn_batches", warn_batches, 1)
+        self.warn_share = warn_share
+        self.warn_batches = warn_batches
+        self._clock: LoaderClock | None = None
+        self._images = 0
+        self._batches = 0
+        self._begun = self._ended = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the clock in, where the user has no profiler."""
+        if stage == "fit" and type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+            self._clock = LoaderClock()
+            trainer.profiler = self._clock  # type: ignore[attr-defined]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how many slices a step learns from."""
+        trainer.print(describe_batch(trainer))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an epoch's account."""
+        self._images = self._batches = 0
+        self._begun = self._ended = time.perf_counter()
+        if self._clock is not None:
+            self._clock.waited = 0.0
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: SliceBatch, batch_idx: int
+    ) -> None:
+        """Count the batch's slices."""
+        self._images += len(batch["image"])
+        self._batches += 1
+        self._ended = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch's row, send it to the loggers, and warn where the loader is too slow."""
+        seconds = self._ended - self._begun
+        if not trainer.is_global_zero or seconds <= 0:
+            return
+        memory = math.nan
+        if pl_module.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+        wait = self._clock.waited / seconds if self._clock is not None else math.nan
+        figures = (self._images * trainer.world_size / seconds, min(wait, 1.0), memory)
+        _keep(Path(trainer.default_root_dir) / "throughput.csv", trainer.current_epoch, figures)
+        found = {f"throughput/{name}": v for name, v in zip(COLUMNS[1:], figures, strict=True) if v == v}
+        for logger in trainer.loggers:
+            logger.log_metrics(found | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+        if wait > self.warn_share and self._batches >= self.warn_batches:
+            rank_zero_warn(_advice(wait, cast(LoadedData, trainer.datamodule).num_workers))  # type: ignore[attr-defined]
+
+
+def describe_batch(trainer: Trainer) -> str:
+    """How many slices a step learns from, and that the learning rate is not scaled by it."""
+    batch = cast(LoadedData, trainer.datamodule).batch_size  # type: ignore[attr-defined]
+    processes, gathered = trainer.world_size, trainer.accumulate_grad_batches
+    return (
+        f"a step learns from {processes * batch * gathered} slices: {processes} process(es) x data.batch_size "
+        f"{batch} x trainer.accumulate_grad_batches {gathered}; model.learning_rate is taken as it stands"
+    )
+
+
+def _advice(wait: float, workers: int) -> str:
+    return (
+        f"the loader keeps the device waiting for {wait:.0%} of the epoch. Raise --data.num_workers (now "
+        f"{workers}; this machine has {os.cpu_count()} processors), or put the store (--data.store_dir) on a "
+        "faster disk"
+    )
+
+
+def _keep(path: Path, epoch: int, figures: tuple[float, ...]) -> None:
+    """Add an epoch's row; rows of this and later epochs, of a run that was killed, go."""
+    rows: list[dict[str, str]] = [row for row in read_table(path) if int(row["epoch"]) < epoch]
+    texts = [f"{value:.4g}" if math.isfinite(value) else "" for value in figures]
+    rows.append(dict(zip(COLUMNS, (str(epoch), *texts), strict=True)))
+    write_table(path, COLUMNS, rows)

@@ -1,0 +1,287 @@
+"""Sweeps over settings: ``python -m weakmedsam.sweep sce --dataset abdomen [--local]``.
+
+A sweep is a file of ``experiments/sweeps`` in W&B's own format. With an account it is registered there
+and an agent is started; with ``--local`` the same file is drawn from by W&B's sweep library and run here
+(``sweep_local``). Either way the stages before it are brought up to date first, and every run of the sweep
+has a folder of its own under ``runs/<dataset>/sweeps/<name>/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from weakmedsam.contracts import ConfigError, WeakMedSAMError
+from weakmedsam.files import write_whole
+from weakmedsam.pipeline import alone, differences, run
+from weakmedsam.stages import (
+    EXPERIMENTS,
+    STAGES,
+    Request,
+    options_for,
+    parse_options,
+    pseudo_labelled,
+    stage_configs,
+)
+
+SWEEPS = EXPERIMENTS / "sweeps"
+DEFINITION = "sweep.yaml"
+
+
+class Program(NamedTuple):
+    """What a run of a sweep is.
+
+    Attributes:
+        stage: the stage whose settings it takes.
+        target: what has to be up to date before the first run.
+        metrics: figures it logs once an epoch (``pam``: once), each also with ``/<class>``.
+    """
+
+    stage: str
+    target: str
+    metrics: tuple[str, ...]
+
+
+PROGRAMS = {
+    "classify": Program(
+        "classify",
+        "prepare",
+        ("val/auroc", "val/ap", "val/cam_dice", "val/pam_dice", "val/loss", "train/loss"),
+    ),
+    "segment": Program(
+        "segment", "pseudo-labels", ("val/score", "val/dice", "val/agreement", "val/loss", "train/loss")
+    ),
+    "pam": Program("features", "features", ("val/pam_dice", "val/cam_dice")),
+}
+
+
+class Sweep(NamedTuple):
+    """A sweep that is going to run.
+
+    Attributes:
+        name: of its file and of its folder.
+        definition: W&B's, with the command of a run.
+        program: what a run is.
+        folder: everything of the sweep lies here.
+        words: the command line of a run without what is drawn and without its folder.
+    """
+
+    name: str
+    definition: dict[str, Any]
+    program: Program
+    folder: Path
+    words: list[str]
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure that is optimised."""
+        return self.definition["metric"]["name"]
+
+    @property
+    def features(self) -> Path | None:
+        """Where the stored features lie, for a sweep of PAM."""
+        return Path(self.words[0]) if self.program.stage == "features" else None
+
+
+def read_definition(path: Path) -> dict[str, Any]:
+    """A sweep's file, as it stands, once it has passed W&B's validator and ours.
+
+    Raises:
+        ConfigError: it is not there, W&B would refuse it, or its metric is one that nothing logs.
+    """
+    from weakmedsam.sweep_local import library
+
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise ConfigError(f"{path} does not exist; there are: {known}")
+    definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = (
+        library().config.schema_violations_from_proposed_config(definition)
+        if isinstance(definition, dict)
+        else ["is empty"]
+    )
+    if found:
+        raise ConfigError(f"{path}: W&B does not take it: {'; '.join(found)}")
+    program = PROGRAMS.get(definition.get("program", ""))
+    if program is None:
+        raise ConfigError(
+            f"{path}: program is {definition.get('program')!r}; choose one of {', '.join(PROGRAMS)}"
+        )
+    metric = definition.get("metric", {}).get("name", "")
+    if not any(metric == name or metric.startswith(f"{name}/") for name in program.metrics):
+        raise ConfigError(
+            f"{path}: metric {metric!r} is logged by nothing; {definition['program']} logs "
+            f"{', '.join(program.metrics)}, and each with /<class>"
+        )
+    if program.stage == "features":
+        check_pam(path, definition)
+    return definition
+
+
+def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
+    """See that a sweep of PAM varies what can be varied on stored features.
+
+    Raises:
+        ConfigError: a parameter that is not PAM's or decides what is stored, or an early end.
+    """
+    from dataclasses import fields
+
+    from weakmedsam.refine import Refinement
+    from weakmedsam.sweep_features import STORED
+
+    known = [f"model.pam.{field.name}" for field in fields(Refinement) if field.name not in STORED]
+    wrong = [name for name in definition["parameters"] if name not in known]
+    if wrong:
+        raise ConfigError(
+            f"{path}: {wrong[0]} cannot be swept on stored features; there are {', '.join(known)}"
+        )
+    if "early_terminate" in definition:
+        raise ConfigError(f"{path}: a run of PAM has no epochs, so early_terminate never acts; remove it")
+
+
+def plan(name: str, request: Request, title: str | None = None) -> Sweep:
+    """Put a sweep together.
+
+    Args:
+        name: of ``experiments/sweeps/<name>.yaml``.
+        request: data set, backbone, the run it builds on, and options for every run.
+        title: name of the sweep's folder; ``name`` by default.
+
+    Raises:
+        ConfigError: see ``read_definition`` and ``stage_configs``.
+    """
+    definition = read_definition(SWEEPS / f"{name}.yaml")
+    program = PROGRAMS[definition["program"]]
+    stage = next(stage for stage in STAGES if stage.name == program.stage)
+    words = ["fit"]
+    words += [word for path in stage_configs(stage, request) for word in ("--config", str(path))]
+    words += ["--data.data_dir", request.data_dir] if request.data_dir is not None else []
+    words += options_for(stage, request.options)
+    words += pseudo_labelled(request) if program.stage == "segment" else []
+    if program.stage == "features":
+        words = [str(request.folder / "features")]
+    title = title or name
+    folder = request.runs / request.dataset / "sweeps" / title
+    command = [sys.executable, "-m", "weakmedsam.sweep_run", str(folder), *words, "${args}"]
+    definition |= {"name": f"{request.dataset}/{title}", "project": "weakmedsam", "command": command}
+    return Sweep(title, definition, program, folder, words)
+
+
+def check_parameters(sweep: Sweep) -> None:
+    """See that the command line takes what is drawn, before anything is trained.
+
+    Raises:
+        ConfigError: it refuses a parameter or a value; the message is its own.
+    """
+    if sweep.features is not None:
+        return
+    from weakmedsam.sweep_local import draw, words_of
+
+    words = [*sweep.words, *words_of(draw(sweep.definition, [], seed=0) or {}), "--print_config"]
+    done = subprocess.run(
+        [sys.executable, "-m", "weakmedsam", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("weakmedsam: ")]
+        raise ConfigError(
+            f"{sweep.name}: {said[0].removeprefix('weakmedsam: ') if said else done.stderr[-500:]}"
+        )
+
+
+def claim(sweep: Sweep) -> None:
+    """Take the sweep's folder, or go on in it.
+
+    Raises:
+        ConfigError: a sweep of this name and other settings lies there; the message shows what differs.
+    """
+    path = sweep.folder / DEFINITION
+    if path.is_file():
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = list(differences(held, json.loads(json.dumps(sweep.definition))))
+        if found:
+            raise ConfigError(
+                f"{sweep.folder} holds a sweep of other settings ({'; '.join(found[:5])}): choose another "
+                "NAME, or remove that folder"
+            )
+    write_whole(path, yaml.safe_dump(sweep.definition, sort_keys=False))
+
+
+def register(sweep: Sweep, count: int) -> None:
+    """Hand the sweep to W&B's server and start an agent here.
+
+    Raises:
+        ConfigError: no account.
+    """
+    import wandb
+
+    from weakmedsam.cli import use_wandb_offline_unless_asked
+
+    use_wandb_offline_unless_asked()
+    if os.environ.get("WANDB_MODE") == "offline":
+        raise ConfigError(
+            "nobody is logged in to W&B: `wandb login`, or run the sweep here: make sweep LOCAL=1"
+        )
+    number = wandb.sweep(sweep.definition, project="weakmedsam")
+    subprocess.run(
+        [sys.executable, "-m", "wandb", "agent", "--project", "weakmedsam", "--count", str(count), number],
+        check=True,
+    )
+
+
+def start(sweep: Sweep, request: Request, count: int, local: bool, jobs: int | None) -> None:
+    """Bring up to date what the sweep builds on, then run it.
+
+    Raises:
+        WeakMedSAMError: a setting or file that is wrong.
+    """
+    check_parameters(sweep)
+    run(sweep.program.target, request)
+    with alone(sweep.folder):
+        claim(sweep)
+        if local:
+            from weakmedsam.sweep_local import run_local
+
+            run_local(sweep, count, jobs)
+        else:
+            register(sweep, count)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Parse the command line and run the sweep."""
+    words = sys.argv[1:] if words is None else words
+    split = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(prog="python -m weakmedsam.sweep", description="Sweep over settings.")
+    parser.add_argument("sweep", help="experiments/sweeps/<SWEEP>.yaml")
+    parser.add_argument("--dataset", default="phantom")
+    parser.add_argument("--experiment", default="default", help="the run whose earlier stages it builds on")
+    parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--trainer", default=None)
+    parser.add_argument("--name", default=None, help="of the sweep's folder; SWEEP by default")
+    parser.add_argument("--count", type=int, default=20, help="runs, those of earlier calls included")
+    parser.add_argument("--local", action="store_true", help="run here, without an account")
+    parser.add_argument("--jobs", type=int, default=None, help="runs at once; one a GPU by default")
+    args = parser.parse_args(words[:split])
+    try:
+        options = parse_options(words[split + 1 :])
+        request = Request(
+            args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options, args.trainer
+        )
+        start(plan(args.sweep, request, args.name), request, args.count, args.local, args.jobs)
+    except WeakMedSAMError as error:
+        sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped. The same command continues where it was.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""One run of a sweep as W&B's agent starts it: ``python -m weakmedsam.sweep_run FOLDER WORDS... --a.b=1 ...``.
+
+It gives the run a folder of its own, named by W&B's number of the run, and becomes the stage's command.
+For a sweep of PAM, WORDS is the folder of the stored features, and the run is scored in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weakmedsam.files import write_whole
+
+
+def last_checkpoint(folder: Path) -> list[str]:
+    """Options with which a run goes on from its last whole epoch; none where there is none."""
+    last = folder / "checkpoints" / "last.ckpt"
+    return ["--ckpt_path", str(last)] if last.is_file() else []
+
+
+def stage_command(folder: Path, words: list[str]) -> list[str]:
+    """The stage's command line, with the run's own folder."""
+    root = ["--trainer.default_root_dir", str(folder)]
+    return [sys.executable, "-m", "weakmedsam", *words, *root, *last_checkpoint(folder)]
+
+
+def score_pam(folder: Path, words: list[str]) -> dict[str, float]:
+    """Score a setting of PAM on stored features and send the figures to W&B.
+
+    Args:
+        folder: of the run.
+        words: the folder of the features, then ``--model.pam.<setting>=<value>``.
+    """
+    import wandb
+
+    from weakmedsam.sweep_features import score
+
+    changes: dict[str, Any] = {}
+    for word in words[1:]:
+        name, _, value = word.removeprefix("--model.pam.").partition("=")
+        changes[name] = yaml.safe_load(value)
+    figures = score(Path(words[0]), changes)
+    write_whole(folder / "scores.json", json.dumps(figures, indent=1) + "\n")
+    with wandb.init(project="weakmedsam", dir=folder) as run:
+        run.log(figures)
+    return figures
+
+
+def main(words: list[str]) -> None:
+    """Run it; returns for a sweep of PAM only."""
+    folder = Path(words[0]) / "trials" / os.environ.get("WANDB_RUN_ID", "by_hand")
+    folder.mkdir(parents=True, exist_ok=True)
+    if words[1] == "fit":
+        command = stage_command(folder, words[1:])
+        os.execv(command[0], command)
+    score_pam(folder, words[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,159 @@
+"""Every file of ``experiments/`` runs one step, small; what needs a GPU is parsed. Backbones: test_backbones.py.
+
+Sweeps: test_sweep.py. Batch scripts: test_slurm.py.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fakes import fake_abdomen, fake_brats, fake_cardiac, fake_folder
+from lightning import Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from weakmedsam import cli
+from weakmedsam.files import read_table
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
+SCANS = {
+    "abdomen": lambda folder: fake_abdomen(folder, numbers=(1, 2, 3, 4, 5, 6)),
+    "brats": lambda folder: fake_brats(folder, 6),
+    "cardiac": lambda folder: fake_cardiac(folder, 6),
+    "folder": lambda folder: fake_folder(folder, 6),
+    "phantom": lambda folder: folder,
+}
+PHANTOM = {"--data.num_volumes": 6, "--data.phantom.slices": 8, "--data.phantom.size": 64}
+RUN = ("cpu", "debug")
+"""Trainer files that run on a processor; the others are parsed."""
+
+
+def names(folder):
+    return sorted(path.stem for path in (EXPERIMENTS / folder).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Small scans of a data set, drawn when first asked for."""
+    made = {}
+
+    def draw(data):
+        if data not in made:
+            made[data] = SCANS[data](tmp_path_factory.mktemp(data) / "scans")
+        return made[data]
+
+    return draw
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, scans):
+    """Run a stage in this process: ``call("fit", ["classify"], "phantom", ...)``."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def run(subcommand, files, data, *words, more=()):
+        files = [*files, f"data/{data}", *(["backbone/pocket"] if "classify" in files else []), *more]
+        options = {
+            "--data.data_dir": scans(data),
+            "--data.store_dir": scans(data).parent / "store",
+            "--data.image_size": 64,
+            "--data.min_pixels": 1,
+            "--data.num_workers": 0,
+            "--data.batch_size": 6,
+            "--data.prepare_workers": 1,
+            "--data.split_file": "null",
+            "--data.split_fractions": "[0.4, 0.3, 0.3]",
+            "--trainer.default_root_dir": tmp_path / "run",
+            "--trainer.enable_progress_bar": "false",
+            **(PHANTOM if data == "phantom" else {}),
+        }
+        arguments = [word for name in files for word in ("--config", f"experiments/{name}.yaml")]
+        arguments += [str(word) for pair in options.items() for word in pair]
+        monkeypatch.setattr(sys, "argv", ["weakmedsam", subcommand, *arguments, *words])
+        cli.main()
+        return tmp_path / "run"
+
+    return run
+
+
+def test_every_file_is_run_by_some_test():
+    known = {"classify", "pseudo_labels", "features", "segment"}
+    assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == known
+    assert {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()} == {
+        *("backbone", "data", "logger", "slurm", "sweeps", "trainer"),
+    }
+    assert set(names("data")) == set(SCANS)
+
+
+@pytest.mark.parametrize("data", names("data"))
+def test_every_data_set_trains_a_step_of_each_stage(call, data):
+    one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
+    small = ["--model.sub_classes", "2", "--model.pam.grid", "2", "--model.pam.map_size", "16"]
+    run = call("fit", ["classify"], data, *one, *small)
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+    network = ["--model.network_args", "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision", "expert"]
+    (run / "checkpoints").rename(run / "of_classify")
+    run = call("fit", ["segment"], data, *one, *network)
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 1
+    assert "segmenter" in saved
+
+
+@pytest.mark.parametrize("trainer", names("trainer"))
+def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
+    if trainer in RUN:
+        run = call("fit", ["classify"], "phantom", "--trainer.limit_train_batches", "1", "--trainer.logger", "false",
+                   "--trainer.max_epochs", "1", more=[f"trainer/{trainer}"])  # fmt: skip
+        assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+        return
+    parsed = []
+    monkeypatch.setattr(cli.WeakMedSAMCLI, "instantiate_classes", lambda self: parsed.append(self))
+    monkeypatch.setattr(cli.WeakMedSAMCLI, "_run_subcommand", lambda self, subcommand: None)
+    for stage in ("classify", "segment"):
+        call("fit", [stage], "phantom", more=[f"trainer/{trainer}"])
+        held = parsed[-1].config["fit"]["trainer"]
+        wanted = yaml.safe_load((EXPERIMENTS / f"trainer/{trainer}.yaml").read_text())["trainer"]
+        assert (held["devices"], held["precision"]) == (wanted["devices"], wanted["precision"])
+        built = parsed[-1].parser.instantiate_classes(parsed[-1].config)["fit"]["trainer"]
+        if trainer == "slurm":
+            assert [plugin.auto_requeue for plugin in built["plugins"]] == [False]
+        elif trainer == "fsdp":
+            assert isinstance(built["strategy"], FSDPStrategy)
+
+
+def test_fsdp_is_refused_on_processors_by_lightning():
+    with pytest.raises(MisconfigurationException, match="fsdp"):
+        Trainer(strategy="fsdp", accelerator="cpu", devices=2, logger=False)
+
+
+@pytest.mark.parametrize("logger", names("logger"))
+def test_every_logger_takes_the_figures_of_an_epoch(call, logger):
+    if logger == "tensorboard":
+        pytest.importorskip("tensorboard")
+    files = ["classify", f"logger/{logger}"]
+    run = call("fit", files, "phantom", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1")
+    columns = read_table(run / "history.csv")[0].keys()
+    assert {"val/auroc", "val/pam_dice/cyst"} <= columns
+    if logger == "csv":
+        rows = read_table(run / "csv/version_0/metrics.csv")
+        for name in ("val/auroc", "val/pam_dice/cyst", "throughput/images_per_second"):
+            assert sum(bool(row[name]) for row in rows) == 1, name
+        assert sum(bool(row["lr-AdamW"]) for row in rows) == 1
+    elif logger == "tensorboard":
+        assert list(run.glob("tensorboard/version_0/events*"))
+
+
+def test_pseudo_labels_and_features_are_made_of_a_trained_network(call):
+    one = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
+    run = call("fit", ["classify"], "phantom", *one)
+    best = ["--ckpt_path", str(run / "checkpoints/best.ckpt")]
+    call("predict", ["classify", "pseudo_labels"], "phantom", *best)
+    labels = {path.name for path in run.glob("*.safetensors")}
+    assert len(labels) == 2
+    call("validate", ["classify", "features"], "phantom", *best)
+    assert {path.name for path in run.glob("*.safetensors")} - labels == {"0000000.safetensors", "0000006.safetensors",
+                                                                          "0000012.safetensors"}  # fmt: skip
+    assert (run / "scores.json").is_file()

@@ -1,0 +1,192 @@
+"""Sweeps as they are written down: W&B takes them, our command line takes what is drawn, and the metric is logged."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from tiny import TinyBackbone, tiny_phantom
+
+from weakmedsam import cli, sweep
+from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration
+from weakmedsam.classify import WeakMedSAM
+from weakmedsam.contracts import ConfigError
+from weakmedsam.refine import Refinement
+from weakmedsam.segment import Segmenter
+from weakmedsam.stages import Request, parse_options
+from weakmedsam.sweep import PROGRAMS, claim, plan, read_definition
+from weakmedsam.sweep_local import draw, words_of
+
+ROOT = Path(__file__).parent.parent
+SWEEPS = sorted(path.stem for path in (ROOT / "experiments/sweeps").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def request_for(folder, *words, dataset="phantom"):
+    return Request(dataset, "default", "pocket", None, folder / "runs", parse_options(list(words)))
+
+
+def written(folder, text="", **changes):
+    """A sweep's file that differs from the one of SCE."""
+    definition = yaml.safe_load((ROOT / "experiments/sweeps/sce.yaml").read_text()) | changes
+    path = folder / "own.yaml"
+    path.write_text(text or yaml.safe_dump(definition))
+    return path
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_passes_wandbs_validator_with_its_command_too(tmp_path, name):
+    from sweeps.config import schema_violations_from_proposed_config
+
+    found = plan(name, request_for(tmp_path, "--trainer.max_epochs", "2"))
+    assert schema_violations_from_proposed_config(found.definition) == []
+    assert found.definition["command"][-1] == "${args}"
+    assert found.folder == tmp_path / "runs/phantom/sweeps" / name
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPS if name != "pam"])
+def test_every_drawn_argument_vector_is_taken_by_the_command_line(tmp_path, monkeypatch, name):
+    parsed = []
+    monkeypatch.setattr(cli.WeakMedSAMCLI, "instantiate_classes", lambda self: parsed.append(self.config))
+    monkeypatch.setattr(cli.WeakMedSAMCLI, "_run_subcommand", lambda self, subcommand: None)
+    found = plan(name, request_for(tmp_path, "--trainer.max_epochs", "2"))
+    for seed in range(4):
+        values = draw(found.definition, [], seed)
+        assert values.keys() == found.definition["parameters"].keys()
+        monkeypatch.setattr(sys, "argv", ["weakmedsam", *found.words, *words_of(values)])
+        cli.main()
+        config = parsed[-1]["fit"]
+        assert config["trainer"]["max_epochs"] == 2
+        for key, value in values.items():
+            first, *rest = key.split(".")
+            held = config[first]["init_args"]
+            for step in rest:
+                held = held["init_args"][step] if "init_args" in held else held[step]
+            assert held == value, key
+    if name == "segment":
+        assert parsed[-1]["fit"]["data"]["init_args"]["supervision"] == "pseudo"
+
+
+def test_every_drawn_setting_of_pam_is_one(tmp_path):
+    found = plan("pam", request_for(tmp_path))
+    for seed in range(20):
+        values = draw(found.definition, [], seed)
+        Refinement(**{name.removeprefix("model.pam."): value for name, value in values.items()})
+
+
+class Points(CSVLogger):
+    """Counts how often each figure is logged in each epoch."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.seen = {}
+
+    def log_metrics(self, metrics, step=None):
+        for name in metrics:
+            self.seen[name] = self.seen.get(name, 0) + 1
+
+
+def train(folder, model, data):
+    points = Points(folder)
+    trainer = Trainer(
+        default_root_dir=folder, max_epochs=2, accelerator="cpu", logger=points, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return points.seen
+
+
+def test_each_metric_of_a_sweep_is_logged_once_an_epoch(tmp_path):
+    data = tiny_phantom(tmp_path)
+    pam, sce = PromptAffinityMining(grid=2, map_size=16, radius=2.0), SubClassExploration()
+    seen = train(
+        tmp_path, WeakMedSAM(TinyBackbone(), data.class_names, sub_classes=2, sce=sce, pam=pam), data
+    )
+    assert {name: seen.get(name) for name in PROGRAMS["classify"].metrics} == dict.fromkeys(
+        PROGRAMS["classify"].metrics, 2
+    )
+    assert seen["val/auroc/lesion"] == seen["val/pam_dice/cyst"] == 2
+    data = tiny_phantom(tmp_path, supervision="expert")
+    network = Segmenter("monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6})
+    seen = train(tmp_path, network, data)
+    # val/agreement and val/loss stand in for val/dice where there are no masks.
+    wanted = ("val/score", "val/dice", "val/dice/lesion", "train/loss")
+    assert {name: seen.get(name) for name in wanted} == dict.fromkeys(wanted, 2)
+
+
+PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metric": {"name": "val/accuracy", "goal": "maximize"}}, "'val/accuracy' is logged by nothing; classify"),
+        ({"metric": None}, "W&B does not take it"),
+        ({"method": "annealing"}, "W&B does not take it: 'annealing' is not one of"),
+        ({"parameters": {"model.sub_classes": {"min": 8, "max": 2}}}, "min 8 is not less than max 2"),
+        ({"program": "prepare"}, "program is 'prepare'; choose one of classify, segment, pam"),
+        (PAM, "model.sce.every_n_epochs cannot be swept on stored"),
+        (
+            PAM | {"parameters": {"model.pam.grid": {"values": [2, 4]}}},
+            "model.pam.grid cannot be swept on stored features; there are model.pam.radius",
+        ),
+        (
+            PAM | {"parameters": {"model.pam.beta": {"values": [2, 4]}}},
+            "early_terminate never acts",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_definition_is_refused_by_what_is_wrong(tmp_path, changes, said):
+    with pytest.raises(ConfigError) as refused:
+        read_definition(written(tmp_path, **changes))
+    assert said in str(refused.value)
+
+
+def test_a_sweep_that_is_not_there_lists_those_that_are(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"sweeps/lr\.yaml does not exist; there are: classify, pam, sce, segment"
+    ):
+        plan("lr", request_for(tmp_path))
+    with pytest.raises(ConfigError, match="W&B does not take it: is empty"):
+        read_definition(written(tmp_path, text="# nothing\n"))
+
+
+def test_a_parameter_that_does_not_exist_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    monkeypatch.setattr(sweep, "run", lambda target, request: pytest.fail("a stage was run"))
+    written(tmp_path, parameters={"model.sub_clases": {"values": [2, 4]}})
+    with pytest.raises(ConfigError, match=r"own: .*sub_clases"):
+        sweep.start(plan("own", request_for(tmp_path)), request_for(tmp_path), 1, local=True, jobs=1)
+
+
+def test_two_sweeps_of_one_name_are_refused_with_the_difference(tmp_path):
+    claim(plan("sce", request_for(tmp_path)))
+    claim(plan("sce", request_for(tmp_path)))  # the same one goes on
+    with pytest.raises(ConfigError, match=r"sweeps/sce holds a sweep of other settings \(command.*NAME"):
+        claim(plan("sce", request_for(tmp_path, "--trainer.max_epochs", "2")))
+    claim(plan("sce", request_for(tmp_path, "--trainer.max_epochs", "2"), "short"))
+
+
+def test_without_an_account_the_local_way_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(ConfigError, match="make sweep LOCAL=1"):
+        sweep.register(plan("sce", request_for(tmp_path)), 1)
+
+
+def test_with_an_account_it_is_registered_and_an_agent_started(tmp_path, monkeypatch):
+    import wandb
+
+    taken = []
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "sweep", lambda definition, project: taken.append(definition) or "abc123")
+    monkeypatch.setattr(sweep.subprocess, "run", lambda words, check: taken.append(words))
+    sweep.register(plan("sce", request_for(tmp_path)), 7)
+    definition, agent = taken
+    assert definition["metric"]["name"] == "val/cam_dice"
+    assert agent[1:] == ["-m", "wandb", "agent", "--project", "weakmedsam", "--count", "7", "abc123"]

@@ -1,0 +1,91 @@
+"""Stored features against the network they are of: the same Dice, without encoding."""
+
+import json
+
+import pytest
+import torch
+from lightning import Trainer
+from tiny import TinyBackbone, tiny_phantom
+
+from weakmedsam.callbacks import KeepFeatures, PromptAffinityMining
+from weakmedsam.classify import WeakMedSAM
+from weakmedsam.contracts import ConfigError, DataError
+from weakmedsam.sweep_features import StoredPrompts, read_head, read_parts, score
+
+SETTINGS = {"grid": 3, "map_size": 16, "radius": 3.0, "contrast": 20.0, "threshold": 0.6}
+
+
+def validate(folder, data, pam, *callbacks):
+    torch.manual_seed(0)
+    model = WeakMedSAM(TinyBackbone(), data.class_names, pam=pam)
+    trainer = Trainer(
+        default_root_dir=folder, accelerator="cpu", logger=False, callbacks=list(callbacks),
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.validate(model, data, verbose=False)
+    return model, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    data = tiny_phantom(folder)
+    _, figures = validate(folder / "kept", data, PromptAffinityMining(**SETTINGS), KeepFeatures())
+    return folder, data, figures
+
+
+def test_the_runs_own_settings_give_the_runs_own_dice(stored):
+    folder, data, figures = stored
+    ours = score(folder / "kept", {})
+    assert ours.keys() == {name for name in figures if "_dice" in name}
+    for name, value in ours.items():
+        assert value == pytest.approx(figures[name], abs=0.002 if "pam" in name else 1e-6), name
+    assert json.loads((folder / "kept/scores.json").read_text())["val/pam_dice"] == figures["val/pam_dice"]
+    head = read_head(folder / "kept")
+    assert head.cases == data.val_cases
+    assert sorted(torch.cat([part.rows for part in read_parts(folder / "kept")]).tolist()) == list(
+        range(len(head.cases))
+    )
+
+
+def test_other_settings_give_what_a_new_run_with_them_gives(stored):
+    folder, data, figures = stored
+    changes = {"beta": 0.5, "steps": 16, "radius": 2.0, "contrast": 2.0, "threshold": 0.3, "sigma": 2.0}
+    _, theirs = validate(folder / "new", data, PromptAffinityMining(**SETTINGS | changes))
+    ours = score(folder / "kept", changes)
+    assert theirs["val/pam_dice"] != pytest.approx(
+        figures["val/pam_dice"], abs=0.006
+    )  # they do change something
+    for name, value in ours.items():
+        assert value == pytest.approx(theirs[name], abs=0.002), name
+
+
+def test_chunks_change_nothing(stored):
+    folder, _, _ = stored
+    assert score(folder / "kept", {}, chunk=1) == pytest.approx(score(folder / "kept", {}, chunk=50))
+
+
+def test_a_slice_is_not_encoded_again(stored):
+    prompts = torch.full((2, 4, 8, 8), 128, dtype=torch.uint8)
+    prompts[1] = 255
+    stand_in = StoredPrompts(prompts, 32)
+    logits = stand_in.masks_at_points(stand_in.stand_ins()[[1, 0]], torch.zeros(4, 2))
+    assert torch.allclose(logits.sigmoid() * 255, prompts[[1, 0]].float(), atol=0.3)
+    assert logits.isfinite().all()
+    with pytest.raises(NotImplementedError):
+        stand_in.encode(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(DataError, match="4 prompt masks are stored, 9 are asked for"):
+        stand_in.masks_at_points(stand_in.stand_ins(), torch.zeros(9, 2))
+
+
+def test_what_cannot_be_scored_is_refused(stored, tmp_path):
+    folder, data, _ = stored
+    with pytest.raises(DataError, match=r"model\.pam\.grid decides what is stored"):
+        score(folder / "kept", {"grid": 4})
+    with pytest.raises(ConfigError, match=r"model\.pam\.radius is 0\.5"):
+        score(folder / "kept", {"radius": 0.5})
+    with pytest.raises(DataError, match="no stored features; `make sweep SWEEP=pam`"):
+        score(tmp_path, {})
+    for pam in (None, PromptAffinityMining(**SETTINGS | {"affinity": "summed"})):
+        with pytest.raises(ConfigError, match="affinity: per_prompt"):
+            validate(tmp_path, data, pam, KeepFeatures())

@@ -1,0 +1,218 @@
+"""A sweep without an account: what is drawn, what a kill leaves, who is stopped, what is written."""
+
+import json
+import sys
+
+import pytest
+
+from weakmedsam import sweep_local
+from weakmedsam.contracts import ConfigError
+from weakmedsam.files import read_table
+from weakmedsam.stages import EXPERIMENTS
+from weakmedsam.sweep import PROGRAMS, Sweep, read_definition
+from weakmedsam.sweep_local import Ledger, draw, run_local, visible_gpus, words_of
+from weakmedsam.sweep_run import main, stage_command
+
+# Stands in for a training: one row an epoch, the better the higher the learning rate.
+TRAINING = """
+import sys, time
+from pathlib import Path
+words = dict(word[2:].split("=") for word in sys.argv[1:] if "=" in word)
+folder = Path(sys.argv[sys.argv.index("--trainer.default_root_dir") + 1])
+rate, text = float(words["model.rate"]), "epoch,val/score\\n"
+if rate > 0.9:
+    sys.exit("weakmedsam: ConfigError: model.rate is too high")
+for epoch in range(8):
+    text += f"{epoch},{rate * (epoch + 1) / 8}\\n"
+    (folder / "history.csv").write_text(text)
+    time.sleep(0.05 + 0.1 * (rate < 0.3))
+"""
+
+
+def sweep_of(folder, parameters, program="segment", **changes):
+    definition = {"method": "random", "metric": {"name": PROGRAMS[program].metrics[0], "goal": "maximize"}}
+    definition |= {"program": program, "parameters": parameters, **changes}
+    words = ["fit"] if program != "pam" else [str(folder / "features")]
+    return Sweep("own", definition, PROGRAMS[program], folder / "sweep", words)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The stand-in takes the place of the stage's command."""
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    record = sweep_local.subprocess.Popen
+
+    def start(command, **options):
+        (tmp_path / "devices").open("a").write(f"{options['env'].get('CUDA_VISIBLE_DEVICES')}\n")
+        return record([sys.executable, str(script), *command[3:]], **options)
+
+    monkeypatch.setattr(sweep_local.subprocess, "Popen", start)
+    monkeypatch.setattr(sweep_local, "LOOK", 0.02)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Stored features that score a setting by its beta."""
+    asked = []
+
+    def score(folder, changes):
+        asked.append(changes)
+        return {"val/pam_dice": changes["beta"] / 10, "val/cam_dice": 0.1}
+
+    monkeypatch.setattr("weakmedsam.sweep_features.score", score)
+    return asked
+
+
+PAM = {"model.pam.beta": {"min": 0.5, "max": 8.0}, "model.pam.steps": {"values": [0, 4, 16]}}
+
+
+def test_eight_settings_of_pam_give_a_table_and_a_picture(tmp_path, scored, capsys):
+    sweep = sweep_of(tmp_path, PAM, "pam")
+    run_local(sweep, 8)
+    rows = read_table(sweep.folder / "table.csv")
+    assert [row["run"] for row in rows] == [str(n) for n in range(8)]
+    assert len({row["model.pam.beta"] for row in rows}) == 8
+    for row, changes in zip(rows, scored, strict=True):
+        assert float(row["val/pam_dice"]) == pytest.approx(changes["beta"] / 10, rel=1e-5)
+        assert int(row["model.pam.steps"]) == changes["steps"]
+    best = max(scored, key=lambda changes: changes["beta"])
+    assert f"--model.pam.beta={best['beta']}" in capsys.readouterr().out.replace("\n", " ")
+    assert (sweep.folder / "parallel.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_killed_sweep_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, scored, monkeypatch):
+    whole = sweep_of(tmp_path / "whole", PAM, "pam")
+    run_local(whole, 6)
+    broken = sweep_of(tmp_path / "broken", PAM, "pam")
+    close = Ledger.close
+
+    def killed(self, trial, *arguments):
+        if trial.number == 3:
+            raise KeyboardInterrupt
+        close(self, trial, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "close", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_local(broken, 6)
+    assert json.loads((broken.folder / "trials/003/trial.json").read_text())["state"] == "running"
+    run_local(broken, 6)
+    tables = [read_table(sweep.folder / "table.csv") for sweep in (whole, broken)]
+    assert [{**row, "seconds": ""} for row in tables[0]] == [{**row, "seconds": ""} for row in tables[1]]
+    asked = len(scored)
+    run_local(broken, 6)
+    assert len(scored) == asked  # nothing is run twice
+
+
+def test_a_grid_ends_when_it_is_through(tmp_path, scored):
+    grid = {"model.pam.beta": {"values": [1.0, 2.0]}, "model.pam.steps": {"values": [0, 4]}}
+    sweep = sweep_of(tmp_path, grid, "pam", method="grid")
+    run_local(sweep, 20)
+    rows = read_table(sweep.folder / "table.csv")
+    assert len({(row["model.pam.beta"], row["model.pam.steps"]) for row in rows}) == len(rows) == 4
+
+
+def test_bayes_learns_from_the_runs_before(tmp_path, scored):
+    sweep = sweep_of(tmp_path, {"model.pam.beta": {"min": 0.0, "max": 8.0}}, "pam", method="bayes")
+    run_local(sweep, 12)
+    betas = [changes["beta"] for changes in scored]
+    assert sum(betas[6:]) / 6 > 5.5  # by chance 4, with a deviation of 0.9
+
+
+def test_runs_at_once_and_the_worst_is_stopped(trained):
+    early = {"type": "hyperband", "min_iter": 2, "eta": 2}
+    rates = {"model.rate": {"values": [0.1, 0.7, 0.8]}}
+    sweep = sweep_of(trained, rates, method="grid", early_terminate=early)
+    run_local(sweep, 3, jobs=3)
+    rows = {float(row["model.rate"]): row for row in read_table(sweep.folder / "table.csv")}
+    assert rows[0.7]["state"] == rows[0.8]["state"] == "finished"
+    assert float(rows[0.8]["val/score"]) == pytest.approx(0.8)
+    assert rows[0.1]["state"] == "stopped"
+    assert float(rows[0.1]["val/score"]) < 0.1
+
+
+def test_each_run_has_a_gpu_of_its_own(trained, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    sweep = sweep_of(trained, {"model.rate": {"values": [0.4, 0.5, 0.6]}}, method="grid")
+    run_local(sweep, 3)
+    devices = (trained / "devices").read_text().split()
+    assert set(devices[:2]) == {"3", "5"}
+    assert devices[2] in ("3", "5")
+
+
+def test_a_failed_run_is_listed_and_the_sweep_goes_on(trained):
+    sweep = sweep_of(trained, {"model.rate": {"values": [0.95, 0.5]}}, method="grid")
+    run_local(sweep, 2)
+    rows = {float(row["model.rate"]): row for row in read_table(sweep.folder / "table.csv")}
+    assert (rows[0.95]["state"], rows[0.95]["val/score"]) == ("failed", "")
+    assert rows[0.5]["state"] == "finished"
+
+
+def test_when_all_runs_fail_the_last_ones_message_is_shown(trained):
+    sweep = sweep_of(trained, {"model.rate": {"min": 0.91, "max": 0.99}})
+    with pytest.raises(ConfigError, match=r"3 runs failed and none finished.*model\.rate is too high"):
+        run_local(sweep, 20)
+
+
+def test_a_metric_that_the_runs_do_not_log_is_named_with_those_they_log(trained):
+    metric = {"name": "val/score/spleen", "goal": "maximize"}
+    sweep = sweep_of(trained, {"model.rate": {"values": [0.5]}}, metric=metric)
+    with pytest.raises(ConfigError, match=r"log no val/score/spleen; they log val/score"):
+        run_local(sweep, 1)
+
+
+def test_a_metric_of_a_class_that_is_not_there_is_named(tmp_path, scored):
+    sweep = sweep_of(tmp_path, PAM, "pam", metric={"name": "val/pam_dice/spleen", "goal": "maximize"})
+    with pytest.raises(
+        ConfigError, match="'val/pam_dice/spleen' is not scored; there are val/pam_dice, val/cam_dice"
+    ):
+        run_local(sweep, 1)
+
+
+def test_less_can_be_better(tmp_path, scored, capsys):
+    sweep = sweep_of(tmp_path, PAM, "pam", metric={"name": "val/pam_dice", "goal": "minimize"})
+    run_local(sweep, 4)
+    least = min(changes["beta"] for changes in scored)
+    assert f"--model.pam.beta={least}" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_the_same_seed_draws_the_same():
+    definition = read_definition(EXPERIMENTS / "sweeps/sce.yaml")
+    assert draw(definition, [], 3) == draw(definition, [], 3) != draw(definition, [], 4)
+    assert words_of({"a.b": 1, "c": "top_k", "d": 0.5}) == ["--a.b=1", "--c=top_k", "--d=0.5"]
+
+
+def test_gpus_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7")
+    assert visible_gpus() == ["2", "GPU-7"]
+
+
+def test_a_run_of_wandbs_agent_has_a_folder_of_its_own_and_goes_on_there(tmp_path, monkeypatch):
+    last = tmp_path / "trials/k3j/checkpoints/last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    became = []
+    monkeypatch.setenv("WANDB_RUN_ID", "k3j")
+    monkeypatch.setattr("os.execv", lambda program, words: became.append(words) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "fit", "--config", "a.yaml", "--model.sub_classes=4"])
+    (words,) = became
+    folder = tmp_path / "trials/k3j"
+    assert words[1:] == [
+        "-m", "weakmedsam", "fit", "--config", "a.yaml", "--model.sub_classes=4",
+        "--trainer.default_root_dir", str(folder), "--ckpt_path", str(last),
+    ]  # fmt: skip
+    assert "--ckpt_path" not in stage_command(tmp_path / "trials/new", ["fit"])
+
+
+def test_a_setting_of_pam_drawn_by_wandbs_agent_is_scored_and_logged(tmp_path, scored, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "p1")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    main([str(tmp_path), str(tmp_path / "features"), "--model.pam.beta=2.5", "--model.pam.steps=4"])
+    assert scored == [{"beta": 2.5, "steps": 4}]
+    assert json.loads((tmp_path / "trials/p1/scores.json").read_text())["val/pam_dice"] == 0.25
