@@ -260,6 +260,10 @@ def test_auroc_is_that_of_scikit_learn_and_undefined_without_both_kinds(scans):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="sub_classes is 0"):
         WeakMedSAM(TinyBackbone(), NAMES, sub_classes=0)
+    with pytest.raises(ConfigError, match="max_sub_classes 0"):
+        WeakMedSAM(TinyBackbone(), NAMES, sub_classes="auto", max_sub_classes=0)
+    with pytest.raises(ConfigError, match="'some'; it must be a whole number or auto"):
+        WeakMedSAM(TinyBackbone(), NAMES, sub_classes="some")
     with pytest.raises(ConfigError, match=r"sce\.source: 'disk' is unknown; choose one of bank, pass"):
         SubClassExploration(source="disk")
     with pytest.raises(ConfigError, match=r"pam\.affinity: 'both' is unknown"):

@@ -93,6 +93,15 @@ def test_numbers_can_be_set_flat(call, tmp_path):
     assert str(tmp_path / "checkpoints") in folders
 
 
+def test_the_number_of_sub_classes_is_a_number_or_auto(call, tmp_path):
+    words = ["fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path), "--model.sub_classes"]
+    made = call(*words, "auto", "--model.max_sub_classes", "5")
+    assert made.model.automatic
+    assert made.model.subclass_head.out_channels == 2 * 5 + 1
+    with pytest.raises(SystemExit):
+        call(*words, "some")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -99,14 +99,7 @@ class WeakMedSAM(LightningModule):
         pam: Callback | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(sub_classes, int) and sub_classes != "auto":
-            raise ConfigError(f"model.sub_classes is {sub_classes!r}; it must be a whole number or auto")
-        clusters = max_sub_classes if sub_classes == "auto" else sub_classes
-        if min(clusters, max_sub_classes) < 1:
-            raise ConfigError(
-                f"model.sub_classes is {sub_classes} with model.max_sub_classes {max_sub_classes}; at least 1 is "
-                "needed (model.sce: null trains without)"
-            )
+        clusters = _most_clusters(sub_classes, max_sub_classes)
         if pooling not in POOLINGS or not 0 < top_share <= 1 or sharpness <= 0:
             raise ConfigError(
                 f"model.pooling is {pooling!r} with model.top_share {top_share} and model.sharpness {sharpness}; "
@@ -325,3 +318,16 @@ class WeakMedSAM(LightningModule):
             "sharpness": self.sharpness,
             "local_encoder": self.local_encoder is not None,
         }
+
+
+def _most_clusters(sub_classes: int | str, most: int) -> int:
+    """How many outputs of the sub-class head a class has."""
+    if isinstance(sub_classes, str) and sub_classes != "auto":
+        raise ConfigError(f"model.sub_classes is {sub_classes!r}; it must be a whole number or auto")
+    clusters = most if isinstance(sub_classes, str) else sub_classes
+    if min(clusters, most) < 1:
+        raise ConfigError(
+            f"model.sub_classes is {sub_classes} with model.max_sub_classes {most}; at least 1 is needed "
+            "(model.sce: null trains without)"
+        )
+    return clusters

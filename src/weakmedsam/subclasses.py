@@ -120,11 +120,7 @@ def explore(
         kept=np.full(classes, np.nan),
     )
     for c, name in enumerate(class_names):
-        rows = np.flatnonzero(labels[:, c] > 0.5)
-        if not len(rows):
-            raise DataError(
-                f"class {name!r} has no positive training slice: leave it out of data.classes or change the split"
-            )
+        rows = _positives(labels[:, c], name)
         k = int(counts[c]) if counts is not None else 0
         if not k:
             k = choose_number(features, rows, clusters, kmeans) if automatic else clusters
@@ -137,6 +133,15 @@ def explore(
         if old is not None:
             found.kept[c] = (found.ids[rows, c] == old).mean()
     return found
+
+
+def _positives(label: NDArray[np.float32], name: str) -> NDArray[np.int64]:
+    rows = np.flatnonzero(label > 0.5)
+    if not len(rows):
+        raise DataError(
+            f"class {name!r} has no positive training slice: leave it out of data.classes or change the split"
+        )
+    return rows
 
 
 def _at_most(clusters: int, positives: int, name: str) -> int:

@@ -59,6 +59,7 @@ class Part(NamedTuple):
         prompts: (L, P, s, s) uint8, masks of the prompts, 255 = inside.
         label: (L, C) uint8, image-level label.
         box: (L, 4) int64, where the scan lies in the frame.
+        image: (L, 1, S, S) uint8, 255 = 1, for affinities that look at grey values.
     """
 
     rows: Tensor
@@ -68,6 +69,7 @@ class Part(NamedTuple):
     prompts: Tensor
     label: Tensor
     box: Tensor
+    image: Tensor
 
 
 class StoredPrompts(Backbone):
@@ -171,9 +173,8 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
         found = {name: torch.zeros_like(part.mask) for name in dice}
         if len(part.labelled):
             stored = StoredPrompts(part.prompts, head.image_size)
-            # Prompts on a grid ask nothing of the image, so it is not stored.
-            blank = torch.zeros(len(part.labelled), 1, head.image_size, head.image_size)
-            slices = Slices(blank, part.cam, stored.stand_ins(), part.label.float(), part.box)
+            image = part.image.float() / 255
+            slices = Slices(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
             refined = refine(stored, slices, settings, chunk)
             found["cam"][part.labelled], _ = threshold_scores(refined.before, settings.threshold)
             found["pam"][part.labelled], _ = threshold_scores(refined.after, settings.threshold)
