@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ CASES = (
 def draw(case: Case, modes: int, seed: int) -> tuple[Points, NDArray[np.int64]]:
     """Points and the mode of each; the smallest mode has at least half of its fair share."""
     rng = np.random.default_rng([case.features, case.points, modes, seed, case.elongated])
-    deviation: NDArray[np.float64] = np.ones(case.features)
+    deviation: NDArray[np.floating[Any]] = np.ones(case.features)
     if case.elongated:
         deviation = 2 * np.arange(1, case.features + 1) ** -0.25
     turn, axes = (np.linalg.qr(rng.normal(size=(case.features, n)))[0] for n in (case.features, modes))
