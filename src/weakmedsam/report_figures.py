@@ -50,7 +50,7 @@ TIPS = {
     "missed": "Cases that have the class where nothing of it was found.",
     "false_alarm": "Cases without the class where something was marked.",
 }
-_VALIDATED = (
+VALIDATED = (
     ("classify", "val/auroc", "Class AUROC", "auroc"),
     ("classify", "val/ap", "Class average precision", "ap"),
     ("classify", "val/cam_dice", "CAM Dice", "cam_dice"),
@@ -58,7 +58,7 @@ _VALIDATED = (
     ("segment", "val/dice", "Segmentation Dice", "val_dice"),
     ("segment", "val/agreement", "Agreement with pseudo-labels", "agreement"),
 )
-_TESTED = (("dice", "Dice"), ("jaccard", "Jaccard"), ("assd_mm", "ASSD, mm"), ("hd95_mm", "HD95, mm"))
+TESTED = (("dice", "Dice"), ("jaccard", "Jaccard"), ("assd_mm", "ASSD, mm"), ("hd95_mm", "HD95, mm"))
 _COUNTED = (("missed", "Cases missed"), ("false_alarm", "False alarms"))
 
 
@@ -110,7 +110,7 @@ def cell(value: str | float, column: str) -> str:
         return number(value, 1)
     return (
         f"{value:.0f}"
-        if value.is_integer() and column not in dict(_TESTED) | {"quality": "", "stability": ""}
+        if value.is_integer() and column not in dict(TESTED) | {"quality": "", "stability": ""}
         else number(value)
     )
 
@@ -120,17 +120,17 @@ def figures(run: Run) -> list[Figure]:
     found = [*_validated(run), *_maps_tested(run), *_tested(run), *_other_protocols(run), *_ceiling(run)]
     cases = len({row["case"] for row in run.quality})
     for column in ("quality", "stability"):
-        values = _by_class(run.quality, column)
+        values = by_class_of(run.quality, column)
         if values:
             texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
-            where, overall = f"{cases} training cases", number(_mean_of_means(values))
+            where, overall = f"{cases} training cases", number(mean_of_means(values))
             found.append(Figure("pseudo_labels", column, column.capitalize(), where, overall, texts))
     return sorted(found, key=lambda figure: STAGES.index(figure.stage))
 
 
 def _validated(run: Run) -> list[Figure]:
     found = []
-    for stage, metric, title, key in _VALIDATED:
+    for stage, metric, title, key in VALIDATED:
         history = run.histories[stage]
         epoch = kept_epoch(run, stage)
         value, measured = history.at(metric, epoch)
@@ -147,21 +147,21 @@ def _validated(run: Run) -> list[Figure]:
 def _tested(run: Run) -> list[Figure]:
     where = f"{len({row['case'] for row in run.cases})} test cases"
     found = []
-    for column, title in _TESTED:
-        values = _by_class(run.cases, column)
+    for column, title in TESTED:
+        values = by_class_of(run.cases, column)
         digits = 2 if column.endswith("_mm") else 3
         if values:
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
-            found.append(Figure("test", column, title, where, number(_mean_of_means(values), digits), texts))
+            found.append(Figure("test", column, title, where, number(mean_of_means(values), digits), texts))
         kept = [row for row in run.cases if not any(row.get(name) == 1 for name, _ in _COUNTED)]
         if values and digits == 2 and len(kept) < len(run.cases):
-            values = _by_class(kept, column)
+            values = by_class_of(kept, column)
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
-            overall = number(_mean_of_means(values), digits)
+            overall = number(mean_of_means(values), digits)
             found.append(Figure("test", "found_mm", f"{title}, where found", where, overall, texts))
     for column, title in _COUNTED:
         counts = {
-            name: sum(v for v in values if v == v) for name, values in _by_class(run.cases, column).items()
+            name: sum(v for v in values if v == v) for name, values in by_class_of(run.cases, column).items()
         }
         if counts:
             texts = {name: f"{count:g}" for name, count in counts.items()}
@@ -174,22 +174,22 @@ def _maps_tested(run: Run) -> list[Figure]:
     where = f"{len({row['case'] for row in run.map_cases})} test cases"
     found = []
     for column, title in (("cam_dice", "CAM Dice"), ("pam_dice", "Refined CAM (PAM) Dice")):
-        values = _by_class(run.map_cases, column)
+        values = by_class_of(run.map_cases, column)
         if values:
             texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
-            overall = number(_mean_of_means(values))
+            overall = number(mean_of_means(values))
             found.append(Figure("classify", f"test_{column}", title, where, overall, texts))
     return found
 
 
 def _ceiling(run: Run) -> list[Figure]:
     """Dice of the network that was trained on expert masks, where that was done."""
-    values = _by_class(run.ceiling, "dice")
+    values = by_class_of(run.ceiling, "dice")
     if not values:
         return []
     where = f"{len({row['case'] for row in run.ceiling})} test cases"
     texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
-    overall = number(_mean_of_means(values))
+    overall = number(mean_of_means(values))
     return [Figure("test", "ceiling", "Dice, trained on EXPERT masks", where, overall, texts)]
 
 
@@ -226,7 +226,8 @@ def kept_epoch(run: Run, stage: str) -> float:
     return history.epochs[-1] if math.isnan(kept) and history.epochs else kept
 
 
-def _by_class(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
+def by_class_of(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
+    """Values of a table's column, by the class of the row; NaN stays."""
     values: dict[str, list[float]] = {}
     for row in rows:
         value = row.get(column)
@@ -240,7 +241,8 @@ def _nanmean(values: Sequence[float]) -> float:
     return fmean(found) if found else NAN
 
 
-def _mean_of_means(by_class: Mapping[str, Sequence[float]]) -> float:
+def mean_of_means(by_class: Mapping[str, Sequence[float]]) -> float:
+    """Mean over classes of the mean over cases, NaN left out; NaN where nothing is left."""
     return _nanmean([_nanmean(values) for values in by_class.values()])
 
 

@@ -25,14 +25,7 @@ def render(run: Run) -> str:
         "pseudo_labels": (run.quality, "quality"),
         "test": (_without_slices(run.cases), "dice"),
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"duration": duration, "cell": cell}
+    environment = templates()
     scores = {stage: mean_by_case(rows, column) for stage, (rows, column) in tables.items()}
     return environment.get_template("report_page.html").render(
         run=run,
@@ -54,10 +47,23 @@ def render(run: Run) -> str:
             for stage, values in scores.items()
         },
         album=album,
-        settings={stage.name: _flat(stage.settings) for stage in run.stages.values() if stage.settings},
-        summary=_flat(run.summary),
+        settings={stage.name: flat(stage.settings) for stage in run.stages.values() if stage.settings},
+        summary=flat(run.summary),
         versions=_versions(run),
     )
+
+
+def templates() -> Environment:
+    """What fills the pages' templates: autoescaped, and a name that is not filled is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "cell": cell}
+    return environment
 
 
 def _without_slices(rows: Sequence[Row]) -> list[Row]:
@@ -88,14 +94,14 @@ def _versions(run: Run) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def _flat(nested: Mapping[str, Any], stem: str = "") -> dict[str, str]:
+def flat(nested: Mapping[str, Any], stem: str = "") -> dict[str, str]:
     """Nested options as "a.b.c" -> text."""
-    flat: dict[str, str] = {}
+    found: dict[str, str] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{stem}{key}.")
+            found |= flat(value, f"{stem}{key}.")
         elif isinstance(value, float):
-            flat[f"{stem}{key}"] = f"{value:.6g}" if math.isfinite(value) else DASH
+            found[f"{stem}{key}"] = f"{value:.6g}" if math.isfinite(value) else DASH
         else:
-            flat[f"{stem}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return flat
+            found[f"{stem}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return found

@@ -92,13 +92,14 @@ def write_picture(path: Path, trials: Sequence[Trial], metric: str, sign: float 
         heights = [places[n] + (jitter[n] if k < len(names) else 0.0) for k, (places, _) in enumerate(axes)]
         leader = n == int(np.argmax(good))
         plot.plot(heights, color=colormaps["viridis"](0.95 * share[n]), lw=3.0 if leader else 1.3, alpha=0.9)
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
     for k, (_, marks) in enumerate(axes):
         plot.axvline(k, color="0.35", lw=0.8, zorder=0)
         for place, text in marks:
-            plot.text(k - 0.03, place, text, ha="right", va="center", fontsize=8, color="0.25")
+            plot.text(k - 0.03, place, text, ha="right", va="center", fontsize=8, color="0.25", bbox=paper)
     labels = [name.removeprefix("model.").replace(".", ".\n", 1) for name in names]
     plot.set_xticks(range(len(axes)), [*labels, metric], fontsize=9)
-    plot.set_xlim(-0.45, len(axes) - 0.9)
+    plot.set_xlim(-0.45, len(axes) - 0.7)
     plot.set_ylim(-0.04, 1.04)
     plot.yaxis.set_visible(False)
     for spine in plot.spines.values():

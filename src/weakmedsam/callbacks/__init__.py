@@ -1,10 +1,10 @@
 """What happens around the training loop: SCE, PAM, pictures, history, throughput."""
 
-from weakmedsam.callbacks.compare import CompareRefinements
 from weakmedsam.callbacks.explore import SubClassExploration
 from weakmedsam.callbacks.features import KeepFeatures
 from weakmedsam.callbacks.history import History
 from weakmedsam.callbacks.mine import PromptAffinityMining
+from weakmedsam.callbacks.refinements import CompareRefinements
 from weakmedsam.callbacks.throughput import Throughput
 
 __all__ = [
