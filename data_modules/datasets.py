@@ -141,6 +141,12 @@ class PseudoLabelReader:
         label = file.get_slice(PseudoLabelKeys.label)[number]
         return label, file.get_slice(PseudoLabelKeys.confidence)[number]
 
+    def quality(self, case: str, number: int) -> float:
+        """Quality of a slice: of its worst class, 1 where it has none."""
+        classes = self._file(case).get_slice(PseudoLabelKeys.quality)[number]
+        present = classes[~np.isnan(classes)]
+        return float(present.min()) if len(present) else 1.0
+
     def _file(self, case: str) -> Any:
         if case in self._open:
             self._open.move_to_end(case)
@@ -162,8 +168,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         table: which slices.
         reader: of the store.
         with_mask: add ``mask``, the expert mask: for validation only.
-        pseudo: add ``target`` and ``confidence`` from these pseudo-labels.
-        expert_target: add ``target`` from the expert mask, with confidence 1: for the ceiling only.
+        pseudo: add ``target``, ``confidence`` and ``quality`` from these pseudo-labels.
+        expert_target: add ``target`` from the expert mask, with confidence and quality 1: for the ceiling
+            only.
     """
 
     def __init__(
@@ -201,10 +208,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
             target, confidence = self.pseudo.read(case, number)
             item["target"] = torch.from_numpy(target.astype(np.int64))
             item["confidence"] = torch.from_numpy(confidence.astype(np.float32)).div_(CERTAIN)
+            item["quality"] = np.float32(self.pseudo.quality(case, number))
         elif self.expert_target:
             target = self.reader.mask(case)[number]
             item["target"] = torch.from_numpy(target.astype(np.int64))
             item["confidence"] = torch.ones(target.shape)
+            item["quality"] = np.float32(1)
         return item
 
 

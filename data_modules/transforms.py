@@ -183,14 +183,26 @@ def augment_batch(batch: SliceBatch, ranges: Augmentation, seed: int, epoch: int
         epoch: number of the epoch.
 
     Returns:
-        A new batch. Where nothing of the slice lies, ``target`` is ``IGNORE`` and ``confidence`` 0.
+        A new batch with ``scan``. Where nothing of the slice lies, ``target`` is ``IGNORE`` and
+        ``confidence`` 0.
     """
     draws = draw(ranges, seed, epoch, batch["index"].cpu().numpy())
     changed = SliceBatch(**batch)
     changed["image"] = apply_intensity(apply_geometry(batch["image"], draws, "bilinear"), draws)
+    if "box" in batch:
+        changed["scan"] = apply_geometry(_scan_of(batch), draws, "nearest") > 0.5
     if "target" in batch:
         # Ids are raised by one, so that the 0 from outside is told from background.
         raised = apply_geometry((batch["target"] + 1).float()[:, None], draws, "nearest")[:, 0].round().long()
         changed["target"] = torch.where(raised == 0, IGNORE, raised - 1)
         changed["confidence"] = apply_geometry(batch["confidence"][:, None], draws, "nearest")[:, 0]
     return changed
+
+
+def _scan_of(batch: SliceBatch) -> Tensor:
+    """(B, 1, S, S) float32, 1 in each slice's box."""
+    size, device = batch["image"].shape[-1], batch["image"].device
+    at = torch.arange(size, device=device)
+    top, bottom, left, right = (edge[:, None] for edge in batch["box"].to(device).unbind(dim=1))
+    rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
+    return (rows[:, None, :, None] & columns[:, None, None, :]).float()

@@ -15,6 +15,20 @@ SETS = "data_modules"
 MODELS = {"weakmedsam.classify", "weakmedsam.segment"}
 TORCH_FREE_DATA = ["store", "splits", "cases", "volumes", "frames", "index", "prepare", "phantom_drawing"]
 
+# PAM: formulas, then what puts them together.
+PAM: dict[str, tuple[str, ...]] = {
+    "affinity": ("cam",),
+    "voting": (),
+    "prompts": ("cam", "affinity"),
+    "volume_walk": ("affinity",),
+    "refinement": ("affinity", "prompts", "volume_walk", "voting"),
+    "answers": ("affinity", "prompts", "refinement", "backbones"),
+    "refine": (
+        *("cam", "affinity", "voting", "prompts", "volume_walk"),
+        *("refinement", "answers", "pseudo_labels", "backbones"),
+    ),
+}
+
 # Files -> (what of the project they may import, what else they must not); the first pattern that fits counts.
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/contracts.py": (set(), HEAVY),
@@ -23,16 +37,23 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {CONTRACTS, FILES_WRITER, "weakmedsam.cam", "weakmedsam.affinity"},
         {"lightning"},
     ),
-    "src/weakmedsam/refine.py": (
-        {CONTRACTS, *(f"weakmedsam.{name}" for name in ("cam", "affinity", "pseudo_labels", "backbones"))},
-        {"lightning"},
-    ),
+    **{
+        f"src/weakmedsam/{name}.py": (
+            {CONTRACTS, *(f"weakmedsam.{other}" for other in others)},
+            {"lightning"},
+        )
+        for name, others in PAM.items()
+    },
     **{
         f"src/weakmedsam/{formula}.py": ({CONTRACTS}, {"lightning"})
-        for formula in ("cam", "subclasses", "metrics", "frames")
+        for formula in ("cam", "local", "clustering", "metrics", "frames")
     },
+    "src/weakmedsam/cluster_number.py": ({CONTRACTS, "weakmedsam.clustering"}, {"lightning"}),
+    "src/weakmedsam/subclasses.py": (
+        {CONTRACTS, "weakmedsam.clustering", "weakmedsam.cluster_number"},
+        {"lightning"},
+    ),
     "src/weakmedsam/scores.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.metrics"}, {"lightning"}),
-    "src/weakmedsam/affinity.py": ({CONTRACTS, "weakmedsam.cam"}, {"lightning"}),
     **{
         f"src/weakmedsam/backbones/{name}.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.backbones"}, HEAVY)
         for name in ("checkpoints", "fetching", "transfer")  # `make weights` starts without torch

@@ -123,17 +123,18 @@ def test_pseudo_labels_train(root, tmp_path):
         make(root, supervision="pseudo", pseudo_labels_dir=str(tmp_path))
     for name in (entry.name for entry in make(root).cases("train")):
         zeros = np.zeros((6, 32, 32), np.uint8)
-        save_file({"label": zeros + 1, "confidence": zeros + 51}, tmp_path / f"{name}.safetensors")
+        parts = {"label": zeros + 1, "confidence": zeros + 51, "quality": np.ones((6, 1), np.float32)}
+        save_file(parts, tmp_path / f"{name}.safetensors")
     module = make(root, supervision="pseudo", pseudo_labels_dir=str(tmp_path))
     batch = next(iter(module.train_dataloader()))
-    assert set(batch) == WEAK | {"target", "confidence"}
+    assert set(batch) == WEAK | {"target", "confidence", "quality"}
     assert (batch["target"] == 1).all()
     assert torch.allclose(batch["confidence"], torch.tensor(0.2))
 
 
 def test_the_ceiling_says_what_it_is(root, caplog):
     batch = next(iter(make(root, supervision="expert").train_dataloader()))
-    assert set(batch) == WEAK | {"target", "confidence"}
+    assert set(batch) == WEAK | {"target", "confidence", "quality"}
     assert "EXPERT" in caplog.text
 
 
@@ -146,7 +147,7 @@ class Recorder(lightning.LightningModule):
         self.seen: dict[str, list] = {"train": [], "order": [], "val": []}
 
     def training_step(self, batch, batch_index):
-        assert set(batch) == WEAK
+        assert set(batch) - {"scan"} == WEAK  # augmented batches say where the scan lies now
         self.seen["train"].append(batch["image"])
         self.seen["order"].append(batch["index"].tolist())
         return self.weight.sum()

@@ -13,8 +13,10 @@ from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import History, PromptAffinityMining, SubClassExploration
+from weakmedsam.cam import inside_box, pool_evidence
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.local import LocalEncoder
 
 NAMES = ["lesion", "cyst"]
 
@@ -78,7 +80,8 @@ def test_the_loss_is_the_papers(scans):
     assert "target" not in batch
     model = module(pooling="average")
     model.log = lambda *args, **kwargs: None
-    pooled = model.backbone.encode(batch["image"]).features.mean((2, 3))
+    features = model.backbone.encode(batch["image"]).features
+    pooled = pool_evidence(features, inside_box(batch["box"], 32, features.shape[-1]), "average")
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     expected = bce(pooled @ model.class_head.weight.flatten(1).T, batch["label"])
     assert torch.allclose(model.training_step(batch, 0)["loss"], expected)
@@ -91,14 +94,37 @@ def test_the_loss_is_the_papers(scans):
     assert torch.allclose(model.training_step(batch, 0)["loss"], expected + 0.5 * second)
 
 
-def test_top_k_pooling_takes_the_strongest_share_of_the_cells():
-    model = module(pooling="top_k", top_share=0.25)
+def test_pooling_is_the_one_chosen_and_leaves_the_padding_out():
     evidence = torch.tensor([[[[1.0, 5.0], [2.0, 3.0]], [[0.0, -1.0], [-2.0, -3.0]]]])
-    assert model.pool(evidence).tolist() == [[5.0, 0.0]]
-    assert module(pooling="top_k", top_share=0.5).pool(evidence).tolist() == [[4.0, -0.5]]
-    assert torch.equal(module(pooling="average").pool(evidence), evidence.mean((2, 3)))
-    with pytest.raises(ConfigError, match=r"model\.pooling is 'max'.*average, top_k"):
+    whole, upper = torch.tensor([[0, 32, 0, 32]]), torch.tensor([[0, 16, 0, 32]])
+    model = module(pooling="top_k", top_share=0.25)
+    assert model.backbone.image_size == 32
+    assert model.pool(evidence, whole).tolist() == [[5.0, 0.0]]
+    assert module(pooling="average").pool(evidence, upper).tolist() == [[3.0, -0.5]]
+    pixels = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    pixels[..., :16, :] = True
+    assert module(pooling="average").pool(evidence, pixels).tolist() == [[3.0, -0.5]]
+    sharp = module(pooling="log_sum_exp", sharpness=100.0).pool(evidence, upper)
+    assert torch.allclose(sharp, torch.tensor([[5.0, 0.0]]), atol=0.01)
+    with pytest.raises(ConfigError, match=r"model\.pooling is 'max'.*average, top_k, log_sum_exp"):
         module(pooling="max")
+
+
+def test_with_a_local_encoder_the_backbone_only_answers_prompts(scans):
+    data = tiny_phantom(scans)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    model = module(local_encoder=LocalEncoder(32, cells=8, widths=(8, 16)), pooling="log_sum_exp")
+    model.log = lambda *args, **kwargs: None
+    assert model.class_head.weight.shape[1] == 16
+    model.training_step(batch, 0)["loss"].backward()
+    assert model.backbone.encodings == 0
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.local_encoder.parameters())
+    with torch.no_grad():
+        found = model.eval()(batch["image"], batch["box"])
+    assert found.cam.shape[-1] == 8
+    assert torch.equal(found.embedding, model.backbone.encode(batch["image"]).embedding)
 
 
 class _Die(Callback):
@@ -234,6 +260,10 @@ def test_auroc_is_that_of_scikit_learn_and_undefined_without_both_kinds(scans):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="sub_classes is 0"):
         WeakMedSAM(TinyBackbone(), NAMES, sub_classes=0)
+    with pytest.raises(ConfigError, match="max_sub_classes 0"):
+        WeakMedSAM(TinyBackbone(), NAMES, sub_classes="auto", max_sub_classes=0)
+    with pytest.raises(ConfigError, match="'some'; it must be a whole number or auto"):
+        WeakMedSAM(TinyBackbone(), NAMES, sub_classes="some")
     with pytest.raises(ConfigError, match=r"sce\.source: 'disk' is unknown; choose one of bank, pass"):
         SubClassExploration(source="disk")
     with pytest.raises(ConfigError, match=r"pam\.affinity: 'both' is unknown"):

@@ -93,6 +93,15 @@ def test_numbers_can_be_set_flat(call, tmp_path):
     assert str(tmp_path / "checkpoints") in folders
 
 
+def test_the_number_of_sub_classes_is_a_number_or_auto(call, tmp_path):
+    words = ["fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path), "--model.sub_classes"]
+    made = call(*words, "auto", "--model.max_sub_classes", "5")
+    assert made.model.automatic
+    assert made.model.subclass_head.out_channels == 2 * 5 + 1
+    with pytest.raises(SystemExit):
+        call(*words, "some")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -145,7 +154,7 @@ def test_a_checkpoint_overrides_nothing_that_was_typed(call, tmp_path):
     path = tmp_path / "theirs.ckpt"
     torch.save({"hyper_parameters": {"sub_classes": 3, "learning_rate": 9.0}}, path)
     made = call("fit", *configs("classify"), "--model.sub_classes", "5", "--ckpt_path", str(path))
-    assert (made.model.sub_classes, made.model.learning_rate) == (5, 1e-3)
+    assert (made.model.sub_classes, made.model.learning_rate) == (5, 2e-3)
 
 
 def test_weights_that_a_checkpoint_replaces_are_not_looked_for(call, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def write_pseudo(folder, entries):
         written[entry.name] = {
             "label": rng.integers(0, 2, shape).astype(np.uint8),
             "confidence": rng.integers(0, 256, shape).astype(np.uint8),
-            "quality": np.ones((entry.depth, 1), np.float32),
+            "quality": np.where(np.arange(entry.depth) == 3, 0.25, np.nan).astype(np.float32)[:, None],
         }
         save_file(written[entry.name], folder / f"{entry.name}.safetensors")
     return written
@@ -105,9 +105,17 @@ def test_pseudo_labels_are_read_by_slice(stored, tmp_path):
         item = dataset[index]
         np.testing.assert_array_equal(item["target"], written[case]["label"][number])
         np.testing.assert_allclose(item["confidence"], written[case]["confidence"][number] / 255, atol=1e-6)
+        assert item["quality"] == (0.25 if number == 3 else 1.0)
         assert "mask" not in item
     assert len(reader._open) == 1
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset))[3]["target"], dataset[3]["target"])
+
+
+def test_a_slice_is_as_good_as_its_worst_class(tmp_path):
+    quality = np.array([[0.75, 0.5], [np.nan, 0.75], [np.nan, np.nan]], np.float32)
+    save_file({"quality": quality}, tmp_path / "a.safetensors")
+    reader = PseudoLabelReader(tmp_path)
+    assert [reader.quality("a", number) for number in range(3)] == [0.5, 0.75, 1.0]
 
 
 def test_missing_damaged_and_foreign_pseudo_labels_are_named(stored, tmp_path):
@@ -131,6 +139,7 @@ def test_the_ceiling_learns_the_expert_mask(stored):
     item = SliceDataset(table, stored[1], expert_target=True)[2]
     np.testing.assert_array_equal(item["target"], SliceDataset(table, stored[1], with_mask=True)[2]["mask"])
     assert (item["confidence"] == 1).all()
+    assert item["quality"] == 1
     assert "mask" not in item
 
 

@@ -80,10 +80,10 @@ def call(monkeypatch, tmp_path, scans):
 
 
 def test_every_file_is_run_by_some_test():
-    known = {"classify", "pseudo_labels", "features", "segment"}
+    known = {"classify", "pseudo_labels", "features", "segment", "published"}
     assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == known
     assert {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()} == {
-        *("backbone", "data", "logger", "slurm", "sweeps", "trainer"),
+        *("backbone", "data", "logger", "slurm", "study", "sweeps", "trainer"),
     }
     assert set(names("data")) == set(SCANS)
 
@@ -127,6 +127,21 @@ def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
 def test_fsdp_is_refused_on_processors_by_lightning():
     with pytest.raises(ValueError, match="`fsdp` requires a GPU accelerator"):
         Trainer(strategy="fsdp", accelerator="cpu", devices=2, logger=False)
+
+
+def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(call):
+    more = ["published"]
+    step = ["--trainer.max_steps", "1", "--trainer.logger", "false", "--model.pam.map_size", "16"]
+    run = call("fit", ["classify"], "phantom", *step, more=more)
+    weights = run / "checkpoints/last.ckpt"
+    held = torch.load(weights, weights_only=True)
+    assert held["weakmedsam"]["pooling"] == "average"
+    assert not held["weakmedsam"]["local_encoder"]
+    settings = yaml.safe_load((EXPERIMENTS / "study/pam.yaml").read_text())
+    named = settings["trainer"]["callbacks"][0]["init_args"]["settings"]
+    small = ["--model.pam.map_size", "16", "--model.pam.grid", "2"]
+    call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *small, more=[*more, "study/pam"])
+    assert {row["setting"] for row in read_table(run / "refinements_mean.csv")} == set(named)
 
 
 @pytest.mark.parametrize("logger", names("logger"))

@@ -9,6 +9,7 @@ from tiny import tiny_phantom
 
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classify import Activation
+from weakmedsam.pseudo_labels import read_settings
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def run(scans, tmp_path_factory):
     return folder
 
 
-def predict(folder, scans, seed=0):
-    model = module(pam=True)
+def predict(folder, scans, seed=0, model=None):
+    model = module(pam=True) if model is None else model
     with torch.no_grad():
         model.class_head.weight.add_(seed)
     trainer(folder).predict(model, tiny_phantom(scans), return_predictions=False)
@@ -45,6 +46,21 @@ def test_validation_logs_both_dice_and_draws_the_steps(run):
     for name in ("val/cam_dice", "val/pam_dice", "val/cam_dice/lesion", "val/pam_dice/cyst"):
         assert 0 <= float(row[name]) <= 1
     assert (run / "pictures/epoch_001.png").stat().st_size > 10_000
+
+
+def test_every_second_validation_and_the_last_refine(scans, tmp_path):
+    model = module(pam=True)
+    miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
+    miner.every_n_epochs = 2
+    trainer(tmp_path, 3).fit(model, tiny_phantom(scans))
+    figures = [float(row["val/pam_dice"]) for row in read(tmp_path / "history.csv")]
+    assert np.isnan(figures[0])
+    assert 0 <= figures[1] <= 1
+    assert 0 <= figures[2] <= 1
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "epoch_001.png",
+        "epoch_002.png",
+    ]
 
 
 def test_images_are_encoded_once_in_validation(scans, tmp_path):
@@ -109,8 +125,76 @@ def test_a_perfect_activation_scores_high_and_an_absent_class_stays_empty():
     cam[0, :, 2:5, 3:6] = 1.0
     embedding = torch.randn(1, 16, 8, 8)
     label, box = torch.tensor([[1.0, 0.0]]), torch.tensor([[0, 32, 0, 32]])
-    refined = miner.refine(model, Activation(torch.zeros(1, 2), cam, embedding), label, box)
+    activation, image = Activation(torch.zeros(1, 2), cam, embedding), torch.zeros(1, 1, 32, 32)
+    refined = miner.refine(model, image, activation, label, box)
     inside = refined.after[0, 0] > 0.5
     assert inside[8:20, 12:24].float().mean() > 0.9
     assert inside.sum() < 1.3 * 144
     assert refined.after[0, 1].eq(0).all()
+
+
+def mining(**changes):
+    """The model of the other tests with PAM under other settings."""
+    model = module(pam=True)
+    miner = PromptAffinityMining(map_size=16, radius=2.0, **changes)
+    model._callbacks = [part for part in model._callbacks if not isinstance(part, PromptAffinityMining)]
+    model._callbacks.append(miner)
+    return model
+
+
+def quality_of(folder):
+    tensors = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {key: np.concatenate([one[key] for one in tensors]) for key in ("quality", "stability")}
+
+
+def test_stability_is_measured_on_request_and_lowers_the_quality(scans, tmp_path):
+    plain, flipped = mining(), mining(flips=True)
+    predict(tmp_path / "plain", scans, model=plain)
+    predict(tmp_path / "flipped", scans, model=flipped)
+    without, measured = quality_of(tmp_path / "plain"), quality_of(tmp_path / "flipped")
+    present = ~np.isnan(without["quality"])
+    assert np.isnan(without["stability"]).all()
+    assert (~np.isnan(measured["stability"]) == present).all()
+    np.testing.assert_allclose(
+        measured["quality"][present], (without["quality"] * measured["stability"])[present], atol=1e-6
+    )
+    assert 0 < measured["stability"][present].mean() < 1
+    # Two more encodings of every slice that has a class, and of no other.
+    slices = present.any(axis=1).sum()
+    assert flipped.backbone.encodings == plain.backbone.encodings + 2 * slices
+    assert "stability" not in read(tmp_path / "plain/quality.csv")[0]
+    rows = read(tmp_path / "flipped/quality.csv")
+    assert all(0 <= float(row["stability"]) <= 1 for row in rows if row["slices"] != "0")
+    a, b = (load_file(min((tmp_path / name).glob("*.safetensors"))) for name in ("plain", "flipped"))
+    assert (a["label"] == b["label"]).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"walk": "volume", "vote": "after", "threshold_rule": "otsu", "competition": "share"},
+        {"affinity": "intensity", "walk": "volume", "steps": None, "restart": 0.1},
+        {"prompts": "peaks", "vote": "before", "vote_normalise": "coverage"},
+    ],
+)
+def test_options_go_through_validation_test_and_pseudo_labels(scans, tmp_path, changes):
+    run = trainer(tmp_path)
+    data = tiny_phantom(scans)
+    data.prepare_data()
+    run.validate(mining(**changes), data, verbose=False)
+    assert 0 <= run.callback_metrics["val/pam_dice"] <= 1
+    run.test(mining(**changes), data, verbose=False)
+    assert 0 <= run.callback_metrics["test/pam_dice"] <= 1
+    predict(tmp_path / "pseudo", scans, model=mining(**changes))
+    files = sorted((tmp_path / "pseudo").glob("*.safetensors"))
+    assert any(load_file(path)["label"].any() for path in files)
+
+
+def test_the_volume_walk_differs_from_the_slices_and_is_stamped(scans, tmp_path):
+    predict(tmp_path / "slice", scans, model=mining())
+    predict(tmp_path / "volume", scans, model=mining(walk="volume"))
+    names = [path.name for path in sorted((tmp_path / "slice").glob("*.safetensors"))]
+    pairs = [[load_file(tmp_path / kind / name) for kind in ("slice", "volume")] for name in names]
+    assert any((a["confidence"] != b["confidence"]).any() for a, b in pairs)
+    assert all(np.array_equal(a["quality"] > -1, b["quality"] > -1) for a, b in pairs)
+    assert read_settings(tmp_path / "volume" / names[0])["walk"] == "volume"

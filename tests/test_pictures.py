@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from weakmedsam.pictures import Row, draw_contours, draw_grid, most_telling_slice
+from weakmedsam.contracts import IGNORE
+from weakmedsam.pictures import Row, draw_contours, draw_grid, mark_changes, most_telling_slice
 
 SIDE = 16
 
@@ -53,6 +54,25 @@ def test_grid_has_a_line_per_row_and_a_panel_per_step(tmp_path, masks, panels):
     assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
     green = (picture[..., 1] - picture[..., [0, 2]].max(-1)) > 80
     assert green.any() == (panels == 6)
+
+
+def test_a_last_panel_marks_what_refinement_corrected_and_broke(tmp_path):
+    before, after, mask = box(0, 8, 0, 8), box(0, 8, 4, 12), box(0, 8, 4, 16)
+    before[15, 15] = after[15, 14] = 1
+    mask[15] = IGNORE
+    colours = mark_changes(before, after, mask)
+    shown = colours[..., 3] > 0
+    green, red = shown & (colours[..., 1] > 0.8), shown & (colours[..., 0] > 0.8)
+    assert (green == ((box(0, 8, 0, 4) + box(0, 8, 8, 12)) > 0)).all()
+    assert not red.any()
+    worse = mark_changes(after, before, mask)
+    assert ((worse[..., 0] > 0.8) == green).all()
+    path = tmp_path / "grid.png"
+    draw_grid([row(mask, after)._replace(unrefined=before)], path)
+    picture = read(path)
+    assert picture.shape[1] == pytest.approx(7 * 168, abs=2)
+    last = picture[:, 6 * 168 :]
+    assert ((last[..., 1] - last[..., [0, 2]].max(-1)) > 80).any()
 
 
 # Each near another corner: a flip, a shift by half a pixel (5 of the picture's) or a stretch is seen.

@@ -1,7 +1,13 @@
+import pytest
 import torch
+from tiny import TinyBackbone
 
+from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.backbones.pocket import Pocket
-from weakmedsam.backbones.prompting import decode_points
+from weakmedsam.backbones.prompting import best_candidate, decode_points
+from weakmedsam.backbones.sam import SAM
+from weakmedsam.backbones.samus import SAMUS
+from weakmedsam.contracts import ConfigError
 
 
 def test_three_images_times_five_points_equal_fifteen_single_calls_of_segment_anything():
@@ -28,3 +34,42 @@ def test_points_of_each_image_go_to_that_image():
         both, _ = decode_points(model.prompt_encoder, model.mask_decoder, embedding, points)
         second, _ = decode_points(model.prompt_encoder, model.mask_decoder, embedding[1:], points[1])
     assert torch.allclose(both[1], second[0], atol=1e-5)
+
+
+def test_the_best_candidate_comes_with_its_own_quality():
+    logits, quality = torch.randn(2, 3, 4, 5, 6), torch.rand(2, 3, 4)
+    masks, best = best_candidate(logits, quality)
+    for b in range(2):
+        for p in range(3):
+            t = int(quality[b, p].argmax())
+            assert torch.equal(masks[b, p], logits[b, p, t])
+            assert best[b, p] == quality[b, p, t]
+
+
+BACKBONES = {
+    "pocket": lambda: Pocket(64, weights="none"),
+    "efficient_sam": lambda: EfficientSAM(64, size="tiny", weights="none", encode_size=64, points_per_call=2),
+    "sam": lambda: SAM(64, size="tiny", weights="none"),
+    "samus": lambda: SAMUS(64, size="tiny", weights="none"),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_takes_points_of_each_image_and_tells_their_quality(name):
+    torch.manual_seed(0)
+    model = BACKBONES[name]().eval()
+    points = torch.rand(2, 3, 2) * 64
+    with torch.no_grad():
+        embedding = model.encode(torch.rand(2, 1, 64, 64)).embedding
+        masks, quality = model.prompted(embedding, points)
+        assert quality.shape == (2, 3)
+        assert torch.allclose(model.masks_at_points(embedding, points), masks, atol=1e-5)
+        for b in range(2):
+            own, score = model.prompted(embedding[b : b + 1], points[b])
+            assert torch.allclose(masks[b], own[0], atol=1e-4)
+            assert torch.allclose(quality[b], score[0], atol=1e-5)
+
+
+def test_a_backbone_without_a_quality_says_so():
+    with pytest.raises(ConfigError, match="tiny predicts no quality of its masks; set min_quality to 0"):
+        TinyBackbone().prompted(torch.zeros(1, 16, 8, 8), torch.zeros(1, 2))

@@ -37,7 +37,7 @@ def test_every_value_that_a_file_sets_is_there_with_the_file():
     assert row.count("`0.5`") == 1
     assert row.rstrip("| ").endswith("in classify")
     # A backbone's file says another learning rate for the class that classify.yaml names.
-    assert "`0.001` in backbone/pocket" in text
+    assert "`0.0001` in backbone/samus" in text
 
 
 def test_a_class_of_another_file_is_found_and_described(tmp_path, monkeypatch):

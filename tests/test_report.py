@@ -46,6 +46,17 @@ def section(page: str, name: str) -> str:
     return found.group()
 
 
+def test_stability_is_a_figure_where_it_was_measured(full_run: Path) -> None:
+    assert "Stability" not in section(page_of(full_run), "figures")
+    rows = [
+        {"case": f"t{n}", "class": "liver", "slices": 3, "quality": 0.5, "stability": 0.625} for n in range(3)
+    ]
+    write_csv(full_run / "pseudo_labels" / "quality.csv", rows)
+    page = page_of(full_run)
+    assert "Stability" in section(page, "figures")
+    assert "0.625" in section(page, "pseudo-labels")
+
+
 def test_full_run_shows_every_section_and_figure(full_run: Path) -> None:
     page = page_of(full_run)
     for name in SECTIONS:

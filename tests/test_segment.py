@@ -167,6 +167,26 @@ def test_uncertain_pixels_are_left_out_from_the_threshold_down():
     assert loss == loss_of(logits[..., ::2], target[..., ::2])
 
 
+@pytest.mark.parametrize("dice_weight", [0.0, 1.0])
+def test_slices_of_low_quality_are_left_out(dice_weight):
+    model = segmenter(min_quality=0.5, dice_weight=dice_weight)
+    logits, target = torch.randn(3, 3, 4, 4), torch.randint(0, 3, (3, 4, 4))
+    loss = model._loss(logits, {"target": target, "quality": torch.tensor([0.5, 0.49, 1.0])})
+    assert loss.item() == pytest.approx(loss_of(logits[::2], target[::2], dice_weight=dice_weight).item())
+
+
+def test_a_slice_of_half_the_quality_weighs_half():
+    model = segmenter(quality_weight=True, dice_weight=0.0)
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    loss = model._loss(logits, {"target": target, "quality": torch.tensor([0.5, 1.0])})
+    one, other = (loss_of(logits[i : i + 1], target[i : i + 1]) for i in range(2))
+    assert loss.item() == pytest.approx(((0.5 * one + other) / 1.5).item(), rel=1e-5)
+    with_dice = segmenter(quality_weight=True, dice_weight=1.0)
+    batch = {"target": target, "quality": torch.tensor([0.0, 1.0])}
+    only = loss_of(logits[1:], target[1:], dice_weight=1.0).item()
+    assert with_dice._loss(logits, batch).item() == pytest.approx(only, rel=1e-5)
+
+
 # Settings
 
 
@@ -174,6 +194,7 @@ def test_uncertain_pixels_are_left_out_from_the_threshold_down():
     ("arguments", "named"),
     [
         ({"background_weight": 0.0}, "background_weight"),
+        ({"min_quality": -0.5}, "min_quality"),
         ({"ignore_below": 1.5}, "ignore_below"),
         ({"warmup": 1.0}, "warmup"),
         ({"slices_per_step": 0}, "slices_per_step"),

@@ -115,3 +115,20 @@ def test_intensities_stay_in_range_and_follow_the_draw():
 def test_ranges_that_could_crop_or_mean_nothing_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"augment.{next(iter(wrong))}"):
         Augmentation(**wrong)
+
+
+def test_the_scan_moves_with_the_image_and_padding_stays_padding():
+    box = torch.tensor([[8, 24, 0, 32]]).expand(6, 4)
+    batch = make_batch(list(range(6)))
+    batch["box"] = box
+    batch["image"][:, :, :8] = 0
+    batch["image"][:, :, 24:] = 0
+    batch["image"][:, :, 8:24] = 1
+    changed = augment_batch(batch, GEOMETRY, 0, 0)
+    assert changed["scan"].shape == (6, 1, 32, 32)
+    inside, outside = changed["image"][changed["scan"]], changed["image"][~changed["scan"]]
+    assert (inside >= 0.45).float().mean() > 0.99  # a half at the border itself, by interpolation
+    assert (outside <= 0.55).float().mean() > 0.99
+    same = augment_batch(batch, Augmentation(), 0, 0)
+    assert same["scan"][:, :, 8:24].all()
+    assert not same["scan"][:, :, :8].any()

@@ -7,7 +7,10 @@ to every feature cell, scaled by minimum and maximum, no ReLU.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+POOLINGS = ("average", "top_k", "log_sum_exp")
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -18,6 +21,42 @@ def min_max(maps: Tensor) -> Tensor:
     """
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).eps)
+
+
+def pool_evidence(
+    evidence: Tensor, inside: Tensor, pooling: str, top_share: float = 0.05, sharpness: float = 8.0
+) -> Tensor:
+    """How much a map speaks for its class: one logit from the evidence of its cells.
+
+    ``average`` is the paper's global average pooling: every cell has to speak for the class, or enough of
+    them for the rest. ``top_k`` is the mean over the strongest cells. ``log_sum_exp`` lies between mean
+    and maximum (Pinheiro and Collobert, CVPR 2015, eq. 5): log(mean(exp(r e))) / r, in which every cell
+    takes part, weighted by how sure it is.
+
+    Args:
+        evidence: (B, C, h, w) of classes or sub-classes, by the head, before any pooling.
+        inside: (B, 1, h, w) bool, the cells that count; where there is none, all do.
+        pooling: one of ``POOLINGS``.
+        top_share: share of all cells that ``top_k`` takes, in (0, 1]; at least one.
+        sharpness: r of ``log_sum_exp``, above 0: towards 0 the mean, towards infinity the maximum.
+
+    Returns:
+        (B, C) logits, float32.
+    """
+    cells = evidence.float().flatten(2)
+    counts = inside.flatten(2)
+    counts = counts | ~counts.any(dim=-1, keepdim=True)
+    number = counts.sum(dim=-1)
+    if pooling == "average":
+        return (cells * counts).sum(dim=-1) / number
+    if pooling == "log_sum_exp":
+        among = (sharpness * cells).masked_fill(~counts, -torch.inf)
+        return (among.logsumexp(dim=-1) - number.log()) / sharpness
+    take = max(1, round(top_share * cells.shape[-1]))
+    strongest = cells.masked_fill(~counts, -torch.inf).topk(take, dim=-1).values
+    # Where fewer cells than that are inside, all of them.
+    there = strongest.isfinite()
+    return strongest.where(there, 0).sum(dim=-1) / there.sum(dim=-1)
 
 
 def inside_box(box: Tensor, size: int, cells: int) -> Tensor:
@@ -35,6 +74,19 @@ def inside_box(box: Tensor, size: int, cells: int) -> Tensor:
     top, bottom, left, right = (edge[:, None] for edge in box.unbind(dim=1))
     rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def inside_cells(scan: Tensor, cells: int) -> Tensor:
+    """The same from a map of the scan's pixels, which augmentation may have moved and turned.
+
+    Args:
+        scan: (B, 1, S, S) bool, where the scan lies in the frame.
+        cells: side of the map.
+
+    Returns:
+        (B, 1, cells, cells) bool: cells more than half of which are scan.
+    """
+    return F.adaptive_avg_pool2d(scan.float(), cells) > 0.5
 
 
 def min_max_inside(maps: Tensor, inside: Tensor) -> Tensor:

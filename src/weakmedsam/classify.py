@@ -6,7 +6,7 @@ class head and a sub-class head; loss = BCE(class) + 0.5 * BCE(sub-class).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,13 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.backbones.checkpoints import check_fit
-from weakmedsam.cam import class_activation_map
+from weakmedsam.cam import POOLINGS, class_activation_map, inside_box, inside_cells, pool_evidence
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
-from weakmedsam.subclasses import subclass_targets
+from weakmedsam.local import LocalEncoder
+from weakmedsam.subclasses import describe, subclass_loss
 
 CHECKPOINT_KEY = "weakmedsam"
-NETWORK = ("backbone.", "class_head.", "subclass_head.")
-POOLINGS = ("average", "top_k")
+NETWORK = ("backbone.", "local_encoder.", "class_head.", "subclass_head.")
 
 
 class Activation(NamedTuple):
@@ -47,18 +47,23 @@ class WeakMedSAM(LightningModule):
     """A SAM-like backbone with a class head and a sub-class head.
 
     Differs from the published code: several classes at once; a slice without any class is "none
-    present" (output 0) of the sub-class head.
+    present" (output 0) of the sub-class head; padding around a scan takes no part in the pooling.
 
     Args:
         backbone: see ``backbones/base.py``.
         class_names: C names, in the order of the label's columns; the command line takes them from the
             data.
-        sub_classes: K, clusters a class; the paper uses 8.
+        sub_classes: K, clusters a class; the paper uses 8. ``auto`` chooses it for each class at the first
+            clustering, from its features, and keeps it.
+        max_sub_classes: largest K that ``auto`` can choose.
         subclass_weight: of the sub-class loss; the paper uses 0.5.
+        local_encoder: what is classified, clustered and activated instead of the backbone's features,
+            which then answers prompts only; null takes the backbone's features, as published. See
+            ``local.py`` for why.
         pooling: how a class's evidence over the cells becomes its logit: ``average`` (the paper's global
-            average pooling) or ``top_k``, the mean over its strongest cells. With a receptive field as
-            large as the image, average pooling lets the evidence lie anywhere, in air too.
+            average pooling), ``top_k`` or ``log_sum_exp``; see ``cam.pool_evidence``.
         top_share: share of the cells that ``top_k`` takes, in (0, 1].
+        sharpness: r of ``log_sum_exp``, above 0.
         trainable: the backbone's freezing policy, by name.
         learning_rate: peak of the one-cycle schedule of AdamW; the paper uses 1e-4.
         weight_decay: of AdamW; the paper uses 0.01.
@@ -72,15 +77,20 @@ class WeakMedSAM(LightningModule):
 
     subclass_ids: Tensor
     """(N, C) int64 by training index: 0 = class absent, 1..K."""
+    subclass_counts: Tensor
+    """(C,) int64, clusters of each class, at most K; 0 = not yet known."""
 
     def __init__(
         self,
         backbone: Backbone,
         class_names: list[str],
-        sub_classes: int = 8,
+        sub_classes: int | Literal["auto"] = 8,
+        max_sub_classes: int = 8,
         subclass_weight: float = 0.5,
+        local_encoder: LocalEncoder | None = None,
         pooling: str = "average",
         top_share: float = 0.05,
+        sharpness: float = 8.0,
         trainable: str = "published",
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
@@ -89,14 +99,11 @@ class WeakMedSAM(LightningModule):
         pam: Callback | None = None,
     ) -> None:
         super().__init__()
-        if sub_classes < 1:
+        clusters = _most_clusters(sub_classes, max_sub_classes)
+        if pooling not in POOLINGS or not 0 < top_share <= 1 or sharpness <= 0:
             raise ConfigError(
-                f"model.sub_classes is {sub_classes}; at least 1 is needed (model.sce: null trains without)"
-            )
-        if pooling not in POOLINGS or not 0 < top_share <= 1:
-            raise ConfigError(
-                f"model.pooling is {pooling!r} with model.top_share {top_share}; choose one of "
-                f"{', '.join(POOLINGS)}, and a share in (0, 1]"
+                f"model.pooling is {pooling!r} with model.top_share {top_share} and model.sharpness {sharpness}; "
+                f"choose one of {', '.join(POOLINGS)}, a share in (0, 1], a sharpness above 0"
             )
         check_least("model.slices_per_step", slices_per_step, 1)
         check_least("model.subclass_weight", subclass_weight, 0)
@@ -105,21 +112,27 @@ class WeakMedSAM(LightningModule):
             raise ConfigError(f"model.learning_rate is {learning_rate}; it must be above 0")
         self.pooling = pooling
         self.top_share = top_share
+        self.sharpness = sharpness
         self.backbone = backbone
+        self.local_encoder = local_encoder
         self.class_names = list(class_names)
-        self.sub_classes = sub_classes
+        self.automatic = sub_classes == "auto"
+        self.sub_classes = clusters
         self.subclass_weight = subclass_weight
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.slices_per_step = slices_per_step
         self._callbacks = [callback for callback in (sce, pam) if callback is not None]
-        classes, features = len(self.class_names), backbone.feature_dim
+        self.feature_dim = backbone.feature_dim if local_encoder is None else local_encoder.feature_dim
+        classes, features = len(self.class_names), self.feature_dim
         self.class_head = nn.Conv2d(features, classes, 1, bias=False)
-        self.subclass_head = nn.Conv2d(features, classes * sub_classes + 1, 1, bias=False)
-        backbone.set_trainable(trainable)
+        self.subclass_head = nn.Conv2d(features, classes * clusters + 1, 1, bias=False)
+        # Beside a local encoder no gradient reaches the backbone.
+        backbone.set_trainable(trainable if local_encoder is None else "none")
         # Without sub-classes no gradient reaches their head, and DDP would wait for one.
         self.subclass_head.requires_grad_(sce is not None)
         self.register_buffer("subclass_ids", torch.zeros(0, classes, dtype=torch.int64))
+        self.register_buffer("subclass_counts", torch.zeros(classes, dtype=torch.int64))
         self.scores, self.truths = CatMetric(), CatMetric()
         self.finished_cases: set[str] = set()
 
@@ -127,23 +140,43 @@ class WeakMedSAM(LightningModule):
         """SCE and PAM, as set in ``model.sce`` and ``model.pam``."""
         return self._callbacks
 
-    def forward(self, image: Tensor) -> Activation:
-        """Classify slices and say where the evidence lies: (B, 1, H, W) in [0, 1]."""
-        encoded = self.backbone.encode(image)
-        logits = self.pool(self.class_head(encoded.features))
-        cam = class_activation_map(encoded.features, self.class_head.weight.flatten(1))
-        return Activation(logits, cam, encoded.embedding)
+    def forward(self, image: Tensor, scan: Tensor) -> Activation:
+        """Classify slices and say where the evidence lies.
 
-    def pool(self, evidence: Tensor) -> Tensor:
-        """(B, C, h, w) evidence of each class (or sub-class) at every cell -> (B, C) logits."""
-        if self.pooling == "average":
-            return evidence.mean(dim=(-2, -1))
-        cells = evidence.flatten(2)
-        return cells.topk(max(1, round(self.top_share * cells.shape[-1])), dim=-1).values.mean(dim=-1)
+        Args:
+            image: (B, 1, H, W) in [0, 1].
+            scan: (B, 4) or (B, 1, H, W) bool, where the scan lies: see ``pool``.
+        """
+        if self.local_encoder is None:
+            features, embedding = self.backbone.encode(image)
+        else:
+            features, embedding = self.local_encoder(image), self.backbone.embed(image)
+        logits = self.pool(self.class_head(features), scan)
+        return Activation(
+            logits, class_activation_map(features, self.class_head.weight.flatten(1)), embedding
+        )
 
-    def describe(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, D), the average over the image: what SCE clusters."""
-        return features.mean(dim=(-2, -1))
+    def features(self, image: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, D, h, w): what is classified and clustered."""
+        return self.backbone.features(image) if self.local_encoder is None else self.local_encoder(image)
+
+    def pool(self, evidence: Tensor, scan: Tensor) -> Tensor:
+        """(B, C, h, w) evidence of each class (or sub-class) at every cell -> (B, C) logits.
+
+        ``scan`` is (B, 4), the box of the scan in the frame, or (B, 1, H, W) bool, its pixels.
+        """
+        inside = self.inside(scan, evidence.shape[-1])
+        return pool_evidence(evidence, inside, self.pooling, self.top_share, self.sharpness)
+
+    def inside(self, scan: Tensor, cells: int) -> Tensor:
+        """(B, 1, cells, cells) bool, which cells lie on the scan; ``scan`` as in ``pool``."""
+        return (
+            inside_cells(scan, cells) if scan.ndim == 4 else inside_box(scan, self.backbone.image_size, cells)
+        )
+
+    def describe(self, features: Tensor, scan: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, D), the average over the scan: what SCE clusters."""
+        return describe(features, self.inside(scan, features.shape[-1]))
 
     def on_train_start(self) -> None:
         """Refuse to lengthen a finished schedule.
@@ -160,25 +193,30 @@ class WeakMedSAM(LightningModule):
             )
 
     def training_step(self, batch: SliceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """BCE over classes plus weighted BCE over sub-classes; also hands out the pooled features."""
-        features = self.backbone.features(batch["image"])
-        class_logits = self.pool(self.class_head(features))
+        """BCE over classes plus weighted BCE over sub-classes; SCE also gets the pooled features."""
+        features = self.features(batch["image"])
+        # Augmentation has moved the scan in its frame.
+        scan = batch["scan"] if "scan" in batch else batch["box"]
+        class_logits = self.pool(self.class_head(features), scan)
         class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
         loss, size = class_loss, len(batch["index"])
         if len(self.subclass_ids):
-            targets = subclass_targets(self.subclass_ids[batch["index"]], self.sub_classes)
-            subclass_loss = F.binary_cross_entropy_with_logits(
-                self.pool(self.subclass_head(features)), targets
-            )
-            loss = class_loss + self.subclass_weight * subclass_loss
-            self.log("train/subclass_loss", subclass_loss, on_step=False, on_epoch=True, batch_size=size)
+            logits = self.pool(self.subclass_head(features), scan)
+            extra_loss = subclass_loss(logits, self.subclass_ids[batch["index"]], self.subclass_counts)
+            loss = class_loss + self.subclass_weight * extra_loss
+            self.log("train/subclass_loss", extra_loss, on_step=False, on_epoch=True, batch_size=size)
+        elif self.subclass_head.weight.requires_grad:
+            # Before the first clustering (model.sce.first: bank); DDP waits for a gradient of every weight.
+            loss = class_loss + 0 * self.subclass_head.weight.sum()
         self.log("train/class_loss", class_loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        return {"loss": loss, "pooled": self.describe(features).detach()}
+        if not self.subclass_head.weight.requires_grad:
+            return {"loss": loss}
+        return {"loss": loss, "pooled": self.describe(features, scan)}
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """Class loss, AUROC and average precision; the activation goes on to PAM."""
-        activation = self(batch["image"])
+        activation = self(batch["image"], batch["box"])
         loss = F.binary_cross_entropy_with_logits(activation.logits, batch["label"])
         self.log("val/loss", loss, batch_size=len(batch["label"]), sync_dist=True)
         self._score(activation.logits, batch["label"])
@@ -186,17 +224,20 @@ class WeakMedSAM(LightningModule):
 
     def test_step(self, batch: VolumeBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """The same figures over whole volumes."""
-        activation = self.look_at_volume(batch["image"])
+        activation = self.look_at_volume(batch)
         self._score(activation.logits, batch["label"])
         return activation
 
     def predict_step(self, batch: VolumeBatch, batch_idx: int) -> Activation | None:
         """Look at a volume for PAM, unless its pseudo-label is there already."""
-        return None if batch["case"] in self.finished_cases else self.look_at_volume(batch["image"])
+        return None if batch["case"] in self.finished_cases else self.look_at_volume(batch)
 
-    def look_at_volume(self, image: Tensor) -> Activation:
-        """``forward`` over the slices of a volume, a few at a time: (D, 1, H, W)."""
-        parts = [self(chunk) for chunk in image.split(self.slices_per_step)]
+    def look_at_volume(self, batch: VolumeBatch) -> Activation:
+        """``forward`` over the slices of a volume, a few at a time."""
+        parts = [
+            self(chunk, batch["box"].expand(len(chunk), 4))
+            for chunk in batch["image"].split(self.slices_per_step)
+        ]
         return Activation(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def on_validation_epoch_end(self) -> None:
@@ -260,6 +301,7 @@ class WeakMedSAM(LightningModule):
         held = checkpoint["state_dict"]
         check_fit(self._network(self.state_dict()), self._network(held), "the checkpoint", self.backbone.name)
         self.subclass_ids = torch.zeros_like(held["subclass_ids"], device=self.device)
+        held.setdefault("subclass_counts", torch.zeros_like(self.subclass_counts))  # of an earlier version
 
     @staticmethod
     def _network(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -270,7 +312,22 @@ class WeakMedSAM(LightningModule):
         return {
             "backbone": self.backbone.name,
             "class_names": self.class_names,
-            "sub_classes": self.sub_classes,
+            "sub_classes": f"auto, at most {self.sub_classes}" if self.automatic else self.sub_classes,
             "pooling": self.pooling,
             "top_share": self.top_share,
+            "sharpness": self.sharpness,
+            "local_encoder": self.local_encoder is not None,
         }
+
+
+def _most_clusters(sub_classes: int | str, most: int) -> int:
+    """How many outputs of the sub-class head a class has."""
+    if isinstance(sub_classes, str) and sub_classes != "auto":
+        raise ConfigError(f"model.sub_classes is {sub_classes!r}; it must be a whole number or auto")
+    clusters = most if isinstance(sub_classes, str) else sub_classes
+    if min(clusters, most) < 1:
+        raise ConfigError(
+            f"model.sub_classes is {sub_classes} with model.max_sub_classes {most}; at least 1 is needed "
+            "(model.sce: null trains without)"
+        )
+    return clusters

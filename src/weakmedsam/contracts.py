@@ -63,10 +63,13 @@ class SliceBatch(TypedDict, total=False):
         slice: (B,) int64, the slice's number within its volume.
         box: (B, 4) int64, (top, bottom, left, right) of the scan in the frame, ends excluded, before
             augmentation; outside is padding.
+        scan: (B, 1, H, W) bool, where the scan lies after augmentation; augmented batches only.
         mask: (B, H, W) int64 expert class ids, 0..C; validation only, never in training.
         target: (B, H, W) int64 class ids to learn (pseudo-label), ``IGNORE`` outside the frame;
             segmentation training only.
         confidence: (B, H, W) float32 in [0, 1], how sure the target is; beside ``target`` only.
+        quality: (B,) float32 in [0, 1], of the slice's pseudo-label: of its worst class, 1 where it has
+            none; beside ``target`` only.
     """
 
     image: Tensor
@@ -75,9 +78,11 @@ class SliceBatch(TypedDict, total=False):
     case: list[str]
     slice: Tensor
     box: Tensor
+    scan: Tensor
     mask: Tensor
     target: Tensor
     confidence: Tensor
+    quality: Tensor
 
 
 class VolumeBatch(TypedDict, total=False):
@@ -128,11 +133,13 @@ class PseudoLabelKeys:
     """Tensors of a pseudo-label file (safetensors, one file a volume, ``<case>.safetensors``).
 
     ``label`` (D, H, W) uint8 class ids on the working frame; ``confidence`` (D, H, W) uint8,
-    255 = certain; ``quality`` (D, C) float32 in [0, 1], NaN where the class is absent. The file's
+    255 = certain; ``quality`` (D, C) float32 in [0, 1], NaN where the class is absent; ``stability``
+    (D, C), the part of it that mirrored images gave, NaN where that was not measured. The file's
     metadata hold the settings that made it, as one JSON string under ``settings``.
     """
 
     label = "label"
     confidence = "confidence"
     quality = "quality"
+    stability = "stability"
     settings = "settings"

@@ -32,6 +32,7 @@ class Row(NamedTuple):
         refined: (h, w) in [0, 1], the activation after the random walk.
         pseudo_label: (H, W) class ids.
         mask: (H, W) class ids, None where there is no expert mask to show.
+        unrefined: (H, W) class ids of the activation without refinement; None if they are not compared.
     """
 
     title: str
@@ -41,17 +42,21 @@ class Row(NamedTuple):
     refined: NDArray[np.float32]
     pseudo_label: NDArray[np.uint8]
     mask: NDArray[np.uint8] | None
+    unrefined: NDArray[np.uint8] | None = None
 
 
 def draw_grid(rows: list[Row], path: Path) -> None:
     """Write the rows as one PNG: image, CAM, affinity, refined CAM, pseudo-label and, if any, mask.
 
     Every panel but the affinity lies on the slice; the expert mask is drawn as a green outline over the
-    pseudo-label too, so that the eye can compare.
+    pseudo-label too, so that the eye can compare. Where mask and unrefined ids are there, a last panel
+    shows what refinement did: green pixels it corrected, red ones it broke.
     """
     with_mask = any(row.mask is not None for row in rows)
+    compared = any(row.mask is not None and row.unrefined is not None for row in rows)
     names = ["image", "class activation", "prompt affinity", "refined by PAM", "pseudo-label"]
     names += ["expert mask"] if with_mask else []
+    names += ["PAM corrected / broke"] if compared else []
     figure = Figure(figsize=(2.1 * len(names), 2.25 * len(rows) + 0.25), layout="constrained")
     axes = figure.subplots(len(rows), len(names), squeeze=False)
     for line, row in zip(axes, rows, strict=True):
@@ -66,11 +71,35 @@ def draw_grid(rows: list[Row], path: Path) -> None:
         if row.mask is not None:
             _outline(line[4], row.mask > 0, frame)
             line[5].imshow(_overlay(row.mask), extent=frame, interpolation="nearest")
+            if row.unrefined is not None:
+                changes = mark_changes(row.unrefined, row.pseudo_label, row.mask)
+                line[6].imshow(changes, extent=frame, interpolation="nearest")
         line[0].set_ylabel(row.title, fontsize=7)
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=9)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=80)
+
+
+def mark_changes(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Where refinement helped and where it did harm, as colours.
+
+    Args:
+        before: (H, W) class ids without refinement.
+        after: (H, W) class ids with it.
+        mask: (H, W) expert class ids; pixels of ``IGNORE`` count nowhere.
+
+    Returns:
+        (H, W, 4) red, green, blue, opacity: green where only ``after`` is right, red where only ``before``
+        was, transparent elsewhere.
+    """
+    known = mask != IGNORE
+    colours = np.zeros((*mask.shape, 4))
+    colours[known & (before != mask) & (after == mask)] = (0.13, 0.88, 0.13, 0.75)
+    colours[known & (before == mask) & (after != mask)] = (0.9, 0.1, 0.1, 0.75)
+    return colours
 
 
 def _overlay(ids: NDArray[np.uint8]) -> NDArray[np.float64]:

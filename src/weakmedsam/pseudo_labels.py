@@ -28,12 +28,16 @@ class PseudoLabel(NamedTuple):
     Attributes:
         label: (B, H, W) uint8, 0 = background, 1..C.
         confidence: (B, H, W) float32 in [0, 1].
-        quality: (B, C) float32 in [0, 1], NaN where the class is absent.
+        quality: (B, C) float32 in [0, 1], NaN where the class is absent: ``agreement`` of the activation
+            before and after refinement, times ``stability`` where that was measured.
+        stability: (B, C) float32 in [0, 1], agreement with the pseudo-label of the mirrored image; NaN
+            where the class is absent or nothing was mirrored.
     """
 
     label: Tensor
     confidence: Tensor
     quality: Tensor
+    stability: Tensor
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -65,6 +69,66 @@ def gated_scores(maps: Tensor, label: Tensor, size: int, sigma: float = 1.0) -> 
     return smooth(maps, sigma).clamp(0, 1) * label[:, :, None, None]
 
 
+def compete(scores: Tensor, power: float = 1.0) -> Tensor:
+    """Let the classes of a pixel, and the background, share it.
+
+    ``s_c / (sum_c' s_c' + (1 - max_c' s_c') ** power)``: the second summand is the background's score, as
+    AffinityNet states it (Ahn and Kwak, CVPR 2018, eq. 2). With power 1 the score of a pixel of a single
+    class stays as it is.
+
+    Args:
+        scores: (B, C, H, W) in [0, 1], 0 for a class that is absent, which so takes no part.
+        power: above 0; the higher, the less there is of background. AffinityNet uses 4 to 24.
+
+    Returns:
+        (B, C, H, W) in [0, 1]; with the background's share they sum to 1.
+    """
+    background = (1 - scores.amax(dim=1, keepdim=True)) ** power
+    total = scores.sum(dim=1, keepdim=True) + background
+    return scores / total.clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def otsu_threshold(values: Tensor, bins: int = 256) -> float:
+    """The threshold that parts values best into two: the largest variance between the parts.
+
+    No mask is needed. Source: Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979) 62-66,
+    eq. 18.
+
+    Args:
+        values: any shape, in [0, 1].
+        bins: of the histogram over [0, 1].
+
+    Returns:
+        In (0, 1), the border between two bins; half-way where several are equally good. NaN where all
+        values lie in one bin.
+    """
+    counts = torch.histc(values.float().flatten(), bins, 0, 1).double()
+    centres = (torch.arange(bins, dtype=torch.float64, device=values.device) + 0.5) / bins
+    below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
+    above = below[-1] - below
+    apart = sums / below - (sums[-1] - sums) / above
+    between = (below * above * apart**2).nan_to_num(0.0, 0.0, 0.0)[:-1]
+    if not between.max() > 0:
+        return float("nan")
+    best = (between >= between.max() * (1 - 1e-12)).nonzero()
+    return float((best[0] + best[-1]) / 2 + 1) / bins
+
+
+def centre_scores(scores: Tensor, found: Tensor, threshold: float) -> Tensor:
+    """Move each class's own threshold to the common one, by two straight lines through 0 and 1.
+
+    Margins, and with them the confidence of ``threshold_scores``, are then those of the own threshold.
+
+    Args:
+        scores: (B, C, H, W) in [0, 1].
+        found: (B, C) each class's own threshold, in (0, 1); NaN leaves the class as it is.
+        threshold: the common one, in (0, 1).
+    """
+    own = found.where(found.isfinite(), threshold).to(scores)[:, :, None, None]
+    above = threshold + (scores - own) / (1 - own) * (1 - threshold)
+    return torch.where(scores > own, above, scores / own * threshold)
+
+
 def threshold_scores(scores: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
     """The winning class of each pixel, and how sure it is.
 
@@ -90,13 +154,13 @@ def threshold_scores(scores: Tensor, threshold: float = 0.5) -> tuple[Tensor, Te
 
 
 def agreement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
-    """Quality of a pseudo-label: Dice between the thresholded map before and after refinement.
+    """Dice between two labels of each slice: before and after refinement, or of an image and its mirror.
 
     A walk that has to redraw most of what the classifier saw is not to be trusted.
 
     Args:
-        before: (B, H, W) class ids without refinement.
-        after: (B, H, W) class ids with it.
+        before: (B, H, W) class ids, e.g. without refinement.
+        after: (B, H, W) class ids, e.g. with it.
         label: (B, C) image-level label.
 
     Returns:
@@ -116,6 +180,7 @@ def write_pseudo_label(path: Path, labels: PseudoLabel, settings: dict[str, Any]
         PseudoLabelKeys.label: labels.label.cpu().numpy(),
         PseudoLabelKeys.confidence: (labels.confidence * 255).round().to(torch.uint8).cpu().numpy(),
         PseudoLabelKeys.quality: labels.quality.cpu().numpy().astype(np.float32),
+        PseudoLabelKeys.stability: labels.stability.cpu().numpy().astype(np.float32),
     }
     with replacing(path) as part:
         save_file(tensors, part, {PseudoLabelKeys.settings: json.dumps(settings, sort_keys=True)})
@@ -136,15 +201,15 @@ def read_settings(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_quality(path: Path) -> NDArray[np.float32]:
-    """(D, C) quality of a file's slices, NaN where a class is absent.
+def read_quality(path: Path, key: str = PseudoLabelKeys.quality) -> NDArray[np.float32]:
+    """(D, C) quality, or stability, of a file's slices, NaN where a class is absent.
 
     Raises:
-        DataError: the file is not a pseudo-label file.
+        DataError: the file is not a pseudo-label file, or has no such part.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return np.asarray(file.get_tensor(PseudoLabelKeys.quality), np.float32)
+            return np.asarray(file.get_tensor(key), np.float32)
     except SafetensorError as error:
         raise DataError(
             f"{path} is not a pseudo-label file ({error}): delete it and make the pseudo-labels again"

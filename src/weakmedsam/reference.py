@@ -162,7 +162,7 @@ def _sentence(kind: type) -> str:
 
 def _rows(kind: type, values: dict[str, dict[str, Any]]) -> tuple[list[str], dict[str, type]]:
     """Rows of the table of a class's arguments, and those arguments that are data classes."""
-    words, hints = arguments(kind), typing.get_type_hints(vars(kind)["__init__"])
+    words, hints = arguments(kind), typing.get_type_hints(kind.__init__)  # type: ignore[misc]
     rows, nested = [], {}
     for name, parameter in inspect.signature(kind).parameters.items():
         inner = [part for part in (hints[name], *typing.get_args(hints[name])) if is_dataclass(part)]

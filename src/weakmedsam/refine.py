@@ -1,90 +1,60 @@
 """Prompt affinity mining, put together: activation of slices in, scores for their pseudo-labels out.
 
-The formulas are in ``affinity.py`` and ``pseudo_labels.py``; ``callbacks/mine.py`` does it in a run.
+The formulas are in ``affinity.py``, ``volume_walk.py``, ``voting.py`` and ``pseudo_labels.py``, the settings in
+``refinement.py``, the prompts' answers in ``answers.py``; ``callbacks/mine.py`` does it in a run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weakmedsam.affinity import (
-    AFFINITIES,
-    border_map,
-    edge_weights,
-    grid_points,
-    half_disc,
-    prompt_maps,
-    random_walk,
-)
+from weakmedsam.affinity import Offset, border_map, edge_weights, half_disc, random_walk
+from weakmedsam.answers import MASKS, Answers, Slices, ask, place_prompts
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.cam import inside_box, min_max_inside
-from weakmedsam.contracts import ConfigError
-from weakmedsam.pseudo_labels import gated_scores
+from weakmedsam.pseudo_labels import centre_scores, compete, gated_scores, otsu_threshold
+from weakmedsam.refinement import Refinement
+from weakmedsam.volume_walk import half_ball, volume_weights
+from weakmedsam.voting import vote
+
+__all__ = ["Levels", "Mined", "Refined", "Refinement", "Slices", "find_levels", "mine", "refine", "score"]
 
 
-@dataclass(frozen=True)
-class Refinement:
-    """The numbers of PAM; all that decides a pseudo-label but the network.
+class Mined(NamedTuple):
+    """Activation before and after PAM, on maps.
 
     Attributes:
-        grid: points a side; the paper uses 4.
-        affinity: ``per_prompt``, or ``summed`` as published.
-        radius: of the neighbourhood, cells of the map, above 1 and at most ``map_size``; the paper uses 5.
-        beta: exponent of the affinity, 0 or more; the paper uses 4.
-        contrast: scale of mask differences before the exponent, 0 or more; published: 1.
-        steps: of the random walk, 0 or more; the paper uses 4.
-        map_size: side of the map that is walked on, cells; the paper uses 64.
-        threshold: score above which a pixel belongs to a class, in (0, 1); the paper uses 0.5.
-        sigma: of the smoothing before the threshold, pixels of the frame; 0 = none.
-
-    Raises:
-        ConfigError: an unknown affinity, or a number out of its range; names the key.
+        cam: (B, C, h, w) in [0, 1], activation scaled over the scan, 0 in the padding around it.
+        affinity: (B, s, s) in [0, 1], a picture of the affinity within slices; 0 without one.
+        start: (B, C, s, s) in [0, 1], activation on the map that is walked on.
+        walked: (B, C, s, s) in [0, 1], activation after walk and vote.
     """
 
-    grid: int = 4
-    affinity: str = "per_prompt"
-    radius: float = 5.0
-    beta: float = 4.0
-    contrast: float = 10.0
-    steps: int = 4
-    map_size: int = 64
-    threshold: float = 0.5
-    sigma: float = 1.0
+    cam: Tensor
+    affinity: Tensor
+    start: Tensor
+    walked: Tensor
 
-    def __post_init__(self) -> None:
-        if self.affinity not in AFFINITIES:
-            raise ConfigError(
-                f"model.pam.affinity: {self.affinity!r} is unknown; choose one of {', '.join(AFFINITIES)}"
-            )
-        for key, value, fits, range_ in (
-            ("grid", self.grid, self.grid >= 1, "1 or more"),
-            ("map_size", self.map_size, self.map_size >= 2, "2 or more"),
-            # Within a radius of 1 a cell has no neighbour.
-            ("radius", self.radius, 1 < self.radius <= self.map_size, "above 1 and at most map_size"),
-            ("beta", self.beta, self.beta >= 0, "0 or more"),
-            ("contrast", self.contrast, self.contrast >= 0, "0 or more"),
-            ("steps", self.steps, self.steps >= 0, "0 or more"),
-            ("threshold", self.threshold, 0 < self.threshold < 1, "between 0 and 1"),
-            ("sigma", self.sigma, self.sigma >= 0, "0 or more"),
-        ):
-            if not fits:
-                raise ConfigError(f"model.pam.{key} is {value}; it must be {range_}")
+    def rows(self, rows: Tensor | slice) -> Mined:
+        """Some of the slices."""
+        return Mined(*(part[rows] for part in self))
 
 
 class Refined(NamedTuple):
     """PAM's result for B slices.
 
     Attributes:
-        cam: (B, C, h, w) in [0, 1], activation scaled over the scan, 0 in the padding around it.
-        affinity: (B, s, s) in [0, 1], a picture of the affinity.
-        walked: (B, C, s, s) in [0, 1], activation after the random walk.
+        cam: as in ``Mined``.
+        affinity: as in ``Mined``.
+        walked: as in ``Mined``.
         before: (B, C, S, S) gated scores of the activation as it was.
-        after: (B, C, S, S) gated scores after the walk.
+        after: (B, C, S, S) gated scores after walk and vote. Both are to be held against the settings'
+            ``threshold``, under Otsu's rule too.
     """
 
     cam: Tensor
@@ -94,44 +64,213 @@ class Refined(NamedTuple):
     after: Tensor
 
 
+class Levels(NamedTuple):
+    """Thresholds that Otsu's rule found, (B, C) each; NaN where there is none.
+
+    Attributes:
+        before: of the activation as it was.
+        after: of the refined one.
+    """
+
+    before: Tensor
+    after: Tensor
+
+    def rows(self, rows: Tensor | slice) -> Levels:
+        """Those of some slices."""
+        return Levels(self.before[rows], self.after[rows])
+
+
 @torch.no_grad()
-def refine(
-    backbone: Backbone,
-    cam: Tensor,
-    embedding: Tensor,
-    label: Tensor,
-    box: Tensor,
-    settings: Refinement,
-    chunk: int,
-) -> Refined:
-    """Mine the affinity of slices and walk their activation along it. Images are not encoded again.
+def refine(backbone: Backbone, slices: Slices, settings: Refinement, chunk: int) -> Refined:
+    """Mine the affinity of slices, each by itself, and walk their activation along it.
+
+    Images are not encoded again. Otsu's rule takes each slice by itself.
 
     Args:
         backbone: answers the prompts; S is its ``image_size``, s the settings' ``map_size``.
-        cam: (B, C, h, w) class activation in [0, 1].
-        embedding: (B, E, h', w') of ``backbone.encode``.
-        label: (B, C) image-level label; an absent class gets an empty map.
-        box: (B, 4) where the scan lies in the frame; the padding around it is background, takes no part
-            in the walk and does not scale a map.
+        slices: B of them.
         settings: the numbers of PAM.
         chunk: slices at once; bounds memory, changes nothing else.
     """
-    size, map_size = backbone.image_size, settings.map_size
-    points = grid_points(settings.grid, size).to(cam.device)
-    offsets = half_disc(settings.radius)
     parts = []
-    for some, embedded, present, scan in zip(
-        cam.split(chunk), embedding.split(chunk), label.split(chunk), box.split(chunk), strict=True
-    ):
-        some = min_max_inside(some.float(), inside_box(scan, size, some.shape[-1]))
-        inside, frame = inside_box(scan, size, map_size), inside_box(scan, size, size)
-        maps = prompt_maps(backbone.masks_at_points(embedded, points), map_size, settings.affinity)
-        weights = edge_weights(maps, offsets, settings.beta, settings.contrast)
-        # No edge leads from the scan into its padding: the difference there is 1, so its weight is 0.
-        weights = weights * edge_weights(inside.float(), offsets, beta=1.0, contrast=1e4)
-        start = F.interpolate(some, size=(map_size, map_size), mode="bilinear")
-        walked = random_walk(min_max_inside(start, inside), weights, offsets, settings.steps, inside=inside)
-        before = gated_scores(some, present, size, settings.sigma) * frame
-        after = gated_scores(walked, present, size, settings.sigma) * frame
-        parts.append(Refined(some, border_map(weights, offsets), walked, before, after))
+    for first in range(0, len(slices.cam), chunk):
+        some = slices.rows(slice(first, first + chunk))
+        mined = mine(backbone, some, settings, chunk)
+        levels = find_levels(mined, some, settings, whole=False)
+        parts.append(score(mined, some, settings, levels))
     return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def mine(
+    backbone: Backbone,
+    slices: Slices,
+    settings: Refinement,
+    chunk: int,
+    positions: Tensor | None = None,
+    thickness: float | None = None,
+) -> Mined:
+    """Walk and vote, on maps.
+
+    Args:
+        backbone: answers the prompts.
+        slices: B of them, each with some class; of one volume if ``thickness`` is given.
+        settings: the numbers of PAM.
+        chunk: slices at once; bounds memory, changes nothing else.
+        positions: (B,) rising numbers of the slices in their volume: only those that follow each other
+            are neighbours. None: they all do.
+        thickness: ``volume_walk.relative_thickness``. None, or ``settings.walk`` "slice": every slice is
+            walked by itself.
+    """
+    if settings.prompted:
+        chunk = min(chunk, max(1, MASKS // settings.grid**2))
+    if not settings.volumetric or thickness is None:
+        chunks = [slices.rows(slice(i, i + chunk)) for i in range(0, len(slices.cam), chunk)]
+        parts = [_mine_slices(backbone, some, settings) for some in chunks]
+    else:
+        parts = [
+            _mine_run(backbone, slices.rows(run), settings, chunk, thickness)
+            for run in _runs(len(slices.cam), positions)
+        ]
+    return Mined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _runs(length: int, positions: Tensor | None) -> list[slice]:
+    """Slices of rows whose positions follow each other without a gap."""
+    if positions is None:
+        return [slice(0, length)]
+    breaks = ((positions.diff() != 1).nonzero().flatten() + 1).tolist()
+    return [slice(a, b) for a, b in zip([0, *breaks], [*breaks, length], strict=True)]
+
+
+def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement) -> Mined:
+    """Each slice by itself."""
+    offsets = half_disc(settings.radius)
+    cam, start, inside = _start(backbone, some, settings)
+    answers = ask(backbone, some, place_prompts(some, settings), settings)
+    walked = _voted(start, answers, inside, settings) if settings.vote in ("alone", "before") else start
+    picture = torch.zeros_like(start[:, 0])
+    if answers.maps is not None:
+        trust = None if answers.weight is None else answers.weight[..., None, None]
+        weights = edge_weights(answers.maps, offsets, settings.beta, settings.contrast, trust)
+        picture = border_map(weights, offsets, inside)
+        walked = _walked(walked, weights, offsets, inside, settings)
+    if settings.vote == "after":
+        walked = _voted(walked, answers, inside, settings)
+    return Mined(cam, picture, start, walked)
+
+
+def _mine_run(backbone: Backbone, run: Slices, settings: Refinement, chunk: int, thickness: float) -> Mined:
+    """Adjacent slices of a volume, together. Prompts' masks are held for some slices at a time only."""
+    offsets = half_ball(settings.radius, settings.slice_reach, thickness)
+    cam, start, inside = _start(backbone, run, settings)
+    prompts = place_prompts(run, settings)
+    pieces = [slice(i, i + chunk) for i in range(0, len(run.cam), chunk)]
+    begun = []
+
+    def compared() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for piece in pieces:
+            answers = ask(backbone, run.rows(piece), prompts.rows(piece), settings)
+            if settings.vote == "before":
+                begun.append(_voted(start[piece], answers, inside[piece], settings))
+            assert answers.maps is not None
+            yield answers.maps, answers.weight
+
+    weights = volume_weights(
+        compared(), offsets, settings.radius, thickness, settings.beta, settings.contrast
+    )
+    walked = torch.cat(begun) if begun else start
+    # A slice without the class has no say about it: neither its own score nor its neighbours'.
+    taking_part = inside & (run.label > 0)[:, :, None, None]
+    walked = _walked(_deep(walked), weights, offsets, _deep(taking_part), settings)[0].movedim(0, 1)
+    if settings.vote == "after":
+        walked = torch.cat([
+            _voted(walked[piece], ask(backbone, run.rows(piece), prompts.rows(piece), settings),
+                   inside[piece], settings)
+            for piece in pieces
+        ])  # fmt: skip
+    flat = [offset for offset in offsets if offset[0] == 0]
+    picture = border_map(weights[:, : len(flat)], flat, _deep(inside))[0]
+    return Mined(cam, picture, start, walked)
+
+
+def _deep(maps: Tensor) -> Tensor:
+    """(D, C, h, w) slices -> (1, C, D, h, w), a volume."""
+    return maps.movedim(0, 1)[None]
+
+
+def _start(backbone: Backbone, some: Slices, settings: Refinement) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation over the scan, the same on the map, and the map's cells on the scan."""
+    size, map_size = backbone.image_size, settings.map_size
+    cam = min_max_inside(some.cam.float(), inside_box(some.box, size, some.cam.shape[-1]))
+    inside = inside_box(some.box, size, map_size)
+    start = F.interpolate(cam, size=(map_size, map_size), mode="bilinear")
+    return cam, min_max_inside(start, inside), inside
+
+
+def _walked(
+    maps: Tensor,
+    weights: Tensor,
+    offsets: list[Offset],
+    inside: Tensor,
+    settings: Refinement,
+) -> Tensor:
+    if not settings.walks:
+        return maps
+    return random_walk(maps, weights, offsets, settings.steps, settings.rescale, inside, settings.restart)
+
+
+def _voted(maps: Tensor, answers: Answers, inside: Tensor, settings: Refinement) -> Tensor:
+    assert answers.masks is not None
+    masks = answers.masks * inside
+    return vote(maps, masks, settings.vote_power, settings.vote_normalise, answers.trust)
+
+
+def find_levels(mined: Mined, slices: Slices, settings: Refinement, whole: bool) -> Levels | None:
+    """Otsu's thresholds, over the map's cells on the scan of slices that have the class.
+
+    Args:
+        mined: of the slices.
+        slices: the same.
+        settings: the numbers of PAM.
+        whole: they are one volume, with one threshold a class; if not, each slice has its own.
+
+    Returns:
+        None under the fixed rule.
+    """
+    if settings.threshold_rule != "otsu":
+        return None
+    inside = inside_box(slices.box, slices.image.shape[-1], settings.map_size)[:, 0]
+    found = []
+    for maps in (mined.start, mined.walked):
+        scores = _competed(maps * slices.label[:, :, None, None], settings)
+        levels = torch.full(slices.label.shape, torch.nan, device=scores.device)
+        for c in range(scores.shape[1]):
+            present = (slices.label[:, c] > 0).nonzero().flatten()
+            for rows in (present,) if whole else present.split(1):
+                levels[rows, c] = otsu_threshold(scores[rows, c][inside[rows]])
+        found.append(levels)
+    return Levels(*found)
+
+
+def _competed(scores: Tensor, settings: Refinement) -> Tensor:
+    return compete(scores, settings.background_power) if settings.competition == "share" else scores
+
+
+def score(mined: Mined, slices: Slices, settings: Refinement, levels: Levels | None) -> Refined:
+    """Bring maps to the frame: upsampled, smoothed, gated, in competition, about one threshold.
+
+    Args:
+        mined: of B slices.
+        slices: the same.
+        settings: the numbers of PAM.
+        levels: of ``find_levels``, for the same slices.
+    """
+    size = slices.image.shape[-1]
+    frame = inside_box(slices.box, size, size)
+    both = []
+    for maps, level in zip((mined.cam, mined.walked), levels or (None, None), strict=True):
+        scores = gated_scores(maps, slices.label, size, settings.sigma) * frame
+        scores = _competed(scores, settings)
+        both.append(scores if level is None else centre_scores(scores, level, settings.threshold))
+    return Refined(mined.cam, mined.affinity, mined.walked, both[0], both[1])

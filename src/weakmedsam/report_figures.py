@@ -37,7 +37,9 @@ TIPS = {
     "ceiling": "Dice of the same network trained on the expert masks: what weak labels could reach at best.",
     "val_dice": "Dice of the segmentation network against the expert masks of the validation cases.",
     "agreement": "Dice of the segmentation network with the pseudo-labels: there are no expert masks.",
-    "quality": "Dice between the thresholded map before and after refinement; no expert mask is used.",
+    "quality": "Dice between the thresholded map before and after refinement, times the stability where that "
+    "was measured; no expert mask is used.",
+    "stability": "Dice between the pseudo-labels of an image and of its mirror images; no expert mask is used.",
     "dice": "Overlap, 2|A and B| / (|A| + |B|), per case over the whole volume: 0 to 1.",
     "jaccard": "Overlap, |A and B| / |A or B|, per case over the whole volume: 0 to 1.",
     "assd_mm": "Average symmetric surface distance; 0 is perfect. A miss or false alarm has a penalty.",
@@ -108,7 +110,7 @@ def cell(value: str | float, column: str) -> str:
         return number(value, 1)
     return (
         f"{value:.0f}"
-        if value.is_integer() and column not in dict(TESTED) | {"quality": ""}
+        if value.is_integer() and column not in dict(TESTED) | {"quality": "", "stability": ""}
         else number(value)
     )
 
@@ -116,12 +118,13 @@ def cell(value: str | float, column: str) -> str:
 def figures(run: Run) -> list[Figure]:
     """What was measured, stage by stage, for all classes and for each."""
     found = [*_validated(run), *_maps_tested(run), *_tested(run), *_other_protocols(run), *_ceiling(run)]
-    qualities = by_class_of(run.quality, "quality")
-    if qualities:
-        texts = {name: _spread(values, 3) for name, values in qualities.items()}
-        cases = len({row["case"] for row in run.quality})
-        overall = number(mean_of_means(qualities))
-        found.append(Figure("pseudo_labels", "quality", "Quality", f"{cases} training cases", overall, texts))
+    cases = len({row["case"] for row in run.quality})
+    for column in ("quality", "stability"):
+        values = by_class_of(run.quality, column)
+        if values:
+            texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
+            where, overall = f"{cases} training cases", number(mean_of_means(values))
+            found.append(Figure("pseudo_labels", column, column.capitalize(), where, overall, texts))
     return sorted(found, key=lambda figure: STAGES.index(figure.stage))
 
 

@@ -49,7 +49,12 @@ class SegmentationData(Protocol):
 
 
 def segmentation_loss(
-    logits: Tensor, target: Tensor, kept: Tensor, background_weight: float, dice_weight: float
+    logits: Tensor,
+    target: Tensor,
+    kept: Tensor,
+    background_weight: float,
+    dice_weight: float,
+    slice_weight: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy plus Dice loss over the pixels that are kept.
 
@@ -60,6 +65,7 @@ def segmentation_loss(
         background_weight: weight of a background pixel's cross-entropy; of the others it is 1.
         dice_weight: weight of the Dice loss, which is taken over the batch as a whole and over the
             classes without background, so that slices without a class do no harm.
+        slice_weight: (B,) 0 or more, a slice's weight in both; None = all alike.
 
     Returns:
         The loss, float32, a scalar; 0 with a gradient of 0 where no pixel is kept.
@@ -70,12 +76,15 @@ def segmentation_loss(
     known = target.where(kept, torch.full_like(target, IGNORE))
     entropy = F.cross_entropy(logits, known, weight=weights, ignore_index=IGNORE, reduction="none")
     readable = target.where(kept, torch.zeros_like(target))
+    share = kept.to(logits.dtype)
+    if slice_weight is not None:
+        share = share * slice_weight.to(logits.dtype)[:, None, None]
     # reduction="mean" is NaN where all pixels are left out.
-    total = (weights[readable] * kept).sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    loss = entropy.sum() / total
+    total = (weights[readable] * share).sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    loss = (entropy * share).sum() / total
     if dice_weight > 0:
         classes = F.one_hot(readable, logits.shape[1]).movedim(-1, 1)
-        inside = kept[:, None]
+        inside = share[:, None]
         overlap = DiceLoss(include_background=False, batch=True)
         loss = loss + dice_weight * overlap(logits.softmax(1) * inside, classes * inside)
     return loss
@@ -129,6 +138,9 @@ class Segmenter(LightningModule):
         dice_weight: weight of the Dice loss beside the cross-entropy, 0 or more. Published 0.
         ignore_below: confidence in [0, 1] under which a pixel is left out of the loss; 0 (published)
             keeps all.
+        min_quality: quality of a pseudo-label in [0, 1] under which its slice is left out; 0 (published)
+            keeps all. A slice's quality is that of its worst class; slices without a class have 1.
+        quality_weight: weigh slices by that quality; published: no.
         learning_rate: peak of the one-cycle schedule, per step. Default 1e-3, which suits some hundred
             steps; published 1e-4.
         weight_decay: of AdamW; published 0.1.
@@ -150,6 +162,8 @@ class Segmenter(LightningModule):
         background_weight: float = 1.0,
         dice_weight: float = 1.0,
         ignore_below: float = 0.0,
+        min_quality: float = 0.0,
+        quality_weight: bool = False,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup: float = 0.3,
@@ -162,6 +176,8 @@ class Segmenter(LightningModule):
             )
         if not 0 <= ignore_below <= 1:
             raise ConfigError(f"ignore_below: {ignore_below} is no confidence; it lies in [0, 1].")
+        if not 0 <= min_quality <= 1:
+            raise ConfigError(f"min_quality: {min_quality} is no quality; it lies in [0, 1].")
         if not 0 < warmup < 1 or slices_per_step < 1:
             raise ConfigError(
                 f"warmup {warmup} must lie in (0, 1), slices_per_step {slices_per_step} be 1 or more."
@@ -172,6 +188,8 @@ class Segmenter(LightningModule):
         self.background_weight = background_weight
         self.dice_weight = dice_weight
         self.ignore_below = ignore_below
+        self.min_quality = min_quality
+        self.quality_weight = quality_weight
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
@@ -291,7 +309,13 @@ class Segmenter(LightningModule):
         kept = batch["target"] != IGNORE
         if "confidence" in batch:
             kept = kept & (batch["confidence"] >= self.ignore_below)
-        return segmentation_loss(logits, batch["target"], kept, self.background_weight, self.dice_weight)
+        weight = None
+        if "quality" in batch:
+            kept = kept & (batch["quality"] >= self.min_quality)[:, None, None]
+            weight = batch["quality"] if self.quality_weight else None
+        return segmentation_loss(
+            logits, batch["target"], kept, self.background_weight, self.dice_weight, weight
+        )
 
     # Test
 

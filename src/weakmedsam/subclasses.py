@@ -3,8 +3,9 @@
 Source: WeakMedSAM (arXiv 2503.04106), sub-class exploration: the classification network also learns
 which cluster of its class an image falls into, and so to tell the target from what merely co-occurs
 with it. Differs from the published code: clusters are found for every class (published: one), among
-training patients only, seeded, and from the features of the network being trained; k-means++ decides
-where it starts, and later clusterings start from the clusters of the one before.
+training patients only, seeded, and from the features of the network being trained; later clusterings start
+from the clusters of the one before, and their ids are matched to it; the number of clusters can be
+chosen from the features.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import warnings
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from weakmedsam.cluster_number import choose_number
+from weakmedsam.clustering import Clusters, KMeans, Points, member_means
 from weakmedsam.contracts import DataError
 
 ABSENT = 0
@@ -30,6 +33,8 @@ class SubClasses(NamedTuple):
 
     Attributes:
         ids: (N, C) int64, 0 = class absent, 1..K = cluster.
+        counts: (C,) int64, clusters of each class, at most K.
+        distance: (N, C) float32, squared distance to the own centroid, NaN = class absent.
         centroids: (C, K, D) float32, NaN where a class has fewer than K clusters.
         inertia: (C,) float64, mean squared distance to the own centroid.
         kept: (C,) float64, share of positives whose id is that of the previous clustering; NaN
@@ -37,120 +42,167 @@ class SubClasses(NamedTuple):
     """
 
     ids: NDArray[np.int64]
-    centroids: NDArray[np.float32]
+    counts: NDArray[np.int64]
+    distance: NDArray[np.float32]
+    centroids: Points
     inertia: NDArray[np.float64]
     kept: NDArray[np.float64]
 
 
-def kmeans(
-    features: NDArray[np.float32],
-    clusters: int,
-    seed: int,
-    start: NDArray[np.float32] | None = None,
-    restarts: int = 5,
-    iterations: int = 25,
-    gpu: int | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
-    """Euclidean k-means with FAISS on every point.
+def describe(features: Tensor, inside: Tensor, stripes: int = 16) -> Tensor:
+    """The mean feature of each slice, which is what is clustered; no gradient.
 
-    FAISS's plain random start ended at 2 to 4 times the best inertia on separated blobs; here each
-    restart begins at scikit-learn's greedy k-means++ and the best one stays.
+    A product of matrices, because it needs no copy of the features as float32, which took as long as all
+    the rest of SCE. A bfloat16 sum is rounded at its end: it is taken in stripes, which are added as float32.
 
     Args:
-        features: (n, D), n >= ``clusters``, finite.
-        clusters: K.
-        seed: of the restarts.
-        start: (K, D) centroids to continue from; then there is one start only.
-        restarts: k-means++ starts.
-        iterations: Lloyd iterations of each.
-        gpu: device number for the distance computations, None = CPU.
+        features: (B, D, h, w).
+        inside: (B, 1, h, w) bool, the cells that count; where there is none, all do.
+        stripes: parts that are summed apart.
 
     Returns:
-        Cluster of each point (n,) 0..K-1, centroids (K, D), mean squared distance.
+        (B, D) float32.
     """
-    points = np.ascontiguousarray(features, dtype=np.float32)
-    best: tuple[NDArray[np.int64], NDArray[np.float32], float] | None = None
-    for restart in range(1 if start is not None else restarts):
-        if start is None:
-            begin, _ = kmeans_plusplus(points, clusters, random_state=seed + restart)
-        else:
-            begin = start
-        search: faiss.Index = faiss.IndexFlatL2(points.shape[1])
-        if gpu is not None:
-            search = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, search)
-        settings = {"niter": iterations, "seed": seed + restart, "min_points_per_centroid": 1}
-        machine = faiss.Kmeans(points.shape[1], clusters, max_points_per_centroid=len(points), **settings)
-        # The class would spread over *all* GPUs; every process has one of its own.
-        machine.index = search
-        machine.train(points, init_centroids=np.ascontiguousarray(begin, dtype=np.float32))
-        distance, owner = machine.assign(points)
-        assert machine.centroids is not None
-        inertia = float(distance.mean())
-        if best is None or inertia < best[2]:
-            best = owner.astype(np.int64), machine.centroids.copy(), inertia
-    assert best is not None
-    return best
+    cells = features.detach().flatten(2)
+    if cells.dtype == torch.float16:
+        cells = cells.float()  # sums could exceed its range
+    counts = inside.flatten(1)
+    counts = counts | ~counts.any(dim=1, keepdim=True)
+    stripe = torch.arange(counts.shape[1], device=counts.device) % stripes
+    weights = counts[:, :, None] & (stripe[:, None] == torch.arange(stripes, device=counts.device))
+    with torch.autocast(features.device.type, enabled=False):
+        sums = torch.bmm(cells, weights.to(cells.dtype))
+    return sums.float().sum(dim=-1) / counts.sum(dim=1, keepdim=True)
 
 
 def explore(
-    features: NDArray[np.float32],
+    features: Points,
     labels: NDArray[np.float32],
     class_names: list[str],
     clusters: int,
-    seed: int = 0,
+    kmeans: KMeans | None = None,
     previous: NDArray[np.int64] | None = None,
-    gpu: int | None = None,
+    counts: NDArray[np.int64] | None = None,
+    automatic: bool = False,
 ) -> SubClasses:
     """Cluster the positives of every class.
 
     Args:
         features: (N, D), one pooled feature vector a training slice.
-        labels: (N, C) in {0, 1}.
+        labels: (N, C) in {0, 1}; a slice may have several classes and is then clustered in each.
         class_names: C names, for messages.
         clusters: K; shrinks, with a warning, for a class with fewer positives.
-        seed: of k-means.
+        kmeans: settings of the clustering; None takes the defaults.
         previous: (N, C) ids of the last clustering. The means of its clusters in the *new* features
-            are where this one starts: ids keep their meaning even when an epoch has moved all features,
-            which the old centroids would not survive.
-        gpu: device number, None = CPU.
+            are where this one starts, and its ids are given to the clusters that share most members with
+            its own: ids keep their meaning even when an epoch has moved all features, which the old
+            centroids would not survive.
+        counts: (C,) how many clusters each class was found to have, at most K; None or 0 where that is
+            still open.
+        automatic: choose the number of clusters where it is open, at most K (``choose_number``);
+            otherwise it is K.
 
     Raises:
         DataError: a class has no positive slice; features are not finite.
     """
-    if not np.isfinite(features).all():
+    kmeans = KMeans() if kmeans is None else kmeans
+    if not np.isfinite(features.sum(axis=1)).all():
         raise DataError(
             "the features to cluster contain NaN or infinity: the network has diverged; lower model.learning_rate"
         )
-    count = len(class_names)
-    ids = np.zeros(labels.shape, np.int64)
-    centroids = np.full((count, clusters, features.shape[1]), np.nan, np.float32)
-    inertia, kept = np.full(count, np.nan), np.full(count, np.nan)
+    classes = len(class_names)
+    found = SubClasses(
+        ids=np.zeros(labels.shape, np.int64),
+        counts=np.zeros(classes, np.int64),
+        distance=np.full(labels.shape, np.nan, np.float32),
+        centroids=np.full((classes, clusters, features.shape[1]), np.nan, np.float32),
+        inertia=np.full(classes, np.nan),
+        kept=np.full(classes, np.nan),
+    )
     for c, name in enumerate(class_names):
-        rows = np.flatnonzero(labels[:, c] > 0.5)
-        if not len(rows):
-            raise DataError(
-                f"class {name!r} has no positive training slice: leave it out of data.classes or change the split"
-            )
-        k = min(clusters, len(rows))
-        if k < clusters:
-            warnings.warn(
-                f"class {name!r} has {len(rows)} positive slices: {k} sub-classes instead of {clusters}",
-                stacklevel=2,
-            )
-        start = None if previous is None else _cluster_means(features[rows], previous[rows, c], k)
-        owner, centroids[c, :k], inertia[c] = kmeans(features[rows], k, seed, start, gpu=gpu)
-        ids[rows, c] = owner + 1
-        if previous is not None:
-            kept[c] = (ids[rows, c] == previous[rows, c]).mean()
-    return SubClasses(ids, centroids, inertia, kept)
+        rows = _positives(labels[:, c], name)
+        k = int(counts[c]) if counts is not None else 0
+        if not k:
+            k = choose_number(features, rows, clusters, kmeans) if automatic else clusters
+        k = _at_most(k, len(rows), name)
+        old = None if previous is None else previous[rows, c]
+        parts, ids = _cluster(features, rows, k, kmeans, old)
+        found.ids[rows, c], found.counts[c] = ids[parts.owner], k
+        found.distance[rows, c], found.inertia[c] = parts.distance, parts.inertia
+        found.centroids[c, ids - 1] = parts.centroids
+        if old is not None:
+            found.kept[c] = (found.ids[rows, c] == old).mean()
+    return found
 
 
-def _cluster_means(
-    features: NDArray[np.float32], ids: NDArray[np.int64], clusters: int
-) -> NDArray[np.float32] | None:
-    """(K, D) means of the clusters 1..K; None if one is empty, so that k-means++ starts anew."""
-    members = [features[ids == k + 1] for k in range(clusters)]
-    return np.stack([part.mean(axis=0) for part in members]) if all(map(len, members)) else None
+def _positives(label: NDArray[np.float32], name: str) -> NDArray[np.int64]:
+    rows = np.flatnonzero(label > 0.5)
+    if not len(rows):
+        raise DataError(
+            f"class {name!r} has no positive training slice: leave it out of data.classes or change the split"
+        )
+    return rows
+
+
+def _at_most(clusters: int, positives: int, name: str) -> int:
+    if positives < clusters:
+        warnings.warn(
+            f"class {name!r} has {positives} positive slices: {positives} sub-classes instead of {clusters}",
+            stacklevel=3,
+        )
+    return min(clusters, positives)
+
+
+def _cluster(
+    features: Points,
+    rows: NDArray[np.int64],
+    clusters: int,
+    kmeans: KMeans,
+    old: NDArray[np.int64] | None,
+) -> tuple[Clusters, NDArray[np.int64]]:
+    """One class's clusters, and the (K,) id 1..K of each."""
+    if old is None:
+        return kmeans.fit(features, clusters, rows), np.arange(1, clusters + 1)
+    start = member_means(features, rows, old - 1, clusters, kmeans.chunk)
+    # With an empty cluster there is nothing to start from: k-means++ begins anew.
+    parts = kmeans.fit(features, clusters, rows, start)
+    return parts, match_ids(parts.owner, old, clusters)
+
+
+def match_ids(owner: NDArray[np.int64], previous: NDArray[np.int64], clusters: int) -> NDArray[np.int64]:
+    """Ids for new clusters, so that as many points as possible keep theirs (Kuhn 1955).
+
+    Args:
+        owner: (n,) new cluster of each point, 0..K-1.
+        previous: (n,) ids of before, 1..K; others belong to none.
+        clusters: K.
+
+    Returns:
+        (K,) the id 1..K of each new cluster; every id once.
+    """
+    known = (previous >= 1) & (previous <= clusters)
+    shared = np.zeros((clusters, clusters))
+    np.add.at(shared, (owner[known], previous[known] - 1), 1)
+    return linear_sum_assignment(shared, maximize=True)[1].astype(np.int64) + 1
+
+
+def nearest_members(found: SubClasses, class_index: int, most: int) -> list[NDArray[np.int64]]:
+    """The slices nearest to the centroid of each of a class's clusters, nearest first.
+
+    Args:
+        found: of ``explore``.
+        class_index: which class.
+        most: slices a cluster.
+
+    Returns:
+        One array of at most ``most`` rows a cluster; ties are in the order of the rows.
+    """
+    chosen = []
+    for k in range(1, int(found.counts[class_index]) + 1):
+        members = np.flatnonzero(found.ids[:, class_index] == k)
+        order = np.argsort(found.distance[members, class_index], kind="stable")
+        chosen.append(members[order[:most]])
+    return chosen
 
 
 def subclass_targets(ids: Tensor, clusters: int) -> Tensor:
@@ -168,3 +220,23 @@ def subclass_targets(ids: Tensor, clusters: int) -> Tensor:
     chosen = torch.nn.functional.one_hot(ids, clusters + 1)[..., 1:].reshape(batch, classes * clusters)
     none = (ids == ABSENT).all(dim=1, keepdim=True)
     return torch.cat([none, chosen], dim=1).float()
+
+
+def subclass_loss(logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
+    """Binary cross-entropy of the sub-class head, over the outputs that stand for a cluster.
+
+    Args:
+        logits: (B, C * K + 1), as in ``subclass_targets``.
+        ids: (B, C) int64, 0 = absent, 1..K.
+        counts: (C,) int64, clusters of each class; outputs beyond take no part. 0 = not known: all K do.
+
+    Returns:
+        A scalar, the mean over slices and outputs in use.
+    """
+    classes = len(counts)
+    clusters = (logits.shape[1] - 1) // classes
+    loss = F.binary_cross_entropy_with_logits(logits, subclass_targets(ids, clusters), reduction="none")
+    number = torch.arange(clusters, device=counts.device)
+    used = (number < torch.where(counts > 0, counts, clusters)[:, None]).flatten()
+    weight = torch.cat([used.new_ones(1), used]).float()
+    return (loss.mean(dim=0) * weight).sum() / weight.sum()

@@ -21,10 +21,13 @@ from weakmedsam.contracts import DataError
 from weakmedsam.files import replacing, write_whole
 from weakmedsam.metrics import VolumeDice
 from weakmedsam.pseudo_labels import threshold_scores
-from weakmedsam.refine import Refinement, refine
+from weakmedsam.refine import Refinement, Slices, refine
 
 HEAD = "features.json"
-STORED = ("grid", "affinity", "map_size")
+STORED = (
+    *("grid", "affinity", "map_size", "prompts", "content_share", "peaks"),
+    *("min_quality", "weigh_by_quality"),
+)
 """Settings of PAM that decide the stored prompt masks: they cannot be swept on one store."""
 
 
@@ -42,7 +45,7 @@ class Head:
     class_names: list[str]
     cases: list[str]
     image_size: int
-    settings: dict[str, float | int | str]
+    settings: dict[str, float | int | str | None]
 
 
 class Part(NamedTuple):
@@ -56,6 +59,7 @@ class Part(NamedTuple):
         prompts: (L, P, s, s) uint8, masks of the prompts, 255 = inside.
         label: (L, C) uint8, image-level label.
         box: (L, 4) int64, where the scan lies in the frame.
+        image: (L, 1, S, S) uint8, 255 = 1, for affinities that look at grey values.
     """
 
     rows: Tensor
@@ -65,6 +69,7 @@ class Part(NamedTuple):
     prompts: Tensor
     label: Tensor
     box: Tensor
+    image: Tensor
 
 
 class StoredPrompts(Backbone):
@@ -168,9 +173,9 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
         found = {name: torch.zeros_like(part.mask) for name in dice}
         if len(part.labelled):
             stored = StoredPrompts(part.prompts, head.image_size)
-            refined = refine(
-                stored, part.cam, stored.stand_ins(), part.label.float(), part.box, settings, chunk
-            )
+            image = part.image.float() / 255
+            slices = Slices(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
+            refined = refine(stored, slices, settings, chunk)
             found["cam"][part.labelled], _ = threshold_scores(refined.before, settings.threshold)
             found["pam"][part.labelled], _ = threshold_scores(refined.after, settings.threshold)
         for name, metric in dice.items():

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from weakmedsam.contracts import ConfigError
+
 
 class Encoded(NamedTuple):
     """What a backbone's image encoder gives.
@@ -51,17 +53,40 @@ class Backbone(nn.Module, ABC):
         """``encode(image).features``, for those who need no embedding; a network may save its cost."""
         return self.encode(image).features
 
+    def embed(self, image: Tensor) -> Tensor:
+        """``encode(image).embedding``, for those who classify something else; may save the features' cost."""
+        return self.encode(image).embedding
+
     @abstractmethod
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
         """Ask the mask decoder for one mask at each of P points, as often as wanted.
 
         Args:
             embedding: (B, E, h', w') of ``encode``.
-            points: (P, 2) float, (x, y) in pixels of the input frame; each is one positive prompt.
+            points: (P, 2) float, the same for every image, or (B, P, 2); (x, y) in pixels of the input
+                frame; each is one positive prompt.
 
         Returns:
             (B, P, h'', w'') mask logits, 0 = the border.
         """
+
+    def prompted(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """``masks_at_points``, and how good the network itself takes each mask to be.
+
+        Args:
+            embedding: as there.
+            points: as there.
+
+        Returns:
+            (B, P, h'', w'') mask logits and (B, P) predicted IoU, 1 = perfect.
+
+        Raises:
+            ConfigError: the network predicts no quality (as it is here).
+        """
+        raise ConfigError(
+            f"model.pam: {self.name} predicts no quality of its masks; set min_quality to 0 and "
+            "weigh_by_quality to false"
+        )
 
     @abstractmethod
     def set_trainable(self, policy: str) -> None:

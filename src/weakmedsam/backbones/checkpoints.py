@@ -35,6 +35,8 @@ _EFFICIENT_SAM = (
     "https://raw.githubusercontent.com/yformer/EfficientSAM/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/weights"
 )
 
+_TORCHVISION = "https://download.pytorch.org/models"
+
 # fmt: off
 KNOWN = {
     "sam_vit_b": Published(
@@ -53,6 +55,9 @@ KNOWN = {
         "efficient_sam_vits.pt", 105_742_022,
         "339376940b92351ae26dd1162e2305a1cc6f5cde735105e91286251abd9a6b65", _EFFICIENT_SAM,
         archive="efficient_sam_vits.pt.zip"),
+    "resnet18": Published(
+        "resnet18-f37072fd.pth", 46_830_571,
+        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", _TORCHVISION),
 }
 # fmt: on
 """Official checkpoints by name."""
@@ -110,18 +115,22 @@ def cache_folder() -> Path:
     return Path(shared or "~/.cache").expanduser() / "weakmedsam"
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, key: str = "backbone.weights") -> dict[str, Tensor]:
     """Read a checkpoint as a flat dictionary of tensors on the CPU; never runs code from it.
 
     Takes safetensors and what ``torch.save`` writes, told apart by content. One level of ``WRAPPERS`` is
     unwrapped, and ``PREFIXES`` before every key are taken off.
+
+    Args:
+        path: the file.
+        key: the setting that names it, for messages.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, damaged, or with code or other objects in it.
     """
     path = path.expanduser()
     if not path.is_file():
-        raise CheckpointError(f"backbone.weights: {path} does not exist")
+        raise CheckpointError(f"{key}: {path} does not exist")
     content = read_checkpoint(path)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -210,6 +219,7 @@ def check_fit(
     source: str,
     model: str,
     holds: str = "another network",
+    key: str = "backbone.weights",
 ) -> None:
     """Refuse weights of another architecture, size or class count, in one message.
 
@@ -219,20 +229,23 @@ def check_fit(
         source: name of the checkpoint.
         model: name of the model.
         holds: what the checkpoint is recognised as.
+        key: the setting that names the checkpoint, for the message.
 
     Raises:
         CheckpointError: keys or shapes differ; names both, and the first differing keys with both shapes.
     """
     lines = []
-    for key in dict.fromkeys([*own, *given]):
-        needed, found = (f"{tuple(side[key].shape)}" if key in side else "not there" for side in (own, given))
+    for name in dict.fromkeys([*own, *given]):
+        needed, found = (
+            f"{tuple(side[name].shape)}" if name in side else "not there" for side in (own, given)
+        )
         if needed != found:
-            lines.append(f"  {key}: {model} {needed}, checkpoint {found}")
+            lines.append(f"  {name}: {model} {needed}, checkpoint {found}")
     if not lines:
         return
     missing, further = len(own.keys() - given.keys()), len(given.keys() - own.keys())
     raise CheckpointError(
-        f"backbone.weights: {source} holds {holds}, this backbone is {model}: of {len(own)} tensors {missing} are "
+        f"{key}: {source} holds {holds}, this backbone is {model}: of {len(own)} tensors {missing} are "
         f"missing and {len(lines) - missing - further} have another shape; {further} of the checkpoint's "
         f"{len(given)} are unknown. Choose the checkpoint or backbone.size to fit. The first that differ:\n"
         + "\n".join(lines[:4])

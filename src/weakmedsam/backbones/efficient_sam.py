@@ -19,6 +19,7 @@ from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
 from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
+from weakmedsam.backbones.prompting import best_candidate
 from weakmedsam.contracts import ConfigError, check_least
 
 log = logging.getLogger(__name__)
@@ -150,18 +151,22 @@ class EfficientSAM(Backbone):
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
         """The candidate with the best predicted quality at each point: (B, P, 4h, 4w) logits."""
+        return self.prompted(embedding, points)[0]
+
+    def prompted(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        if points.dim() == 3:  # points of their own: image by image
+            parts = zip(embedding.split(1), points, strict=True)
+            own = [self.prompted(image, asked) for image, asked in parts]
+            return torch.cat([logits for logits, _ in own]), torch.cat([quality for _, quality in own])
         # Images share a call only where their points leave room: larger calls are slower on a CPU.
         images = max(1, self.points_per_call // max(1, len(points)))
         rows = []
         for part in embedding.split(images):
             chunks = points.split(self.points_per_call)
-            rows.append(torch.cat([self._best_masks(part, chunk) for chunk in chunks], dim=1))
-        return torch.cat(rows)
-
-    def _best_masks(self, embedding: Tensor, points: Tensor) -> Tensor:
-        logits, quality = self.candidates_at_points(embedding, points)
-        best = quality.argmax(dim=2)[:, :, None, None, None]
-        return logits.take_along_dim(best, dim=2).squeeze(2)
+            answers = [best_candidate(*self.candidates_at_points(part, chunk)) for chunk in chunks]
+            rows.append([torch.cat(column, dim=1) for column in zip(*answers, strict=True)])
+        logits, quality = (torch.cat(row) for row in zip(*rows, strict=True))
+        return logits, quality
 
     def set_trainable(self, policy: str) -> None:
         """Freeze by name.

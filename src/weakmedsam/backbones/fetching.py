@@ -85,7 +85,7 @@ def obtain(item: Published, folder: Path, mirror: str = "", patience: Patience =
             f"{item.file} ({item.size:,} bytes) is not there and cannot be fetched: {error}.\n"
             f"Without a network: fetch {item.url()}{packed} elsewhere and put it at "
             f"{path.with_name(item.archive or item.file)}.\n"
-            "backbone.weights: none starts from random numbers, a path takes a file of your own as it is."
+            "weights: none starts from random numbers, a path takes a file of your own as it is."
         ) from error
     return path
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.checkpoints import REPLACED, check_fit, read_weights
-from weakmedsam.backbones.prompting import decode_points
+from weakmedsam.backbones.prompting import best_candidate, decode_points
 from weakmedsam.contracts import ConfigError
 
 WEIGHTS = Path(__file__).with_name("pocket.safetensors")
@@ -261,9 +261,10 @@ class Pocket(Backbone):
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
         """The candidate with the best predicted quality at each point: (B, P, 128, 128) logits."""
-        logits, quality = self.candidates_at_points(embedding, points)
-        best = quality.argmax(dim=2)[:, :, None, None, None]
-        return logits.take_along_dim(best, dim=2).squeeze(2)
+        return self.prompted(embedding, points)[0]
+
+    def prompted(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return best_candidate(*self.candidates_at_points(embedding, points))
 
     def set_trainable(self, policy: str) -> None:
         """Freeze by name.

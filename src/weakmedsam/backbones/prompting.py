@@ -60,6 +60,20 @@ def decode_points(
     return logits, quality
 
 
+def best_candidate(logits: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the T candidates of each point the one with the best predicted quality.
+
+    Args:
+        logits: (B, P, T, h, w).
+        quality: (B, P, T) predicted IoU.
+
+    Returns:
+        (B, P, h, w) and (B, P).
+    """
+    best, chosen = quality.max(dim=2)
+    return logits.take_along_dim(chosen[:, :, None, None, None], dim=2).squeeze(2), best
+
+
 def _decode_pairs(
     decoder: MaskDecoder,
     source: Tensor,

@@ -161,10 +161,13 @@ class SAMUS(Backbone):
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
         """The decoder's single-mask output at each point: (B, P, S / 2, S / 2) logits."""
-        logits, _ = decode_points(
+        return self.prompted(embedding, points)[0]
+
+    def prompted(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        logits, quality = decode_points(
             self.prompt_encoder, self.mask_decoder, embedding, points, self.points_per_call
         )
-        return logits[:, :, 0]
+        return logits[:, :, 0], quality[:, :, 0]
 
     def set_trainable(self, policy: str) -> None:
         """Freeze by name.

@@ -4,6 +4,14 @@ from weakmedsam.callbacks.explore import SubClassExploration
 from weakmedsam.callbacks.features import KeepFeatures
 from weakmedsam.callbacks.history import History
 from weakmedsam.callbacks.mine import PromptAffinityMining
+from weakmedsam.callbacks.refinements import CompareRefinements
 from weakmedsam.callbacks.throughput import Throughput
 
-__all__ = ["History", "KeepFeatures", "PromptAffinityMining", "SubClassExploration", "Throughput"]
+__all__ = [
+    "CompareRefinements",
+    "History",
+    "KeepFeatures",
+    "PromptAffinityMining",
+    "SubClassExploration",
+    "Throughput",
+]

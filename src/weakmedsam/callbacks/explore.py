@@ -1,23 +1,32 @@
-"""SCE as a callback: gather features, cluster, hand the ids to the module."""
+"""SCE as a callback: gather features, cluster, hand the ids to the module. See ``docs/sce.md``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from weakmedsam.backbones.resnet18 import ResNet18
+from weakmedsam.callbacks.bank import FeatureBank
 from weakmedsam.classify import WeakMedSAM
+from weakmedsam.cluster_pictures import ClusterRow, draw_clusters
+from weakmedsam.clustering import KMeans
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, check_least
-from weakmedsam.subclasses import SubClasses, explore
+from weakmedsam.subclasses import SubClasses, explore, nearest_members
 
-SOURCES = ("bank", "pass")
+SOURCES = ("bank", "pass", "resnet18")
+FIRSTS = ("pass", "bank")
 
 
 class TrainingData(Protocol):
@@ -32,7 +41,7 @@ class TrainingData(Protocol):
     def train_labels(self) -> NDArray[np.float32]:
         """(N, C) in {0, 1}, by the slice's index."""
 
-    def features_dataloader(self, rank: int, world: int) -> Iterable[SliceBatch]:
+    def features_dataloader(self, rank: int, world: int) -> DataLoader[SliceBatch]:
         """Each training slice once, unaugmented: this rank's share of ``world``."""
 
 
@@ -44,31 +53,69 @@ class SubClassExploration(Callback):
     no further pass. The ids lie in the module's buffer ``subclass_ids``, by the slice's index, and so in
     every checkpoint and within reach of any loader's worker.
 
+    Logs per class and epoch: ``sce/kept``, ``sce/inertia``, ``sce/used``, ``sce/size_min``, ``sce/size_max``
+    and ``sce/imbalance``. Draws the slices nearest to each centroid at the first and the last clustering
+    into ``subclasses/`` of the run's folder. ``docs/sce.md`` defines them.
+
     Differs from the published code: it clusters once, before training, on ResNet-18 features, and
     includes validation and test patients.
 
     Args:
-        every_n_epochs: epochs between two clusterings; 0 = once, before training.
+        every_n_epochs: epochs between two clusterings; 0 = once, at the start.
         source: ``bank`` uses features of the (augmented) training batches; ``pass`` looks at every
-            training slice again, unaugmented, which costs a forward pass an epoch.
+            training slice again, unaugmented, which costs a forward pass an epoch; ``resnet18`` uses those of
+            torchvision's ResNet-18 instead of the network's (published), once: ``every_n_epochs`` must be 0.
+        first: where the first clustering's features come from: ``pass`` looks at every slice before the
+            first epoch; ``bank``, with source bank only, spares that: the first epoch has no sub-class loss.
+        weights: of ``resnet18``: ``official``, ``none`` (random) or a path.
         seed: of k-means.
+        spherical: cluster directions of the features instead of positions.
+        restarts: k-means++ starts of a clustering that does not continue another.
+        points_per_centroid: size of the random sample they are made on, for each cluster.
+        pictures: slices shown of each cluster, 0 = no pictures.
 
     Raises:
-        ConfigError: an unknown source.
+        ConfigError: an unknown source, settings that contradict each other, or a number out of its range.
     """
 
-    def __init__(self, every_n_epochs: int = 1, source: str = "bank", seed: int = 0) -> None:
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        source: str = "bank",
+        first: str = "pass",
+        weights: str = "official",
+        seed: int = 0,
+        spherical: bool = False,
+        restarts: int = 10,
+        points_per_centroid: int = 256,
+        pictures: int = 8,
+    ) -> None:
         if source not in SOURCES:
             raise ConfigError(f"model.sce.source: {source!r} is unknown; choose one of {', '.join(SOURCES)}")
+        if first not in FIRSTS:
+            raise ConfigError(f"model.sce.first: {first!r} is unknown; choose one of {', '.join(FIRSTS)}")
+        if first == "bank" and source != "bank":
+            raise ConfigError(
+                f"model.sce.first is bank, which model.sce.source {source} does not fill; set pass"
+            )
         check_least("model.sce.every_n_epochs", every_n_epochs, 0)
+        if source == "resnet18" and every_n_epochs:
+            raise ConfigError(
+                f"model.sce.every_n_epochs is {every_n_epochs}, but the features of model.sce.source resnet18 do not "
+                "change with training; set 0"
+            )
+        check_least("model.sce.seed", seed, 0)
+        check_least("model.sce.pictures", pictures, 0)
         self.every_n_epochs = every_n_epochs
         self.source = source
-        self.seed = seed
-        self._sum = torch.zeros(0)
-        self._seen = torch.zeros(0)
+        self.first = first
+        self.weights = weights
+        self.pictures = pictures
+        self.kmeans = KMeans(seed, spherical, restarts, points_per_centroid)
+        self.bank = FeatureBank()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """First clustering, unless a checkpoint has brought the ids.
+        """First clustering, unless a checkpoint has brought the ids or the bank of epoch 0 is to do.
 
         Raises:
             CheckpointError: the checkpoint's ids are of other training data.
@@ -80,9 +127,12 @@ class SubClassExploration(Callback):
                 f"the checkpoint was trained on {held} slices, the data have {slices}: it belongs to another "
                 "data set or split"
             )
-        if not held:
-            self._cluster(trainer, module, self._pass(trainer, module))
-        self._empty_bank(module, slices)
+        if not held and self.first == "pass":
+            features = (
+                self._published(trainer, module) if self.source == "resnet18" else self._pass(trainer, module)
+            )
+            self._cluster(trainer, module, features)
+        self.bank.clear()
 
     def on_train_batch_end(
         self,
@@ -92,67 +142,131 @@ class SubClassExploration(Callback):
         batch: SliceBatch,
         batch_idx: int,
     ) -> None:
-        """Put the batch's features into the bank."""
-        if self.source == "bank" and self.every_n_epochs:
-            pooled = cast(Mapping[str, Tensor], outputs)["pooled"]
-            self._sum.index_add_(0, batch["index"], pooled.float())
-            self._seen.index_add_(0, batch["index"], torch.ones_like(batch["index"], dtype=torch.float32))
+        """Put the batch's features into the bank, if a clustering follows this epoch."""
+        if self.source == "bank" and self._is_due(trainer, cast(WeakMedSAM, pl_module)):
+            self.bank.add(batch["index"], cast(Mapping[str, Tensor], outputs)["pooled"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cluster for the next epoch."""
+        """Cluster for the next epoch, and log."""
         module = cast(WeakMedSAM, pl_module)
         found = None
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self._is_due(trainer, module):
             found = self._cluster(trainer, module, self._features(trainer, module))
-        for c, name in enumerate(module.class_names):
-            # NaN in an epoch without clustering: a figure that is not logged would keep its last value.
-            inertia, kept = (found.inertia[c], found.kept[c]) if found else (math.nan, math.nan)
-            module.log(f"sce/inertia/{name}", float(inertia), rank_zero_only=True)
-            module.log(f"sce/kept/{name}", float(kept), rank_zero_only=True)
-        self._sum.zero_()
-        self._seen.zero_()
+        self._log(module, found)
+        self.bank.clear()
 
-    def _empty_bank(self, module: WeakMedSAM, slices: int) -> None:
-        features = module.backbone.feature_dim
-        self._sum = torch.zeros(slices, features, device=module.device)
-        self._seen = torch.zeros(slices, device=module.device)
+    def _is_due(self, trainer: Trainer, module: WeakMedSAM) -> bool:
+        if not len(module.subclass_ids):
+            return True
+        return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
-    def _features(self, trainer: Trainer, module: WeakMedSAM) -> Tensor:
-        if self.source == "pass":
-            return self._pass(trainer, module)
-        # A sampler that pads lets two ranks see one slice: sums and counts, then their ratio.
-        total = trainer.strategy.reduce(self._sum, reduce_op="sum")
-        seen = trainer.strategy.reduce(self._seen, reduce_op="sum")
-        if (seen == 0).any():  # a shortened epoch (trainer.limit_train_batches) leaves holes
-            return self._pass(trainer, module)
-        return total / seen[:, None]
+    def _features(self, trainer: Trainer, module: WeakMedSAM) -> NDArray[np.float32] | None:
+        if self.source == "bank":
+            slices = _data(trainer).train_slices
+            found, complete = self.bank.gather(slices, module.feature_dim, trainer.strategy, module.device)
+            self.bank.clear()
+            if complete:  # a shortened epoch (trainer.limit_train_batches) leaves holes
+                return found
+        return self._pass(trainer, module)
 
     @torch.no_grad()
-    def _pass(self, trainer: Trainer, module: WeakMedSAM) -> Tensor:
-        """(N, D) pooled features of all training slices; each rank looks at its share."""
-        data = _data(trainer)
-        pooled = torch.zeros(data.train_slices, module.backbone.feature_dim, device=module.device)
+    def _pass(self, trainer: Trainer, module: WeakMedSAM) -> NDArray[np.float32] | None:
+        """(N, D) pooled features of all training slices, on rank 0; each rank looks at its share."""
+
+        def look(batch: SliceBatch) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                features = module.features(batch["image"].to(module.device))
+            return module.describe(features, batch["box"].to(module.device))
+
         training = module.training
         module.eval()
-        for batch in data.features_dataloader(trainer.global_rank, trainer.world_size):
-            with trainer.precision_plugin.forward_context():
-                features = module.backbone.features(batch["image"].to(module.device))
-            pooled[batch["index"].to(module.device)] = module.describe(features).float()
+        found = _look_at_all(trainer, module.device, look, module.feature_dim)
         module.train(training)
-        return trainer.strategy.reduce(pooled, reduce_op="sum")
+        return found
 
-    def _cluster(self, trainer: Trainer, module: WeakMedSAM, features: Tensor) -> SubClasses:
+    @torch.no_grad()
+    def _published(self, trainer: Trainer, module: WeakMedSAM) -> NDArray[np.float32] | None:
+        """(N, 512) features of ResNet-18, on rank 0."""
+        network = ResNet18(self.weights).to(module.device)
+        return _look_at_all(
+            trainer,
+            module.device,
+            lambda batch: network(batch["image"].to(module.device)),
+            network.feature_dim,
+        )
+
+    def _cluster(
+        self, trainer: Trainer, module: WeakMedSAM, features: NDArray[np.float32] | None
+    ) -> SubClasses:
         """One clustering, on rank 0; every rank gets the same ids."""
         mine: SubClasses | None = None
-        labels = _data(trainer).train_labels()
-        if trainer.is_global_zero:
-            previous = module.subclass_ids.cpu().numpy() if len(module.subclass_ids) else None
-            gpu = module.device.index if module.device.type == "cuda" else None
-            names, clusters = module.class_names, module.sub_classes
-            mine = explore(features.cpu().numpy(), labels, names, clusters, self.seed, previous, gpu)
+        is_first = not len(module.subclass_ids)
+        if features is not None:
+            mine = explore(
+                features,
+                _data(trainer).train_labels(),
+                module.class_names,
+                module.sub_classes,
+                self.kmeans.on(module.device.index if module.device.type == "cuda" else None),
+                previous=None if is_first else module.subclass_ids.cpu().numpy(),
+                counts=module.subclass_counts.cpu().numpy(),
+                automatic=module.automatic,
+            )
         found = cast(SubClasses, trainer.strategy.broadcast(mine))
         module.subclass_ids = torch.from_numpy(found.ids).to(module.device)
+        module.subclass_counts = torch.from_numpy(found.counts).to(module.device)
+        if self.pictures and trainer.is_global_zero and (is_first or self._is_last(trainer)):
+            self._draw(trainer, module.class_names, found)
         return found
+
+    def _is_last(self, trainer: Trainer) -> bool:
+        epochs, n = trainer.max_epochs or 0, self.every_n_epochs
+        return n > 0 and trainer.current_epoch + 1 == epochs - epochs % n
+
+    def _log(self, module: WeakMedSAM, found: SubClasses | None) -> None:
+        ids, counts = module.subclass_ids.cpu().numpy(), module.subclass_counts.tolist()
+        for c, name in enumerate(module.class_names):
+            sizes = np.bincount(ids[:, c], minlength=counts[c] + 1)[1 : counts[c] + 1]
+            figures = {
+                # NaN in an epoch without clustering: a figure that is not logged would keep its last value.
+                "inertia": float(found.inertia[c]) if found else math.nan,
+                "kept": float(found.kept[c]) if found else math.nan,
+                "used": float((sizes > 0).sum()),
+                "size_min": float(sizes.min()),
+                "size_max": float(sizes.max()),
+                "imbalance": float(sizes.max() / sizes.mean()),
+            }
+            for figure, value in figures.items():
+                module.log(f"sce/{figure}/{name}", value, rank_zero_only=True)
+
+    def _draw(self, trainer: Trainer, class_names: list[str], found: SubClasses) -> None:
+        data = _data(trainer).features_dataloader(0, 1).dataset
+        paths = []
+        for c, name in enumerate(class_names):
+            rows = []
+            for k, members in enumerate(nearest_members(found, c, self.pictures), start=1):
+                images = [data[int(row)]["image"][0].numpy() for row in members]
+                rows.append(ClusterRow(f"{k}: {(found.ids[:, c] == k).sum()}", images))
+            safe = re.sub(r"[^\w-]+", "_", name)
+            folder = Path(trainer.default_root_dir) / "subclasses"
+            paths.append(folder / f"epoch_{trainer.current_epoch:03d}_{safe}.png")
+            title = f"{name}, epoch {trainer.current_epoch}: slices nearest to each centroid (cluster: size)"
+            draw_clusters(rows, title, paths[-1])
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("subclasses", [str(path) for path in paths])
+
+
+def _look_at_all(
+    trainer: Trainer, device: torch.device, look: Callable[[SliceBatch], Tensor], dimension: int
+) -> NDArray[np.float32] | None:
+    """(N, D), on rank 0, of what ``look`` makes of each batch of this rank's share."""
+    data, bank = _data(trainer), FeatureBank()
+    for batch in data.features_dataloader(trainer.global_rank, trainer.world_size):
+        bank.add(batch["index"].to(device), look(batch))
+    found, complete = bank.gather(data.train_slices, dimension, trainer.strategy, device)
+    assert complete
+    return found
 
 
 def _data(trainer: Trainer) -> TrainingData:

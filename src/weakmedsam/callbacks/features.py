@@ -51,8 +51,12 @@ class KeepFeatures(Callback):
         module = cast(WeakMedSAM, pl_module)
         data = cast(MaskedData, trainer.datamodule)  # type: ignore[attr-defined]
         mining = [c for c in trainer.callbacks if isinstance(c, PromptAffinityMining)]  # type: ignore[attr-defined]
-        if not mining or mining[0].settings.affinity != "per_prompt":
-            raise ConfigError("model.pam: a sweep of PAM needs it in the run, with affinity: per_prompt")
+        known = ("per_prompt", "with_intensity")
+        if not mining or mining[0].settings.affinity not in known or mining[0].settings.prompts != "grid":
+            raise ConfigError(
+                "model.pam: a sweep of PAM needs it in the run, with prompts: grid and affinity: "
+                f"{' or '.join(known)}"
+            )
         if not data.has_val_masks:
             raise DataError("no validation case has an expert mask: a sweep of PAM has nothing to score with")
         self._settings = mining[0].settings
@@ -88,6 +92,7 @@ class KeepFeatures(Callback):
             prompts=prompts,
             label=batch["label"][rows].to(torch.uint8),
             box=batch["box"][rows],
+            image=(batch["image"][rows] * 255).round().to(torch.uint8),
         )
         write_part(Path(trainer.default_root_dir), part)
 

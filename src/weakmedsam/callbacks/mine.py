@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, cast
@@ -11,22 +10,17 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases, write_cases, write_quality
+from weakmedsam.callbacks.mine_volumes import draw_row, fingerprint, label_volume, score_volume, select
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import SliceBatch, VolumeBatch, check_least
-from weakmedsam.frames import to_native
-from weakmedsam.metrics import VolumeDice, dice_from_counts, overlap_counts
+from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import Row, draw_grid
-from weakmedsam.pseudo_labels import (
-    PseudoLabel,
-    agreement,
-    read_settings,
-    threshold_scores,
-    write_pseudo_label,
-)
-from weakmedsam.refine import Refined, Refinement, refine
+from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
+from weakmedsam.refine import Refined, Refinement, Slices, refine
 
 
 class ValidationData(Protocol):
@@ -47,22 +41,42 @@ class PromptAffinityMining(Callback):
     In validation it logs the Dice of the activation and of the refined map, gated by the given label, as
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid; in test
     the same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Images are not encoded again. The arguments are those of ``refine.Refinement``, and ``pictures``.
+    Images are not encoded again (``flips`` apart). Validation has slices, not volumes: it walks on each
+    by itself, and Otsu's rule takes each by itself.
 
     Args:
-        grid: points a side; the paper uses 4.
-        affinity: ``per_prompt``, or ``summed`` as published.
-        radius: of the neighbourhood, cells of the map; the paper uses 5.
-        beta: exponent of the affinity; the paper uses 4.
-        contrast: scale of mask differences before the exponent; published: 1.
-        steps: of the random walk; the paper uses 4.
-        map_size: side of the map that is walked on, cells; the paper uses 64.
-        threshold: score above which a pixel belongs to a class; the paper uses 0.5.
+        grid: this and all that follow but the last: see ``refine.Refinement``, which states meaning, range
+            and the paper's values.
+        affinity: what two pixels are compared by.
+        radius: of the neighbourhood, cells of the map.
+        beta: exponent of the affinity.
+        contrast: scale of differences before the exponent.
+        steps: of the random walk; None: to the steady state.
+        map_size: side of the map that is walked on, cells.
+        threshold: score above which a pixel belongs to a class.
         sigma: of the smoothing before the threshold, pixels of the frame.
+        rescale: scale each map to [0, 1] after each step.
+        restart: probability of going back to the start at each step.
+        prompts: where prompts are.
+        content_share: what is dark for ``prompts`` "content".
+        peaks: of each class, for ``prompts`` "peaks".
+        min_quality: predicted IoU under which a mask counts nowhere.
+        weigh_by_quality: masks count by their predicted IoU.
+        walk: through slices or volumes.
+        slice_reach: slices either way.
+        vote: of the masks, and when.
+        vote_power: exponent of their agreement with the activation.
+        vote_normalise: by coverage or not.
+        competition: of the classes at a pixel.
+        background_power: exponent of the background's score.
+        threshold_rule: fixed, or Otsu's.
+        flips: measure the stability of pseudo-labels on mirrored images.
+        every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
+            Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
         pictures: rows of a picture grid.
 
     Raises:
-        ConfigError: an unknown affinity, or a number out of its range.
+        ConfigError: an unknown word, or a number out of its range.
     """
 
     def __init__(
@@ -72,24 +86,49 @@ class PromptAffinityMining(Callback):
         radius: float = 5.0,
         beta: float = 4.0,
         contrast: float = 10.0,
-        steps: int = 4,
+        steps: int | None = 4,
         map_size: int = 64,
         threshold: float = 0.5,
         sigma: float = 1.0,
+        rescale: bool = True,
+        restart: float = 0.0,
+        prompts: str = "grid",
+        content_share: float = 0.1,
+        peaks: int = 8,
+        min_quality: float = 0.0,
+        weigh_by_quality: bool = False,
+        walk: str = "slice",
+        slice_reach: int = 1,
+        vote: str = "none",
+        vote_power: float = 4.0,
+        vote_normalise: str = "none",
+        competition: str = "none",
+        background_power: float = 1.0,
+        threshold_rule: str = "fixed",
+        flips: bool = False,
+        every_n_epochs: int = 1,
         pictures: int = 6,
     ) -> None:
-        self.settings = Refinement(grid, affinity, radius, beta, contrast, steps, map_size, threshold, sigma)
+        self.settings = Refinement(
+            grid, affinity, radius, beta, contrast, steps, map_size, threshold, sigma, rescale, restart,
+            prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, vote, vote_power,
+            vote_normalise, competition, background_power, threshold_rule, flips,
+        )  # fmt: skip
         check_least("model.pam.pictures", pictures, 1)
+        check_least("model.pam.every_n_epochs", every_n_epochs, 1)
+        self.every_n_epochs = every_n_epochs
         self.pictures = pictures
         self._dice: dict[str, VolumeDice] = {}
         self._rows: dict[str, tuple[int, Row]] = {}
         self._cases: list[CaseDice] = []
         self._stamp: dict[str, object] = {}
 
-    def refine(self, module: WeakMedSAM, activation: Activation, label: Tensor, box: Tensor) -> Refined:
-        """Refine B slices with these settings, some at once; label (B, C), box (B, 4)."""
-        backbone, chunk = module.backbone, module.slices_per_step
-        return refine(backbone, activation.cam, activation.embedding, label, box, self.settings, chunk)
+    def refine(
+        self, module: WeakMedSAM, image: Tensor, activation: Activation, label: Tensor, box: Tensor
+    ) -> Refined:
+        """Refine B slices with these settings: image (B, 1, S, S), label (B, C), box (B, 4)."""
+        slices = Slices(image, activation.cam, activation.embedding, label, box)
+        return refine(module.backbone, slices, self.settings, module.slices_per_step)
 
     # Validation
 
@@ -116,7 +155,7 @@ class PromptAffinityMining(Callback):
     ) -> None:
         """Refine the slices that have a class; on the others nothing is predicted, with or without PAM."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        if "mask" not in batch:
+        if "mask" not in batch or not self._due(trainer):
             return
         labelled = batch["label"].any(dim=1)
         chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
@@ -128,7 +167,11 @@ class PromptAffinityMining(Callback):
         if not len(chosen):
             return
         refined = self.refine(
-            module, _select(activation, chosen), batch["label"][chosen], batch["box"][chosen]
+            module,
+            batch["image"][chosen],
+            select(activation, chosen),
+            batch["label"][chosen],
+            batch["box"][chosen],
         )
         truth = batch["mask"][chosen]
         before, _ = threshold_scores(refined.before, self.settings.threshold)
@@ -140,15 +183,20 @@ class PromptAffinityMining(Callback):
                 case, area = batch["case"][row], int((truth[i] > 0).sum())
                 if area > (self._rows[case][0] if case in self._rows else 0):
                     title = f"{case} slice {int(batch['slice'][row])}\n"
-                    made = _draw_row(module, title, batch["image"][row, 0], refined, i, after[i], truth[i])
+                    image = batch["image"][row, 0]
+                    made = draw_row(module, title, image, refined, i, before[i], after[i], truth[i])
                     self._rows[case] = area, made
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both Dice and the pictures."""
         module = cast(WeakMedSAM, pl_module)
+        count = len(module.class_names)
         for name, metric in self._dice.items():
-            # torchmetrics drops the dimension of a single class.
-            values = torch.atleast_1d(metric.compute())
+            # torchmetrics drops the dimension of a single class. NaN where nothing was refined: a figure that
+            # is not logged would keep its last value.
+            values = (
+                torch.atleast_1d(metric.compute()) if self._due(trainer) else torch.full((count,), torch.nan)
+            )
             for class_name, value in zip(module.class_names, values, strict=True):
                 module.log(f"val/{name}_dice/{class_name}", value)
             module.log(f"val/{name}_dice", values.nanmean(), prog_bar=True)
@@ -158,6 +206,15 @@ class PromptAffinityMining(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image("pam", [str(path)])
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether this validation refines."""
+        epoch = trainer.current_epoch + 1
+        return (
+            trainer.state.fn != TrainerFn.FITTING
+            or epoch % self.every_n_epochs == 0
+            or epoch == trainer.max_epochs
+        )
 
     def _chosen_rows(self) -> list[Row]:
         cases = sorted(self._rows)
@@ -181,21 +238,7 @@ class PromptAffinityMining(Callback):
     ) -> None:
         """Dice of a volume, on the scan's own slices, before and after refinement."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        truth, names = batch["mask"], module.class_names
-        chosen = batch["label"].any(dim=1).nonzero().flatten()
-        empty = torch.ones(len(truth), dtype=torch.bool, device=truth.device)
-        empty[chosen] = False
-        missed = overlap_counts(torch.zeros_like(truth[empty]), truth[empty], len(names)).sum(0).cpu()
-        counts = {"cam": missed, "pam": missed}
-        for some in _chunks(chosen, module.slices_per_step):
-            refined = self.refine(
-                module, _select(activation, some), batch["label"][some], batch["box"].expand(len(some), 4)
-            )
-            for name, scores in (("cam", refined.before), ("pam", refined.after)):
-                ids, _ = threshold_scores(to_native(scores, batch["frame"]), self.settings.threshold)
-                counts[name] = counts[name] + overlap_counts(ids, truth[some], len(names)).sum(0).cpu()
-        cam, pam = (dice_from_counts(counts[name]).tolist() for name in ("cam", "pam"))
-        self._cases += [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, strict=True)]
+        self._cases += score_volume(module, activation, batch, self.settings)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``cam_cases.csv``; log ``test/cam_dice`` and ``test/pam_dice``."""
@@ -218,7 +261,7 @@ class PromptAffinityMining(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the volumes that are done under these settings and by this network."""
         module = cast(WeakMedSAM, pl_module)
-        self._stamp = {**asdict(self.settings), "network": _fingerprint(module)}
+        self._stamp = {**asdict(self.settings), "network": fingerprint(module)}
         folder = Path(trainer.default_root_dir)
         done = (path for path in folder.glob("*.safetensors") if read_settings(path) == self._stamp)
         module.finished_cases = {path.stem for path in done}
@@ -236,82 +279,19 @@ class PromptAffinityMining(Callback):
         if outputs is None:
             return
         folder, case = Path(trainer.default_root_dir), batch["case"]
-        result, row = self._label_volume(cast(WeakMedSAM, pl_module), cast(Activation, outputs), batch)
+        module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
+
+        def look(part: VolumeBatch) -> Activation:
+            with trainer.precision_plugin.forward_context():
+                return module.look_at_volume(part)
+
+        result, row = label_volume(module, activation, batch, self.settings, look)
         if row is not None:
             draw_grid([row], folder / "pictures" / f"{case}.png")
         write_pseudo_label(folder / f"{case}.safetensors", result, self._stamp)
-
-    def _label_volume(
-        self, module: WeakMedSAM, activation: Activation, batch: VolumeBatch
-    ) -> tuple[PseudoLabel, Row | None]:
-        """Pseudo-labels of all slices, and the picture's row; none for a volume without a class."""
-        size, label, threshold = module.backbone.image_size, batch["label"], self.settings.threshold
-        result = PseudoLabel(
-            torch.zeros(len(label), size, size, dtype=torch.uint8),
-            torch.ones(len(label), size, size),
-            torch.full(label.shape, torch.nan),
-        )
-        shown: Row | None = None
-        largest = -1
-        for some in _chunks(label.any(dim=1).nonzero().flatten(), module.slices_per_step):
-            refined = self.refine(
-                module, _select(activation, some), label[some], batch["box"].expand(len(some), 4)
-            )
-            after, confidence = threshold_scores(refined.after, threshold)
-            before, _ = threshold_scores(refined.before, threshold)
-            rows = some.cpu()
-            result.label[rows], result.confidence[rows] = after.cpu(), confidence.cpu()
-            result.quality[rows] = agreement(before, after, label[some]).cpu()
-            areas = (after > 0).flatten(1).sum(1)
-            best = int(areas.argmax())
-            if int(areas[best]) > largest:
-                z, largest = int(some[best]), int(areas[best])
-                title, image = f"{batch['case']} slice {z}\n", batch["image"][z, 0]
-                shown = _draw_row(module, title, image, refined, best, after[best], None)
-        return result, shown
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``quality.csv`` from the files, those of earlier, interrupted runs included."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             write_quality(Path(trainer.default_root_dir), cast(WeakMedSAM, pl_module).class_names)
-
-
-def _select(activation: Activation, rows: Tensor) -> Activation:
-    return Activation(*(part[rows] for part in activation))
-
-
-def _chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """``rows.split(size)``, which gives one empty chunk for no rows; here it gives none."""
-    return rows.split(size) if len(rows) else ()
-
-
-def _draw_row(
-    module: WeakMedSAM,
-    title: str,
-    image: Tensor,
-    refined: Refined,
-    i: int,
-    after: Tensor,
-    mask: Tensor | None,
-) -> Row:
-    """Row of slice ``i`` of ``refined``; shows the class with the highest score in it."""
-    c = int(refined.after[i].flatten(1).sum(1).argmax())
-    return Row(
-        title + module.class_names[c],
-        image=image.float().cpu().numpy(),
-        cam=refined.cam[i, c].float().cpu().numpy(),
-        affinity=refined.affinity[i].float().cpu().numpy(),
-        refined=refined.walked[i, c].float().cpu().numpy(),
-        pseudo_label=after.to(torch.uint8).cpu().numpy(),
-        mask=None if mask is None else mask.to(torch.uint8).cpu().numpy(),
-    )
-
-
-def _fingerprint(module: WeakMedSAM) -> str:
-    """Short hash of the network's weights: pseudo-labels of another network are not its own."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

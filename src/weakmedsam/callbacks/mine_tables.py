@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from weakmedsam.contracts import PseudoLabelKeys
 from weakmedsam.files import write_table
 from weakmedsam.pseudo_labels import read_quality
 
@@ -45,13 +46,20 @@ def write_cases(path: Path, cases: list[CaseDice]) -> None:
 
 
 def write_quality(folder: Path, class_names: list[str]) -> None:
-    """Write ``quality.csv`` from the pseudo-label files of a folder: mean quality per case and class."""
-    rows = []
+    """Write ``quality.csv`` from the pseudo-label files of a folder: means per case and class.
+
+    ``stability`` is there if it was measured in some file.
+    """
+    rows: list[dict[str, object]] = []
     for path in sorted(folder.glob("*.safetensors")):
         quality = torch.from_numpy(read_quality(path))
-        for name, values in zip(class_names, quality.unbind(1), strict=True):
-            slices = int((~values.isnan()).sum())
-            rows.append(
-                {"case": path.stem, "class": name, "slices": slices, "quality": float(values.nanmean())}
-            )
-    write_table(folder / "quality.csv", ("case", "class", "slices", "quality"), rows)
+        stability = torch.from_numpy(read_quality(path, PseudoLabelKeys.stability))
+        for c, name in enumerate(class_names):
+            slices = int((~quality[:, c].isnan()).sum())
+            row = {"case": path.stem, "class": name, "slices": slices}
+            row["quality"] = float(quality[:, c].nanmean())
+            rows.append(row | {"stability": float(stability[:, c].nanmean())})
+    columns = ["case", "class", "slices", "quality"]
+    if any(row["stability"] == row["stability"] for row in rows):  # NaN is not itself
+        columns.append("stability")
+    write_table(folder / "quality.csv", columns, [{name: row[name] for name in columns} for row in rows])

@@ -1,0 +1,100 @@
+"""Pseudo-labels and scores of a volume; the activation is the image itself, so that all is known."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_classify import module
+
+from weakmedsam.callbacks.mine_volumes import label_volume, refine_volume, score_volume
+from weakmedsam.classify import Activation
+from weakmedsam.contracts import Frame
+from weakmedsam.refine import Refinement
+
+SIZE = 32
+SETTINGS = Refinement(affinity="intensity", map_size=16, radius=2.0, sigma=0.0, flips=True)
+
+
+def volume():
+    """Four slices of 24 x 32 pixels in their frame; a bright box off the middle in all but the first."""
+    image = torch.full((4, 1, SIZE, SIZE), 0.1)
+    image[1:, :, 8:16, 4:14] = 0.9
+    mask = torch.zeros(4, SIZE, SIZE, dtype=torch.int64)
+    mask[1:, 8:16, 4:14] = 1
+    label = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    return {
+        "image": image,
+        "label": label,
+        "case": "a",
+        "index": 0,
+        "frame": Frame(24, SIZE, SIZE, SIZE),
+        "spacing": (2.0, 1.0, 1.0),
+        "box": torch.tensor([4, 28, 0, SIZE]),
+        "mask": mask[:, 4:28],
+    }
+
+
+def look(batch, leaning=0.0):
+    """A classifier that sees brightness, and what lies on the left less by ``leaning``."""
+    cam = F.adaptive_avg_pool2d(batch["image"], 16).expand(-1, 2, -1, -1)
+    cam = cam * (1 - leaning * torch.linspace(1, 0, 16))
+    return Activation(torch.zeros(len(cam), 2), cam, torch.zeros(len(cam), 16, 8, 8))
+
+
+def test_a_network_that_knows_no_sides_gives_stable_labels():
+    batch, model = volume(), module(pam=True)
+    labels, row = label_volume(model, look(batch), batch, SETTINGS, look)
+    assert labels.stability[1:, 0].eq(1).all()
+    assert labels.stability.isnan().sum() == 5
+    assert labels.quality[1:, 0].min() > 0.9
+    assert (labels.label[1:, 8:16, 4:14] == 1).all()
+    assert labels.label[0].eq(0).all()
+    assert row.title == "a slice 1\nlesion"
+    assert (row.unrefined == 1).sum() > 50
+
+
+def test_a_network_that_knows_sides_does_not():
+    batch, model = volume(), module(pam=True)
+    batch["image"][1:, :, 8:16, 18:28] = 0.8
+
+    def leaning(part):
+        return look(part, 0.9)
+
+    labels, _ = label_volume(model, leaning(batch), batch, SETTINGS, leaning)
+    assert labels.stability[1:, 0].max() < 0.9
+    plain, _ = label_volume(model, leaning(batch), batch, replace(SETTINGS, flips=False), leaning)
+    assert torch.allclose(labels.quality[1:, 0], plain.quality[1:, 0] * labels.stability[1:, 0])
+
+
+def test_slices_of_both_kinds_are_scored_on_the_scans_own_grid():
+    batch, model = volume(), module(pam=True)
+    found = score_volume(model, look(batch), batch, SETTINGS)
+    assert [case.class_name for case in found] == ["lesion", "cyst"]
+    assert found[0].cam_dice > 0.95
+    assert found[0].pam_dice > 0.9
+    batch["mask"][0, 2:12, 4:14] = 1  # in a slice without a label: missed
+    assert score_volume(model, look(batch), batch, SETTINGS)[0].pam_dice < found[0].pam_dice - 0.1
+
+
+@pytest.mark.parametrize("walk", ["slice", "volume"])
+def test_a_volume_comes_in_pieces(walk):
+    batch, model = volume(), module(pam=True)
+    model.slices_per_step = 2
+    settings = Refinement(affinity="intensity", map_size=16, radius=2.0, walk=walk)
+    rows = torch.tensor([1, 2, 3])
+    seen = Activation(*(part[rows] for part in look(batch)))
+    pieces = list(refine_volume(model, seen, batch, settings))
+    assert [piece.tolist() for piece, _ in pieces] == [[1, 2], [3]]
+    assert all(refined.after.shape == (len(piece), 2, SIZE, SIZE) for piece, refined in pieces)
+
+
+def test_a_volume_without_any_class_is_background_for_sure():
+    batch, model = volume(), module(pam=True)
+    batch["label"].zero_()
+    labels, row = label_volume(model, look(batch), batch, SETTINGS, look)
+    assert row is None
+    assert labels.label.eq(0).all()
+    assert labels.confidence.eq(1).all()
+    assert labels.quality.isnan().all()
+    assert labels.stability.isnan().all()

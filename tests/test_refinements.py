@@ -1,0 +1,66 @@
+import csv
+
+import pytest
+import torch
+from test_classify import module, trainer
+from tiny import TinyBackbone, tiny_phantom
+
+from weakmedsam.callbacks import CompareRefinements
+from weakmedsam.callbacks.refinements import Remembering
+from weakmedsam.contracts import ConfigError
+
+TINY = {"map_size": 16, "radius": 2.0}
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path, monkeypatch):
+    tiny_phantom(tmp_path).prepare_data()
+    asked = []
+    answer = TinyBackbone.masks_at_points
+    monkeypatch.setattr(
+        TinyBackbone, "masks_at_points", lambda self, *question: asked.append(1) or answer(self, *question)
+    )
+    trainer(tmp_path / "alone").test(module(pam=True), tiny_phantom(tmp_path), verbose=False)
+    once = len(asked)
+    asked.clear()
+    compare = CompareRefinements(
+        {"same": TINY, "walkless": {**TINY, "steps": 0}, "long": {**TINY, "steps": 40}}
+    )
+    run = trainer(tmp_path / "both", 3, compare)
+    run.test(module(), tiny_phantom(tmp_path), verbose=False)
+    assert 0 < len(asked) == once  # three settings, and as many questions as one
+    rows = read(tmp_path / "both/refinements.csv")
+    assert {row["setting"] for row in rows} == {"same", "walkless", "long"}
+    alone = {(row["case"], row["class"]): row["pam_dice"] for row in read(tmp_path / "alone/cam_cases.csv")}
+    assert alone == {
+        (row["case"], row["class_name"]): row["pam_dice"] for row in rows if row["setting"] == "same"
+    }
+    means = {(row["setting"], row["class"]): row for row in read(tmp_path / "both/refinements_mean.csv")}
+    assert means["walkless", "cyst"]["pam_dice"] != means["long", "cyst"]["pam_dice"]
+    assert len(means) == 6
+
+
+def test_an_answer_from_memory_is_the_answer():
+    backbone = TinyBackbone().eval()
+    memory = Remembering(backbone)
+    embedding, points = torch.randn(2, 16, 8, 8), torch.rand(3, 2) * 32
+    with torch.no_grad():
+        first = memory.masks_at_points(embedding, points)
+        assert torch.equal(first, backbone.masks_at_points(embedding, points))
+        assert torch.equal(memory.masks_at_points(embedding.clone(), points.clone()), first)
+        assert memory.asked == 1
+        memory.masks_at_points(embedding, points + 1)
+        memory.masks_at_points(embedding.flip(0), points)
+    assert memory.asked == 3
+    assert not list(memory.parameters())
+
+
+def test_a_setting_that_is_wrong_is_named():
+    with pytest.raises(ConfigError, match=r"settings\.long: stepps unknown.*steps"):
+        CompareRefinements({"long": {"stepps": 3}})
+    with pytest.raises(ConfigError, match=r"settings\.wide: model\.pam\.radius is 0"):
+        CompareRefinements({"wide": {"radius": 0}})
