@@ -253,6 +253,15 @@ def test_wandb_stays_offline_unless_the_user_is_logged_in(monkeypatch, tmp_path)
     assert os.environ["WANDB_MODE"] == "online"
 
 
+def test_the_datas_fingerprint_follows_the_index(tmp_path):
+    assert cli.fingerprint(tmp_path) == ""
+    found = set()
+    for text in ("a", "b", "a"):
+        (tmp_path / "index.json").write_text(text)
+        found.add(cli.fingerprint(tmp_path))
+    assert len(found) == 2
+
+
 def test_provenance_names_versions_and_commit():
     found = cli.provenance()
     assert {"torch", "lightning", "monai"} <= found["versions"].keys()

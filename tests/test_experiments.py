@@ -3,6 +3,7 @@
 Sweeps: test_sweep.py. Batch scripts: test_slurm.py.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -151,6 +152,7 @@ def test_every_logger_takes_the_figures_of_an_epoch(call, logger):
     run = call("fit", files, "phantom", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1")
     columns = read_table(run / "history.csv")[0].keys()
     assert {"val/auroc", "val/pam_dice/cyst"} <= columns
+    assert len(json.loads((run / "provenance.json").read_text())["data"]["fingerprint"]) == 16
     if logger == "csv":
         rows = read_table(run / "csv/version_0/metrics.csv")
         for name in ("val/auroc", "val/pam_dice/cyst", "throughput/images_per_second"):

@@ -6,6 +6,7 @@ The only file that knows both the models and the data.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import netrc
@@ -16,7 +17,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
@@ -26,7 +27,9 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from data_modules.base import SliceDataModule
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
+from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
 from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
 from weakmedsam.files import replacing, write_whole
@@ -63,6 +66,15 @@ def provenance() -> dict[str, Any]:
     return found | {"git": git.stdout.strip()}
 
 
+def fingerprint(store: Path) -> str:
+    """Short hash of a slice store's index: which cases, from which files, under which settings.
+
+    Empty where nothing is prepared.
+    """
+    index = store / "index.json"
+    return hashlib.sha256(index.read_bytes()).hexdigest()[:16] if index.is_file() else ""
+
+
 class SaveRun(SaveConfigCallback):
     """Put the whole configuration, versions and git commit beside the run and into its loggers."""
 
@@ -71,9 +83,11 @@ class SaveRun(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         config = self.parser.dump(self.config, skip_none=False)
         write_whole(folder / "config.yaml", config)
-        write_whole(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
+        store = cast(SliceDataModule, trainer.datamodule).store  # type: ignore[attr-defined]
+        facts = provenance() | {"data": {"store": store.name, "fingerprint": fingerprint(store)}}
+        write_whole(folder / "provenance.json", json.dumps(facts, indent=2) + "\n")
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": config, **provenance()})
+            logger.log_hyperparams({"config": config, **facts})
 
 
 def refuse(message: str, subcommand: str) -> NoReturn:
@@ -119,6 +133,7 @@ class WeakMedSAMCLI(LightningCLI):
             save_config_callback=SaveRun,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
+            trainer_defaults={"callbacks": [SendTables()]},
             auto_configure_optimizers=False,
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},

@@ -39,8 +39,8 @@ def write_trials(path: Path, trials: Sequence[Trial], metric: str) -> None:
 def place_values(values: Sequence[Any]) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
     """Where values lie on an axis from 0 to 1, and the axis's marks.
 
-    Numbers lie on a line, on a logarithmic one where they span much; words, and few numbers, at even
-    distances.
+    Numbers lie on a line, on a logarithmic one where they span much; words, and few numbers that come
+    again and again, at even distances.
 
     Args:
         values: N values of one parameter.
@@ -49,7 +49,8 @@ def place_values(values: Sequence[Any]) -> tuple[NDArray[np.float64], list[tuple
         (N,) places, and (place, text) of each mark.
     """
     kinds = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    if len(kinds) <= 6 or any(isinstance(value, str | bool) for value in kinds):
+    chosen = len(kinds) == 1 or (len(kinds) <= 6 and len(kinds) < len(values))
+    if chosen or any(isinstance(value, str | bool) for value in kinds):
         at = {value: (number + 0.5) / len(kinds) for number, value in enumerate(kinds)}
         return np.array([at[value] for value in values]), [(at[value], f"{value}") for value in kinds]
     numbers = np.array([float(value) for value in values])
@@ -115,4 +116,4 @@ def _metric_axis(values: Sequence[float]) -> tuple[NDArray[np.float64], list[tup
     low, high = min(values), max(values)
     span = high - low or 1.0
     places = np.array([(value - low) / span for value in values])
-    return places, [(share, f"{low + share * span:.3g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    return places, [(share, f"{low + share * span:.4g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]

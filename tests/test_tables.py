@@ -1,0 +1,46 @@
+"""What of a test goes to W&B."""
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from weakmedsam.callbacks.tables import SendTables
+from weakmedsam.files import write_table
+
+
+class Logger(WandbLogger):
+    def __init__(self):  # no run
+        self.tables = {}
+
+    def log_table(self, key, columns=None, data=None, **others):
+        self.tables[key] = (columns, data)
+
+
+class Trainer:
+    def __init__(self, folder, loggers, rank=0):
+        self.default_root_dir, self.loggers, self.is_global_zero = folder, loggers, rank == 0
+
+
+@pytest.fixture
+def tested(tmp_path):
+    rows = [
+        {"case": "a", "class": "liver", "dice": 0.5, "hd95_mm": ""},
+        {"case": "7", "class": "liver", "dice": 0.25},
+    ]
+    write_table(tmp_path / "cases.csv", ["case", "class", "dice", "hd95_mm"], rows)
+    return tmp_path
+
+
+def test_the_table_of_cases_is_sent_with_numbers(tested):
+    logger = Logger()
+    SendTables().on_test_end(Trainer(tested, [logger, CSVLogger(tested)]), None)
+    columns, data = logger.tables.pop("cases")
+    assert columns == ["case", "class", "dice", "hd95_mm"]
+    assert data == [["a", "liver", 0.5, None], ["7", "liver", 0.25, None]]  # a case's name stays text
+    assert logger.tables == {}
+
+
+def test_other_ranks_and_runs_without_tables_send_nothing(tested, tmp_path):
+    logger = Logger()
+    SendTables().on_test_end(Trainer(tested, [logger], rank=1), None)
+    SendTables().on_test_end(Trainer(tmp_path / "none", [logger]), None)
+    assert logger.tables == {}
