@@ -131,7 +131,7 @@ PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
         ({"method": "annealing"}, "W&B does not take it: 'annealing' is not one of"),
         ({"parameters": {"model.sub_classes": {"min": 8, "max": 2}}}, "min 8 is not less than max 2"),
         ({"program": "prepare"}, "program is 'prepare'; choose one of classify, segment, pam"),
-        (PAM, "model.sce.every_n_epochs cannot be swept on stored"),
+        (PAM, "model.pam.every_n_epochs cannot be swept on stored"),
         (
             PAM | {"parameters": {"model.pam.grid": {"values": [2, 4]}}},
             "model.pam.grid cannot be swept on stored features; there are model.pam.radius",

@@ -127,10 +127,10 @@ class Ledger:
     def history(self, trial: Trial) -> list[float]:
         """The metric by epoch."""
         rows = read_table(self.folder(trial) / "history.csv")
-        if rows and self.sweep.metric not in rows[-1]:
+        if rows and trial.state == "finished" and self.sweep.metric not in rows[-1]:
             names = ", ".join(name for name in rows[-1] if "/" in name)
             raise ConfigError(f"the runs of {self.sweep.name} log no {self.sweep.metric}; they log {names}")
-        return [float(row[self.sweep.metric]) for row in rows if row[self.sweep.metric]]
+        return [float(row[self.sweep.metric]) for row in rows if row.get(self.sweep.metric)]
 
     def as_run(self, trial: Trial) -> Any:
         """A run as W&B's library takes it."""
@@ -155,9 +155,9 @@ class Ledger:
 
     def close(self, trial: Trial, state: str, seconds: float, score: float | None = None) -> None:
         """Write down how a run ended; then table and picture anew."""
+        trial.state, trial.seconds = state, round(trial.seconds + seconds, 1)
         scores = self.history(trial) if score is None else [score]
         finite = [value for value in scores if math.isfinite(value)]
-        trial.state, trial.seconds = state, round(trial.seconds + seconds, 1)
         trial.best = self.choose(finite) if finite else None
         self._save(trial)
         show = "no value" if trial.best is None else f"{trial.best:.4f}"

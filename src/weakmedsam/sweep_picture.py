@@ -80,6 +80,8 @@ def write_picture(path: Path, trials: Sequence[Trial], metric: str, sign: float 
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for trial in trials for name in trial.values))
+    varied = [name for name in names if len({trial.values[name] for trial in trials}) > 1]
+    names = varied or names  # what is the same in all runs tells nothing
     columns: list[list[Any]] = [[trial.values[name] for trial in trials] for name in names]
     best = [float(trial.best if trial.best is not None else math.nan) for trial in trials]
     axes = [place_values(column) for column in columns] + [_metric_axis(best)]
