@@ -17,7 +17,7 @@ ARGS ?=
 TRAINER ?=
 ## What figures are sent to: wandb, csv or tensorboard (experiments/logger/<LOGGER>.yaml); empty: wandb
 LOGGER ?=
-## What starts the processes of a stage, e.g. "torchrun --nproc-per-node 8" or "srun .venv/bin/python"
+## What starts the processes of a stage, e.g. ".venv/bin/torchrun --nproc-per-node 8" or "srun .venv/bin/python"
 LAUNCHER ?=
 ## Sweep: sce, pam, classify or segment (experiments/sweeps/<SWEEP>.yaml)
 SWEEP ?= sce

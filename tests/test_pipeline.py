@@ -296,6 +296,11 @@ def test_an_unknown_data_set_lists_the_known(house, tmp_path):
         run("prepare", request_for(tmp_path, dataset="lungs"))
 
 
+def test_a_run_cannot_have_the_name_of_the_sweeps_folder(house, tmp_path):
+    with pytest.raises(ConfigError, match="EXPERIMENT=sweeps"):
+        run("train", request_for(tmp_path, experiment="sweeps"))
+
+
 def test_two_pipelines_on_one_run_are_refused(house, tmp_path):
     with (
         pipeline.alone(tmp_path),

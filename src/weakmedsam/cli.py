@@ -243,6 +243,8 @@ def quieten() -> None:
         ".*using `ckpt_path`, callbacks used to create the checkpoint.*",
         ".*does not have many workers.*",
         ".*LeafSpec.*",
+        # Of figures that are the same on every rank already, or rank 0's alone.
+        r".*It is recommended to use `self.log\('(sce|val|test)/.*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", expected)
 
