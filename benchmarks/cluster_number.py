@@ -55,14 +55,9 @@ CASES = (
 def draw(case: Case, modes: int, seed: int) -> tuple[Points, NDArray[np.int64]]:
     """Points and the mode of each; the smallest mode has at least half of its fair share."""
     rng = np.random.default_rng([case.features, case.points, modes, seed, case.elongated])
-<<<<<<< HEAD
     deviation: NDArray[np.floating[Any]] = np.ones(case.features)
     if case.elongated:
         deviation = 2 * np.arange(1, case.features + 1) ** -0.25
-=======
-    power = -0.25 if case.elongated else 0.0
-    deviation = (2 if case.elongated else 1) * np.arange(1, case.features + 1) ** power
->>>>>>> sce
     turn, axes = (np.linalg.qr(rng.normal(size=(case.features, n)))[0] for n in (case.features, modes))
     weight = np.maximum(rng.dirichlet(np.full(modes, 5.0)), 0.5 / modes)
     owner = rng.choice(modes, case.points, p=weight / weight.sum())
