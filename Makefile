@@ -116,7 +116,7 @@ sweep: $(STAMP)
 # One thread a worker: two workers with all threads each are slower than one.
 ## Run the test suite (ARGS go to pytest)
 test: $(STAMP)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 ## Check style, docstrings, annotations and format
 lint: $(STAMP)

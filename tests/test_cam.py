@@ -8,6 +8,7 @@ from weakmedsam.cam import (
     inside_cells,
     min_max,
     min_max_inside,
+    mirror_axes,
     pool_evidence,
 )
 
@@ -81,3 +82,9 @@ def test_cells_inside_a_turned_scan_are_more_than_half_of_it():
     scan = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     scan[..., :3, :] = True
     assert inside_cells(scan, 4)[0, 0, :, 0].tolist() == [True, False, False, False]
+
+
+def test_views_are_all_ways_to_mirror_and_the_plain_one_comes_first():
+    assert mirror_axes(columns=False, rows=False) == [()]
+    assert mirror_axes(columns=True, rows=False) == [(), (-1,)]
+    assert mirror_axes(columns=True, rows=True) == [(), (-1,), (-2,), (-2, -1)]

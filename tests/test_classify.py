@@ -13,7 +13,7 @@ from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import History, PromptAffinityMining, SubClassExploration
-from weakmedsam.cam import inside_box, pool_evidence
+from weakmedsam.cam import inside_box, mirror_axes, pool_evidence
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import CheckpointError, ConfigError
 from weakmedsam.local import LocalEncoder
@@ -58,6 +58,20 @@ def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans")
     tiny_phantom(folder).prepare_data()
     return folder
+
+
+def test_activation_over_mirrored_views_follows_the_image_when_it_is_mirrored():
+    model = module(local_encoder=LocalEncoder(32, cells=8, widths=(4, 4))).eval()
+    image, box = torch.rand(2, 1, 32, 32), torch.tensor([[0, 32, 0, 32]]).expand(2, 4)
+    with torch.no_grad():
+        plain, mirrored = model(image, box), model(image.flip(-1), box)
+        assert not torch.allclose(plain.cam, mirrored.cam.flip(-1), atol=0.05)
+        model.views = mirror_axes(columns=True, rows=True)
+        averaged = model(image, box)
+        for axes in model.views:
+            assert torch.allclose(averaged.cam, model(image.flip(axes), box).cam.flip(axes), atol=1e-5)
+    # Logits are those of the plain image: it is what training has seen them pooled from.
+    assert torch.equal(averaged.logits, plain.logits)
 
 
 def test_training_learns_from_image_level_labels(scans, tmp_path):

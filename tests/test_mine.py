@@ -7,8 +7,10 @@ from safetensors.numpy import load_file
 from test_classify import module, trainer
 from tiny import tiny_phantom
 
+from data_modules.transforms import Augmentation
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classify import Activation
+from weakmedsam.contracts import ConfigError
 from weakmedsam.pseudo_labels import read_settings
 
 
@@ -68,6 +70,22 @@ def test_images_are_encoded_once_in_validation(scans, tmp_path):
     data.prepare_data()
     trainer(tmp_path).validate(model, data, verbose=False)
     assert model.backbone.encodings == len(data.val_cases)
+
+
+@pytest.mark.parametrize(("columns", "rows", "views"), [(0.5, 0.0, 2), (0.0, 0.0, 1), (0.2, 0.5, 4)])
+def test_activation_is_averaged_over_the_mirrors_that_training_uses(scans, tmp_path, columns, rows, views):
+    model, data = module(sce=False, pam=True), tiny_phantom(scans)
+    data.augment = Augmentation(flip_columns=columns, flip_rows=rows)
+    next(part for part in model.configure_callbacks() if hasattr(part, "views")).views = "mirrored"
+    trainer(tmp_path).validate(model, data, verbose=False)
+    assert len(model.views) == views
+    # One encoding for the embedding and one for each mirrored view's features.
+    assert model.backbone.encodings == views * len(data.val_cases)
+
+
+def test_unknown_views_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.pam\.views.*plain, mirrored"):
+        PromptAffinityMining(views="turned")
 
 
 def test_one_file_a_training_volume_never_a_test_one(run, scans):

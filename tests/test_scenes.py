@@ -1,7 +1,16 @@
 import numpy as np
+import torch
 from scipy import ndimage
 
-from weakmedsam.pretraining.scenes import SHAPES, SMALLEST_REGION, ask, draw_scenes, turn_scenes
+from weakmedsam.pretraining.scenes import (
+    SHAPES,
+    SMALLEST_REGION,
+    VISIBLE,
+    ask,
+    choose_intensities,
+    draw_scenes,
+    turn_scenes,
+)
 
 
 def test_scenes_are_images_with_regions_and_follow_their_seed():
@@ -23,6 +32,20 @@ def test_parts_lie_within_their_organ():
                 grown = ndimage.binary_dilation(region == part)
                 # Around a part is its organ, a later part of it, or a lesion on top; never bare body alone.
                 assert parent[part] in parent[np.unique(region[grown])]
+
+
+def test_regions_side_by_side_differ_visibly():
+    region = draw_scenes(32, 9).region
+    value = choose_intensities(torch.Generator().manual_seed(0), region)
+    steps = torch.cat(
+        [
+            (value.gather(1, a.flatten(1)) - value.gather(1, b.flatten(1)))[(a != b).flatten(1)]
+            for a, b in ((region[:, 1:], region[:, :-1]), (region[:, :, 1:], region[:, :, :-1]))
+        ]
+    ).abs()
+    # Where many regions meet, no intensity may be far from all of theirs.
+    assert (steps >= VISIBLE).float().mean() > 0.97
+    assert steps.min() > 0.02
 
 
 def test_each_answer_is_connected_and_holds_its_point():

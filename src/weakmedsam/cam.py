@@ -101,6 +101,21 @@ def min_max_inside(maps: Tensor, inside: Tensor) -> Tensor:
     return ((maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).eps)).where(inside, 0)
 
 
+def class_evidence(features: Tensor, weight: Tensor) -> Tensor:
+    """What each cell says for each class, before any scaling.
+
+    Args:
+        features: (B, D, h, w), of any precision.
+        weight: (C, D) of the class head (a 1 x 1 convolution without bias).
+
+    Returns:
+        (B, C, h, w) float32.
+    """
+    # In float32 under autocast too: bf16 moves a map by a hundredth.
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("bdhw,cd->bchw", features.float(), weight.float())
+
+
 def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
     """The class head's evidence at every cell, each map scaled to [0, 1].
 
@@ -108,12 +123,25 @@ def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
     somewhere. Multiply by the image-level label before a threshold.
 
     Args:
-        features: (B, D, h, w), of any precision.
-        weight: (C, D) of the class head (a 1 x 1 convolution without bias).
+        features: as ``class_evidence``.
+        weight: as ``class_evidence``.
 
     Returns:
         (B, C, h, w) float32 in [0, 1].
     """
-    # In float32 under autocast too: bf16 moves a map by a hundredth.
-    with torch.autocast(features.device.type, enabled=False):
-        return min_max(torch.einsum("bdhw,cd->bchw", features.float(), weight.float()))
+    return min_max(class_evidence(features, weight))
+
+
+def mirror_axes(columns: bool, rows: bool) -> list[tuple[int, ...]]:
+    """Axes along which each view of an image is mirrored, the plain view first: 1, 2 or 4 views.
+
+    A cell may speak for its neighbour, always to the same side (docs/study.md). In a mirror image that is
+    the other side; the mean of the views, each mirrored back, lies in the middle. It takes a network
+    that has been trained on mirror images.
+
+    Args:
+        columns: with left-right mirrors.
+        rows: with up-down mirrors.
+    """
+    single = [(-1,)] * columns + [(-2,)] * rows
+    return [(), *single] + [(-2, -1)] * (columns and rows)

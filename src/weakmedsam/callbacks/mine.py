@@ -15,12 +15,22 @@ from torch import Tensor
 
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases, write_cases, write_quality
 from weakmedsam.callbacks.mine_volumes import draw_row, fingerprint, label_volume, score_volume, select
+from weakmedsam.cam import mirror_axes
 from weakmedsam.classify import Activation, WeakMedSAM
-from weakmedsam.contracts import SliceBatch, VolumeBatch, check_least
+from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
 from weakmedsam.refine import Refined, Refinement, Slices, refine
+
+VIEWS = ("plain", "mirrored")
+
+
+class Mirroring(Protocol):
+    """What is asked of an augmentation: the probability of each mirror."""
+
+    flip_columns: float
+    flip_rows: float
 
 
 class ValidationData(Protocol):
@@ -29,10 +39,12 @@ class ValidationData(Protocol):
     Attributes:
         has_val_masks: whether validation batches hold ``mask``.
         val_cases: the case of each validation slice, by ``index``.
+        augment: how training slices are mirrored; None for not at all.
     """
 
     has_val_masks: bool
     val_cases: list[str]
+    augment: Mirroring | None
 
 
 class PromptAffinityMining(Callback):
@@ -71,6 +83,8 @@ class PromptAffinityMining(Callback):
         background_power: exponent of the background's score.
         threshold_rule: fixed, or Otsu's.
         flips: measure the stability of pseudo-labels on mirrored images.
+        views: what activation is averaged over: the ``plain`` image, as published, or with ``mirrored`` ones
+            too, in the ways that training mirrors (see ``cam.mirror_axes``).
         every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
             Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
         pictures: rows of a picture grid.
@@ -106,6 +120,7 @@ class PromptAffinityMining(Callback):
         background_power: float = 1.0,
         threshold_rule: str = "fixed",
         flips: bool = False,
+        views: str = "plain",
         every_n_epochs: int = 1,
         pictures: int = 6,
     ) -> None:
@@ -116,6 +131,9 @@ class PromptAffinityMining(Callback):
         )  # fmt: skip
         check_least("model.pam.pictures", pictures, 1)
         check_least("model.pam.every_n_epochs", every_n_epochs, 1)
+        if views not in VIEWS:
+            raise ConfigError(f"model.pam.views: {views!r} is unknown; choose one of {', '.join(VIEWS)}")
+        self.views = views
         self.every_n_epochs = every_n_epochs
         self.pictures = pictures
         self._dice: dict[str, VolumeDice] = {}
@@ -129,6 +147,14 @@ class PromptAffinityMining(Callback):
         """Refine B slices with these settings: image (B, 1, S, S), label (B, C), box (B, 4)."""
         slices = Slices(image, activation.cam, activation.embedding, label, box)
         return refine(module.backbone, slices, self.settings, module.slices_per_step)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the module in which mirrors to look."""
+        data = cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
+        if self.views == "mirrored" and data.augment is not None:
+            cast(WeakMedSAM, pl_module).views = mirror_axes(
+                data.augment.flip_columns > 0, data.augment.flip_rows > 0
+            )
 
     # Validation
 
@@ -261,7 +287,7 @@ class PromptAffinityMining(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the volumes that are done under these settings and by this network."""
         module = cast(WeakMedSAM, pl_module)
-        self._stamp = {**asdict(self.settings), "network": fingerprint(module)}
+        self._stamp = {**asdict(self.settings), "views": self.views, "network": fingerprint(module)}
         folder = Path(trainer.default_root_dir)
         done = (path for path in folder.glob("*.safetensors") if read_settings(path) == self._stamp)
         module.finished_cases = {path.stem for path in done}

@@ -23,6 +23,9 @@ ORGANS, PARTS = 6, 5
 SMALLEST_REGION = 40
 """Pixels; a smaller visible region is not asked for."""
 
+VISIBLE = 0.15
+"""Least difference of mean intensity, of a range of about 1, between regions that lie side by side."""
+
 
 class Scenes(NamedTuple):
     """A batch of drawn images.
@@ -126,18 +129,40 @@ def _paint(generator: Generator, inside: Tensor, parent: Tensor) -> Tensor:
     return region
 
 
-def _intensities(generator: Generator, parent: Tensor) -> Tensor:
-    """(B, SHAPES + 1) mean intensity of each region; a part differs visibly from its organ."""
-    batch = parent.shape[0]
-    value = torch.rand(batch, SHAPES + 1, generator=generator)
+def _touching(region: Tensor) -> Tensor:
+    """(B, SHAPES + 1, SHAPES + 1) bool: which regions lie side by side somewhere (4-neighbours)."""
+    batch, kinds = region.shape[0], SHAPES + 1
+    of = torch.arange(batch)[:, None, None] * kinds
+    pairs = torch.cat([
+        ((of + region[:, :, 1:]) * kinds + region[:, :, :-1]).flatten(),
+        ((of + region[:, 1:]) * kinds + region[:, :-1]).flatten(),
+    ])  # fmt: skip
+    met = torch.bincount(pairs, minlength=batch * kinds * kinds).view(batch, kinds, kinds) > 0
+    return met | met.transpose(1, 2)
+
+
+def choose_intensities(generator: Generator, region: Tensor) -> Tensor:
+    """(B, SHAPES + 1) mean intensity of each region, visibly another than that of any region beside it.
+
+    A border between equal intensities cannot be seen: what a point there touches would have no answer.
+    """
+    batch = region.shape[0]
+    touching = _touching(region)
+    value = torch.zeros(batch, SHAPES + 1)
+    value[:, 0] = torch.rand(batch, generator=generator)
     value[:, 0] *= (torch.rand(batch, generator=generator) < 0.4).float()
-    step = _uniform(generator, 0.15, 0.5, *value.shape) * torch.where(
-        torch.rand(value.shape, generator=generator) < 0.5, -1.0, 1.0
-    )
-    reference = torch.where(parent > 0, value.gather(1, parent), value[:, 1:2])
-    close = (value - reference).abs() < 0.15
-    close[:, :2] = False
-    return torch.where(close, reference + step, value)
+    for shape in range(1, SHAPES + 1):
+        candidates = torch.rand(batch, 12, generator=generator)
+        apart = (candidates[:, :, None] - value[:, None, :shape]).abs()
+        nearest = apart.masked_fill(~touching[:, shape, None, :shape], 1.0).amin(dim=-1)
+        # The first that is far enough from all of them; where none is, the farthest.
+        farthest = nearest.argmax(dim=1, keepdim=True)
+        far_enough = nearest >= VISIBLE
+        first = far_enough.float().argmax(dim=1, keepdim=True)
+        value[:, shape] = candidates.gather(1, torch.where(far_enough.any(1, keepdim=True), first, farthest))[
+            :, 0
+        ]
+    return value
 
 
 def _blur(image: Tensor) -> Tensor:
@@ -180,7 +205,7 @@ def draw_scenes(batch: int, seed: int, size: int = 128) -> Scenes:
     generator = Generator().manual_seed(seed)
     centre, radius, parent = _layout(generator, batch)
     region = _paint(generator, _inside(generator, centre, radius, size), parent)
-    image = _render(generator, region, _intensities(generator, parent))
+    image = _render(generator, region, choose_intensities(generator, region))
     return Scenes(image, region, parent)
 
 
