@@ -223,7 +223,7 @@ def test_pictures_at_the_first_and_the_last_clustering(scans, tmp_path):
     told = []
     run = trainer(tmp_path, 5)
     logger = WandbLogger.__new__(WandbLogger)
-    logger.log_image = lambda key, images: told.append((key, images))
+    logger.log_image = lambda key, images, step: told.append((key, images))
     draw = sce._draw
     # Only where pictures go is looked at: no W&B is started.
     sce._draw = lambda trainer, *rest: draw(
@@ -232,6 +232,7 @@ def test_pictures_at_the_first_and_the_last_clustering(scans, tmp_path):
             datamodule=trainer.datamodule,
             default_root_dir=trainer.default_root_dir,
             current_epoch=trainer.current_epoch,
+            global_step=trainer.global_step,
         ),
         *rest,
     )
