@@ -103,6 +103,10 @@ def test_two_processes_find_the_ids_of_one(tmp_path):
         assert torch.equal(run["ids"], one)
     assert runs[0]["logged"] == pytest.approx(runs[1]["logged"], abs=1e-5)
     assert runs[0]["logged"]["sce/kept/even"] == 1
+    # Losses are the mean over both ranks' slices, which are another half each; the sampler repeats one of 41.
+    assert runs[1]["trained"] == runs[2]["trained"]
+    assert runs[1]["trained"].keys() == {"train/loss", "train/class_loss", "train/subclass_loss"}
+    assert runs[1]["trained"] == pytest.approx(runs[0]["trained"], rel=0.05)
     assert (tmp_path / "2.run/subclasses/epoch_000_even.png").is_file()
 
 

@@ -101,7 +101,10 @@ def test_test_dice_of_the_segmentation_is_a_figure_of_each_class(sent):
 
 def test_masks_of_the_same_slices_can_be_toggled_in_both_stages(sent):
     captions = []
-    for stage, names in (("classify", {"cam", "pseudo_label", "ground_truth"}), ("segment", {"prediction", "ground_truth"})):
+    for stage, names in (
+        ("classify", {"cam", "pseudo_label", "ground_truth"}),
+        ("segment", {"prediction", "ground_truth"}),
+    ):
         rows = [row["val/overlays"] for row in sent.history(named(sent, stage)) if "val/overlays" in row]
         assert len(rows) == 2  # epochs
         for shown in rows:
@@ -111,7 +114,9 @@ def test_masks_of_the_same_slices_can_be_toggled_in_both_stages(sent):
     assert all(shown == captions[0] for shown in captions)
 
 
-@pytest.mark.parametrize(("stage", "name"), [("test", "cases"), ("test_maps", "cam_cases"), ("pseudo_labels", "quality")])
+@pytest.mark.parametrize(
+    ("stage", "name"), [("test", "cases"), ("test_maps", "cam_cases"), ("pseudo_labels", "quality")]
+)
 def test_the_cases_are_a_table(sent, stage, name):
     (table,) = [row[name] for row in sent.history(named(sent, stage)) if name in row]
     assert table["_type"] == "table-file"
@@ -122,14 +127,21 @@ def test_artifacts_say_what_was_made_of_what_though_the_runs_were_offline(sent):
     def of(stage, operation):
         run = named(sent, stage)
         put = [given["input"] for given in sent.variables(operation) if given["input"]["runName"] == run]
-        found = [given.get("artifactID") or f"{given['artifactCollectionName']}@{given['digest']}" for given in put]
+        found = [
+            given.get("artifactID") or f"{given['artifactCollectionName']}@{given['digest']}" for given in put
+        ]
         return {mark for mark in found if not mark.startswith("run-")}  # tables are artifacts of wandb's own
 
-    used = {stage: of(stage, "UseArtifact") for stage in ("classify", "pseudo_labels", "segment", "test_maps", "test")}
+    used = {
+        stage: of(stage, "UseArtifact")
+        for stage in ("classify", "pseudo_labels", "segment", "test_maps", "test")
+    }
     made = {stage: of(stage, "CreateArtifact") - used[stage] for stage in used}
     assert used["classify"] == made["test"] == made["test_maps"] == set()
     assert len(made["classify"]) == len(made["pseudo_labels"]) == len(made["segment"]) == 1
     assert made["classify"] == used["pseudo_labels"] == used["test_maps"]
     assert made["pseudo_labels"] == used["segment"]
     assert made["segment"] == used["test"]
-    assert json.dumps(sent.config(named(sent, "test"))["lineage_uses"]).startswith('{"phantom-default-segment": "')
+    assert json.dumps(sent.config(named(sent, "test"))["lineage_uses"]).startswith(
+        '{"phantom-default-segment": "'
+    )

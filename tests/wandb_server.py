@@ -25,17 +25,21 @@ def answer(name, given, base):
         "historyLineCount": 0, "project": {"id": "UA==", "name": "weakmedsam", "entity": {"id": "RQ==", "name": "me"}},
     }  # fmt: skip
     put = given.get("input", {})
-    specs = put.get("artifactFiles", [])
+    asked = given.get("files", []) or [spec["name"] for spec in put.get("artifactFiles", [])]
+    manifest = {"artifactManifest": {"id": "TQ==", "file": files(["wandb_manifest.json"])[0]}}
+    sequence = {"id": "Uw==", "latestArtifact": None}
     number = f"{put.get('artifactCollectionName')}@{put.get('digest')}"
     return {
         "Viewer": {"viewer": {"id": "VQ==", "entity": "me", "username": "me", "teams": {"edges": []}}},
         "ArtifactType": {"project": None},
         "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
-        "CreateRunFiles": {"createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": files(given.get("files", []))}},
-        "CreateArtifact": {"createArtifact": {"artifact": {"id": number, "state": "PENDING", "artifactSequence": {"id": "Uw==", "latestArtifact": None}}}},
-        "CreateArtifactManifest": {"createArtifactManifest": {"artifactManifest": {"id": "TQ==", "file": files(["wandb_manifest.json"])[0]}}},
-        "UpdateArtifactManifest": {"updateArtifactManifest": {"artifactManifest": {"id": "TQ==", "file": files(["wandb_manifest.json"])[0]}}},
-        "CreateArtifactFiles": {"createArtifactFiles": {"files": edges([spec["name"] for spec in specs])}},
+        "CreateRunFiles": {"createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": files(asked)}},
+        "CreateArtifact": {
+            "createArtifact": {"artifact": {"id": number, "state": "PENDING", "artifactSequence": sequence}}
+        },
+        "CreateArtifactManifest": {"createArtifactManifest": manifest},
+        "UpdateArtifactManifest": {"updateArtifactManifest": manifest},
+        "CreateArtifactFiles": {"createArtifactFiles": {"files": edges(asked)}},
         "CommitArtifact": {"commitArtifact": {"artifact": {"id": given.get("artifactID"), "digest": ""}}},
         "UseArtifact": {"useArtifact": {"artifact": {"id": put.get("artifactID")}}},
     }.get(name, {})  # fmt: skip
@@ -70,11 +74,19 @@ class Server(ThreadingHTTPServer):
 
     def runs(self):
         """Name of each run -> its number."""
-        return {given["displayName"]: given["name"] for given in self.variables("UpsertBucket") if given["displayName"]}
+        return {
+            given["displayName"]: given["name"]
+            for given in self.variables("UpsertBucket")
+            if given["displayName"]
+        }
 
     def config(self, run):
         """A run's settings, by its number."""
-        told = [given["config"] for given in self.variables("UpsertBucket") if given["name"] == run and given["config"]]
+        told = [
+            given["config"]
+            for given in self.variables("UpsertBucket")
+            if given["name"] == run and given["config"]
+        ]
         return {key: value["value"] for key, value in json.loads(told[-1]).items()}
 
     def history(self, run=""):
@@ -90,7 +102,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)

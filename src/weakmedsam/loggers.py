@@ -64,7 +64,7 @@ class WeightsAndBiases(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """wandb's run, started when first asked for; rank 0 only."""
+        """Wandb's run, started when first asked for; rank 0 only."""
         from wandb.errors import CommError
 
         try:

@@ -33,7 +33,8 @@ class Lineage(Callback):
     prediction use the model they were given, a training on pseudo-labels uses their data set. An artifact
     is named after its folder and told apart by its content, so the run that uses one needs not know
     which run made it, and both may be offline: wandb keeps the files until they are sent. The digests are
-    in the run's settings too, as ``lineage_uses`` and ``lineage_makes``. A server that is lost costs the artifact a warning.
+    in the run's settings too, as ``lineage_uses`` and ``lineage_makes``. Where the server is lost, one
+    warning says so and training goes on.
 
     Rank 0 only.
     """

@@ -128,7 +128,9 @@ class PredictionOverlays(Callback):
         if not trainer.is_global_zero:
             return
         prediction = cast(Tensor, outputs)
-        name, truth = ("ground_truth", batch["mask"]) if "mask" in batch else ("pseudo_label", batch["target"])
+        name, truth = (
+            ("ground_truth", batch["mask"]) if "mask" in batch else ("pseudo_label", batch["target"])
+        )
         for i, area in enumerate(mask_areas(truth)):
             case = batch["case"][i]
             if self._slices.wants(case, area):
