@@ -17,7 +17,7 @@ class WeightsAndBiases(WandbLogger):
 
     wandb's own process writes every figure to a file under ``save_dir/wandb`` before it sends it. If the
     server is lost in the middle of a run, that file is whole at the end; if it is not there at the start,
-    the run is an offline one. ``wandb sync`` sends either later.
+    the run is an offline one. ``wandb sync --no-skip-online`` sends either later.
 
     Args:
         project: name on the server.

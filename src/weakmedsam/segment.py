@@ -281,7 +281,7 @@ class Segmenter(LightningModule):
         )
         return loss
 
-    def validation_step(self, batch: SliceBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
+    def validation_step(self, batch: SliceBatch, batch_idx: int) -> Tensor:
         """Count overlaps with ``mask``, or with ``target`` where there are no masks.
 
         Returns:
