@@ -86,7 +86,8 @@ def sync(folder):
     # A start without a server leaves the try behind too.
     (place,) = [path for path in runs if path.name.startswith("offline")] or runs
     done = subprocess.run(
-        [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(place)], capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(place)],
+        capture_output=True, text=True, check=False, timeout=120,
         env={**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"},
     )  # fmt: skip
     server.shut()
