@@ -15,7 +15,7 @@ DATA_DIR ?=
 ARGS ?=
 ## How stages run: cpu, gpu, ddp, fsdp, slurm or debug (experiments/trainer/<TRAINER>.yaml); empty: as the stages say
 TRAINER ?=
-## What figures are sent to: wandb, csv or tensorboard (experiments/logger/<LOGGER>.yaml); empty: wandb
+## What figures are sent to: wandb, lineage (with artifacts), csv or tensorboard (experiments/logger/<LOGGER>.yaml); empty: wandb
 LOGGER ?=
 ## What starts the processes of a stage, e.g. ".venv/bin/torchrun --nproc-per-node 8" or "srun .venv/bin/python"
 LAUNCHER ?=

@@ -40,6 +40,7 @@ from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import threshold_scores
 
 SIZE, MAP, GRID, RADIUS, BETA, STEPS = 256, 64, 4, 5.0, 4.0, 4
+ROWS = 6  # of a picture grid
 
 
 class PeakMemory(TorchDispatchMode):
@@ -163,7 +164,7 @@ def callback_overhead(slices: int, positive: float, repeats: int) -> tuple[float
     shown: list[Row] = []
     forward, mined = seconds(lambda: model(image, box), repeats), seconds(mine, 2 * repeats)
     with tempfile.TemporaryDirectory() as folder:
-        picture = seconds(lambda: draw_grid(shown[:1] * miner.pictures, Path(folder) / "grid.png"), 1)
+        picture = seconds(lambda: draw_grid(shown[:1] * ROWS, Path(folder) / "grid.png"), 1)
     return forward / slices, mined / slices, picture
 
 

@@ -146,8 +146,6 @@ def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(c
 
 @pytest.mark.parametrize("logger", names("logger"))
 def test_every_logger_takes_the_figures_of_an_epoch(call, logger):
-    if logger == "tensorboard":
-        pytest.importorskip("tensorboard")
     files = ["classify", f"logger/{logger}"]
     run = call("fit", files, "phantom", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1")
     columns = read_table(run / "history.csv")[0].keys()

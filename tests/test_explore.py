@@ -103,6 +103,10 @@ def test_two_processes_find_the_ids_of_one(tmp_path):
         assert torch.equal(run["ids"], one)
     assert runs[0]["logged"] == pytest.approx(runs[1]["logged"], abs=1e-5)
     assert runs[0]["logged"]["sce/kept/even"] == 1
+    # Losses are the mean over both ranks' slices, which are another half each; the sampler repeats one of 41.
+    assert runs[1]["trained"] == runs[2]["trained"]
+    assert runs[1]["trained"].keys() == {"train/loss", "train/class_loss", "train/subclass_loss"}
+    assert runs[1]["trained"] == pytest.approx(runs[0]["trained"], rel=0.05)
     assert (tmp_path / "2.run/subclasses/epoch_000_even.png").is_file()
 
 
@@ -223,7 +227,7 @@ def test_pictures_at_the_first_and_the_last_clustering(scans, tmp_path):
     told = []
     run = trainer(tmp_path, 5)
     logger = WandbLogger.__new__(WandbLogger)
-    logger.log_image = lambda key, images: told.append((key, images))
+    logger.log_image = lambda key, images, step: told.append((key, images))
     draw = sce._draw
     # Only where pictures go is looked at: no W&B is started.
     sce._draw = lambda trainer, *rest: draw(
@@ -232,6 +236,7 @@ def test_pictures_at_the_first_and_the_last_clustering(scans, tmp_path):
             datamodule=trainer.datamodule,
             default_root_dir=trainer.default_root_dir,
             current_epoch=trainer.current_epoch,
+            global_step=trainer.global_step,
         ),
         *rest,
     )

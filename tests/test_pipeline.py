@@ -137,16 +137,17 @@ def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(
 
 
 def test_a_trainer_file_is_given_to_every_stage_that_has_a_trainer_and_wins(house, tmp_path):
-    run("evaluate", request_for(tmp_path, trainer="ddp", logger="csv"))
+    for target in ("evaluate", "features"):
+        run(target, request_for(tmp_path, trainer="ddp", logger="csv"))
     for words in house:
         files = [word for word in words if word.endswith(".yaml")]
         assert (files[-1] == "experiments/trainer/ddp.yaml") == (words[0] != "prepare")
-        if "experiments/pseudo_labels.yaml" in files:  # logs nothing, whatever logger is chosen
-            assert files.index("experiments/logger/csv.yaml") < files.index("experiments/pseudo_labels.yaml")
+        if "experiments/features.yaml" in files:  # logs nothing, whatever logger is chosen
+            assert files.index("experiments/logger/csv.yaml") < files.index("experiments/features.yaml")
     with pytest.raises(ConfigError, match=r"trainer/tpu\.yaml does not exist; there are: cpu, ddp, debug, "):
         run("classify", request_for(tmp_path, trainer="tpu"))
     with pytest.raises(
-        ConfigError, match=r"logger/paper\.yaml does not exist; there are: csv, tensorboard, wandb"
+        ConfigError, match=r"logger/paper\.yaml does not exist; there are: csv, lineage, tensorboard, wandb"
     ):
         run("classify", request_for(tmp_path, logger="paper"))
 

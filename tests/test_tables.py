@@ -1,7 +1,8 @@
-"""What of a test goes to W&B."""
+"""What of a test and of pseudo-labels goes to W&B."""
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.files import write_table
@@ -11,13 +12,15 @@ class Logger(WandbLogger):
     def __init__(self):  # no run
         self.tables = {}
 
-    def log_table(self, key, columns=None, data=None, **others):
+    def log_table(self, key, columns=None, data=None, step=None):
+        assert step == 7
         self.tables[key] = (columns, data)
 
 
 class Trainer:
     def __init__(self, folder, loggers, rank=0):
         self.default_root_dir, self.loggers, self.is_global_zero = folder, loggers, rank == 0
+        self.global_step = 7
 
 
 @pytest.fixture
@@ -32,15 +35,23 @@ def tested(tmp_path):
 
 def test_the_table_of_cases_is_sent_with_numbers(tested):
     logger = Logger()
-    SendTables().on_test_end(Trainer(tested, [logger, CSVLogger(tested)]), None)
+    SendTables().teardown(Trainer(tested, [logger, CSVLogger(tested)]), None, "test")
     columns, data = logger.tables.pop("cases")
     assert columns == ["case", "class", "dice", "hd95_mm"]
     assert data == [["a", "liver", 0.5, None], ["7", "liver", 0.25, None]]  # a case's name stays text
     assert logger.tables == {}
 
 
+def test_the_quality_of_pseudo_labels_is_sent_too(tmp_path):
+    logger = Logger()
+    write_table(tmp_path / "quality.csv", ["case", "quality"], [{"case": "a", "quality": 0.75}])
+    SendTables().teardown(Trainer(tmp_path, [logger]), None, TrainerFn.PREDICTING)
+    assert logger.tables == {"quality": (["case", "quality"], [["a", 0.75]])}
+
+
 def test_other_ranks_and_runs_without_tables_send_nothing(tested, tmp_path):
     logger = Logger()
-    SendTables().on_test_end(Trainer(tested, [logger], rank=1), None)
-    SendTables().on_test_end(Trainer(tmp_path / "none", [logger]), None)
+    SendTables().teardown(Trainer(tested, [logger], rank=1), None, "test")
+    SendTables().teardown(Trainer(tmp_path / "none", [logger]), None, "test")
+    SendTables().teardown(Trainer(tested, [logger]), None, "fit")
     assert logger.tables == {}

@@ -96,9 +96,13 @@ def main(devices, file):
         enable_model_summary=False,
     )
     trainer.fit(model, Data())
-    logged = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("sce/")}
+    figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    logged = {key: value for key, value in figures.items() if key.startswith("sce/")}
+    trained = {key: value for key, value in figures.items() if key.startswith("train/")}
     states.append(model.subclass_ids)
-    torch.save({"ids": torch.stack(states), "logged": logged}, f"{file}.{trainer.global_rank}")
+    torch.save(
+        {"ids": torch.stack(states), "logged": logged, "trained": trained}, f"{file}.{trainer.global_rank}"
+    )
 
 
 if __name__ == "__main__":

@@ -205,16 +205,20 @@ class WeakMedSAM(LightningModule):
         class_logits = self.pool(self.class_head(features), scan)
         class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
         loss, size = class_loss, len(batch["index"])
+        figures = {"train/class_loss": class_loss}
         if len(self.subclass_ids):
             logits = self.pool(self.subclass_head(features), scan)
             extra_loss = subclass_loss(logits, self.subclass_ids[batch["index"]], self.subclass_counts)
             loss = class_loss + self.subclass_weight * extra_loss
-            self.log("train/subclass_loss", extra_loss, on_step=False, on_epoch=True, batch_size=size)
+            figures["train/subclass_loss"] = extra_loss
         elif self.subclass_head.weight.requires_grad:
             # Before the first clustering (model.sce.first: bank); DDP waits for a gradient of every weight.
             loss = class_loss + 0 * self.subclass_head.weight.sum()
-        self.log("train/class_loss", class_loss, on_step=False, on_epoch=True, batch_size=size)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        # The mean over an epoch's slices on all ranks: one rank has seen its own share only.
+        self.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         if not self.subclass_head.weight.requires_grad:
             return {"loss": loss}
         return {"loss": loss, "pooled": self.describe(features, scan)}

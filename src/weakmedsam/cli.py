@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -29,6 +30,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from data_modules.base import SliceDataModule
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
+from weakmedsam.callbacks.lineage import Lineage
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
 from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
@@ -86,8 +88,9 @@ class SaveRun(SaveConfigCallback):
         store = cast(SliceDataModule, trainer.datamodule).store  # type: ignore[attr-defined]
         facts = provenance() | {"data": {"store": store.name, "fingerprint": fingerprint(store)}}
         write_whole(folder / "provenance.json", json.dumps(facts, indent=2) + "\n")
+        settings = {"config": yaml.safe_load(config), **facts}
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": config, **facts})
+            logger.log_hyperparams(settings)
 
 
 def refuse(message: str, subcommand: str) -> NoReturn:
@@ -133,7 +136,7 @@ class WeakMedSAMCLI(LightningCLI):
             save_config_callback=SaveRun,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [SendTables()]},
+            trainer_defaults={"callbacks": [SendTables(), Lineage()]},
             auto_configure_optimizers=False,
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},

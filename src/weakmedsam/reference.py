@@ -221,6 +221,7 @@ def page(folder: Path = EXPERIMENTS) -> str:
         "Segmentation": lambda n: n.path.startswith(SEGMENT),
         "Backbones": lambda n: n.key == "model.backbone",
         "Data sets": lambda n: n.key == "data",
+        "Loggers": lambda n: n.key == "trainer.logger",
         "Callbacks": lambda n: n.key in ("trainer.callbacks", "throughput"),
     }
     for title, belongs in groups.items():

@@ -281,13 +281,19 @@ class Segmenter(LightningModule):
         )
         return loss
 
-    def validation_step(self, batch: SliceBatch, batch_idx: int) -> None:
-        """Count overlaps with ``mask``, or with ``target`` where there are no masks."""
+    def validation_step(self, batch: SliceBatch, batch_idx: int) -> Tensor:
+        """Count overlaps with ``mask``, or with ``target`` where there are no masks.
+
+        Returns:
+            (B, H, W) predicted class ids, for pictures.
+        """
         logits = self(batch["image"])
         truth = batch["mask"] if self._truth == "mask" else batch["target"]
-        self.val_overlap.update(logits.argmax(1), truth, batch["index"])
+        prediction = logits.argmax(1)
+        self.val_overlap.update(prediction, truth, batch["index"])
         if self._truth == "target":
             self.val_loss.update(self._loss(logits, batch), len(logits))
+        return prediction
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice over all ranks and volumes; a class without a volume is left out of the mean."""

@@ -4,6 +4,7 @@ from weakmedsam.callbacks.explore import SubClassExploration
 from weakmedsam.callbacks.features import KeepFeatures
 from weakmedsam.callbacks.history import History
 from weakmedsam.callbacks.mine import PromptAffinityMining
+from weakmedsam.callbacks.overlays import PredictionOverlays
 from weakmedsam.callbacks.refinements import CompareRefinements
 from weakmedsam.callbacks.throughput import Throughput
 
@@ -11,6 +12,7 @@ __all__ = [
     "CompareRefinements",
     "History",
     "KeepFeatures",
+    "PredictionOverlays",
     "PromptAffinityMining",
     "SubClassExploration",
     "Throughput",

@@ -254,7 +254,7 @@ class SubClassExploration(Callback):
             draw_clusters(rows, title, paths[-1])
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("subclasses", [str(path) for path in paths])
+                logger.log_image("subclasses", [str(path) for path in paths], step=trainer.global_step)
 
 
 def _look_at_all(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases, write_cases, write_quality
 from weakmedsam.callbacks.mine_volumes import draw_row, fingerprint, label_volume, score_volume, select
+from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, send_overlays
 from weakmedsam.cam import mirror_axes
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
@@ -51,8 +52,9 @@ class PromptAffinityMining(Callback):
     """Refine class activation maps with the affinity that point prompts reveal.
 
     In validation it logs the Dice of the activation and of the refined map, gated by the given label, as
-    ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid; in test
-    the same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
+    ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
+    W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
+    same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
     Images are not encoded again (``flips`` apart). Validation has slices, not volumes: it walks on each
     by itself, and Otsu's rule takes each by itself.
 
@@ -87,7 +89,7 @@ class PromptAffinityMining(Callback):
             too, in the ways that training mirrors (see ``cam.mirror_axes``).
         every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
             Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
-        pictures: rows of a picture grid.
+        pictures: rows of a picture grid, and slices that W&B shows with their masks.
 
     Raises:
         ConfigError: an unknown word, or a number out of its range.
@@ -135,9 +137,8 @@ class PromptAffinityMining(Callback):
             raise ConfigError(f"model.pam.views: {views!r} is unknown; choose one of {', '.join(VIEWS)}")
         self.views = views
         self.every_n_epochs = every_n_epochs
-        self.pictures = pictures
         self._dice: dict[str, VolumeDice] = {}
-        self._rows: dict[str, tuple[int, Row]] = {}
+        self._rows: FixedSlices[Row] = FixedSlices(pictures)
         self._cases: list[CaseDice] = []
         self._stamp: dict[str, object] = {}
 
@@ -205,13 +206,14 @@ class PromptAffinityMining(Callback):
         for name, ids in (("cam", before), ("pam", after)):
             self._dice[name].update(ids, truth, batch["index"][chosen])
         if trainer.is_global_zero:
+            areas = mask_areas(truth)
             for i, row in enumerate(chosen.tolist()):
-                case, area = batch["case"][row], int((truth[i] > 0).sum())
-                if area > (self._rows[case][0] if case in self._rows else 0):
+                case = batch["case"][row]
+                if self._rows.wants(case, areas[i]):
                     title = f"{case} slice {int(batch['slice'][row])}\n"
                     image = batch["image"][row, 0]
                     made = draw_row(module, title, image, refined, i, before[i], after[i], truth[i])
-                    self._rows[case] = area, made
+                    self._rows.keep(case, areas[i], made)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both Dice and the pictures."""
@@ -226,12 +228,14 @@ class PromptAffinityMining(Callback):
             for class_name, value in zip(module.class_names, values, strict=True):
                 module.log(f"val/{name}_dice/{class_name}", value)
             module.log(f"val/{name}_dice", values.nanmean(), prog_bar=True)
-        if self._rows and not trainer.sanity_checking:
+        rows = self._rows.chosen()
+        if rows and not trainer.sanity_checking:
             path = Path(trainer.default_root_dir) / "pictures" / f"epoch_{trainer.current_epoch:03d}.png"
-            draw_grid(self._chosen_rows(), path)
+            draw_grid(rows, path)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image("pam", [str(path)])
+                    logger.log_image("pam", [str(path)], step=trainer.global_step)
+            send_overlays(trainer, [overlay_of(row) for row in rows], module.class_names)
 
     def _due(self, trainer: Trainer) -> bool:
         """Whether this validation refines."""
@@ -241,11 +245,6 @@ class PromptAffinityMining(Callback):
             or epoch % self.every_n_epochs == 0
             or epoch == trainer.max_epochs
         )
-
-    def _chosen_rows(self) -> list[Row]:
-        cases = sorted(self._rows)
-        step = max(1, len(cases) // self.pictures)
-        return [self._rows[case][1] for case in cases[::step][: self.pictures]]
 
     # Test
 

@@ -1,4 +1,4 @@
-"""The tables of a test on W&B's page of the run."""
+"""The tables of cases on W&B's page of the run."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from lightning.pytorch.loggers import WandbLogger
 
 from weakmedsam.files import read_table
 
-TABLES = ("cases.csv", "cam_cases.csv")
-"""What a test may leave in the run's folder: scores of the network, or of the activation maps, by case."""
+TABLES = {"test": ("cases", "cam_cases"), "predict": ("quality",)}
+"""What a stage may leave in the run's folder, by case and class: scores of the network or of the activation
+maps, quality of the pseudo-labels."""
 
 
 class SendTables(Callback):
-    """Send the test's tables of cases to W&B as they lie in the run's folder; numbers as numbers."""
+    """Send a stage's tables of cases to W&B as they lie in the run's folder; numbers as numbers."""
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the test has written them."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """After all hooks that write them."""
         if not trainer.is_global_zero:
             return
-        for name in TABLES:
-            rows = read_table(Path(trainer.default_root_dir) / name)
+        for name in TABLES.get(stage, ()):
+            rows = read_table(Path(trainer.default_root_dir) / f"{name}.csv")
             for logger in trainer.loggers:
                 if rows and isinstance(logger, WandbLogger):
                     cells = [[_cell(column, text) for column, text in row.items()] for row in rows]
-                    logger.log_table(name.removesuffix(".csv"), columns=list(rows[0]), data=cells)
+                    logger.log_table(name, columns=list(rows[0]), data=cells, step=trainer.global_step)
 
 
 def _cell(column: str, text: str) -> str | float | None:

@@ -1,0 +1,80 @@
+"""Weights & Biases as the stages use it: a server that cannot be reached ends no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_warn
+
+from weakmedsam.contracts import check_least
+
+
+class WeightsAndBiases(WandbLogger):
+    """Lightning's logger, named after the run's folder, that goes on writing to disk without a server.
+
+    wandb's own process writes every figure to a file under ``save_dir/wandb`` before it sends it. If the
+    server is lost in the middle of a run, that file is whole at the end; if it is not there at the start,
+    the run is an offline one. ``wandb sync --no-skip-online`` sends either later.
+
+    Args:
+        project: name on the server.
+        save_dir: the stage's folder; the run's files lie in ``wandb`` below it.
+        name: of the run; None takes the end of ``save_dir``, ``<dataset>/<experiment>/<stage>``.
+        group: runs that belong together; None takes ``<dataset>/<experiment>``.
+        tags: words to find the run by.
+        entity: user or team on the server; None takes the account's own.
+        lineage: log checkpoints and pseudo-labels as artifacts, and which run used which:
+            see ``callbacks/lineage.py``.
+        init_timeout: seconds to wait for the server at the start, 1 or more.
+        finish_timeout: seconds to wait at the end for what is not sent yet, 0 or more; 0 waits for ever.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    def __init__(
+        self,
+        project: str = "weakmedsam",
+        save_dir: str = ".",
+        name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        entity: str | None = None,
+        lineage: bool = False,
+        init_timeout: float = 60.0,
+        finish_timeout: float = 300.0,
+    ) -> None:
+        check_least("trainer.logger.init_timeout", init_timeout, 1)
+        check_least("trainer.logger.finish_timeout", finish_timeout, 0)
+        place = Path(save_dir).parts[-3:]
+        super().__init__(
+            name="/".join(place) or None if name is None else name,
+            save_dir=save_dir,
+            project=project,
+            group="/".join(place[:-1]) or None if group is None else group,
+            tags=tags,
+            entity=entity,
+            settings={"init_timeout": init_timeout, "finish_timeout": finish_timeout},
+        )
+        self.lineage = lineage
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Wandb's run, started when first asked for; rank 0 only."""
+        from wandb.errors import CommError
+
+        try:
+            return super().experiment
+        except CommError as error:
+            reason = str(error).splitlines()[0]
+            rank_zero_warn(
+                f"W&B cannot be reached ({reason}). This run goes on offline: "
+                f"`wandb sync {self.save_dir}/wandb/offline-run-*` sends it later"
+            )
+            # WANDB_MODE is read once a process, so a change of it would come too late.
+            self._wandb_init["mode"] = "offline"
+            return super().experiment

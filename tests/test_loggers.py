@@ -1,0 +1,126 @@
+"""W&B that is there, is not there, or goes away; each run in a process of its own, as wandb wants it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+from wandb_server import KEY, Server
+
+from weakmedsam.callbacks import History
+from weakmedsam.callbacks.lineage import Lineage
+from weakmedsam.contracts import ConfigError
+from weakmedsam.files import read_table
+from weakmedsam.loggers import WeightsAndBiases
+
+EPOCHS = 6
+
+
+class Slope(LightningModule):
+    """Logs its epoch's number, and trains a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        self.log("train/epoch_number", float(self.current_epoch), on_step=False, on_epoch=True)
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Numbers(LightningDataModule):
+    supervision = "image"
+    pseudo_labels_dir = None
+
+    def train_dataloader(self):
+        return DataLoader(torch.ones(4, 1), batch_size=2)
+
+
+class Cut(Callback):
+    """Takes the server away after the third epoch."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            self.server.shut()
+
+
+def train(folder, what):
+    """A training with a server that dies ("dies"), never was ("none") or stays ("stays")."""
+    server = Server()
+    os.environ.update({"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY})
+    if what == "none":
+        server.shut()
+    logger = WeightsAndBiases(save_dir=folder, lineage=True, init_timeout=3, finish_timeout=2)
+    best = ModelCheckpoint(Path(folder) / "checkpoints", "best", enable_version_counter=False)
+    trainer = Trainer(
+        default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu", logger=logger, enable_progress_bar=False,
+        callbacks=[History(), best, Lineage(), *([Cut(server)] if what == "dies" else [])], enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Slope(), Numbers())
+    print("training went on to epoch", trainer.current_epoch, flush=True)
+
+
+def run(folder, what):
+    return subprocess.run(
+        [sys.executable, __file__, str(folder), what], capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def sync(folder):
+    """Send a folder's run to a server that is there; gives what it was told."""
+    server = Server()
+    runs = [path for path in (folder / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink()]
+    # A start without a server leaves the try behind too.
+    (place,) = [path for path in runs if path.name.startswith("offline")] or runs
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(place)],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"},
+    )  # fmt: skip
+    server.shut()
+    assert done.returncode == 0, done.stderr
+    return server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["none", "dies"])
+def test_without_a_server_training_goes_on_and_nothing_is_lost(tmp_path, what):
+    folder = tmp_path / "set/name/classify"
+    done = run(folder, what)
+    assert done.returncode == 0, done.stderr
+    assert f"training went on to epoch {EPOCHS}" in done.stdout
+    assert done.stderr.count("W&B cannot be reached") == (what == "none")
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == (what == "none")
+    wanted = list(range(EPOCHS))
+    assert [float(row["train/epoch_number"]) for row in read_table(folder / "history.csv")] == wanted
+    told = sync(folder)
+    assert [row["train/epoch_number"] for row in told.history() if "train/epoch_number" in row] == wanted
+    assert told.variables("UpsertBucket")[0]["displayName"] == "set/name/classify"
+    assert told.variables("UpsertBucket")[0]["groupName"] == "set/name"
+    # Of the network a run that had gone offline keeps a copy; one whose server died says where it lies.
+    assert len(told.variables("CommitArtifact")) == (what == "none")
+    assert ("did not take model" in done.stderr) == (what == "dies")
+
+
+@pytest.mark.parametrize("setting", ["init_timeout", "finish_timeout"])
+def test_times_that_cannot_be_are_refused_by_key(setting):
+    with pytest.raises(ConfigError, match=rf"trainer\.logger\.{setting} is -1"):
+        WeightsAndBiases(**{setting: -1})
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True)
+    train(sys.argv[1], sys.argv[2])
