@@ -221,6 +221,7 @@ def register(sweep: Sweep, count: int) -> None:
         ConfigError: no account.
     """
     import wandb
+
     from weakmedsam.cli import use_wandb_offline_unless_asked
 
     use_wandb_offline_unless_asked()

@@ -37,6 +37,7 @@ def score_pam(folder: Path, words: list[str]) -> dict[str, float]:
         words: the folder of the features, then ``--model.pam.<setting>=<value>``.
     """
     import wandb
+
     from weakmedsam.sweep_features import score
 
     changes: dict[str, Any] = {}
