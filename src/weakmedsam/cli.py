@@ -31,8 +31,8 @@ from data_modules.base import SliceDataModule
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
-from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
-from weakmedsam.files import replacing, write_whole
+from weakmedsam.contracts import CheckpointError, ConfigError, DiskError, WeakMedSAMError
+from weakmedsam.files import replacing, says_full, write_whole
 
 PACKAGES = (
     "torch",
@@ -263,6 +263,8 @@ def main() -> None:
             WeakMedSAMCLI()
     except Exception as error:
         meant = find_meant(error)
+        if meant is None and says_full(error):  # of a file that is not ours: a logger's, a temporary one
+            meant = DiskError(f"the disk is full ({error}); free space, and the same command continues")
         if meant is None:
             raise
         sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")
