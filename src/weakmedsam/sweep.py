@@ -21,7 +21,9 @@ import yaml
 
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
-from weakmedsam.pipeline import alone, differences, run
+from weakmedsam.locks import alone
+from weakmedsam.pipeline import run
+from weakmedsam.settings import differences
 from weakmedsam.stages import (
     EXPERIMENTS,
     STAGES,
