@@ -99,7 +99,7 @@ def read_definition(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is not there, W&B would refuse it, or its metric is one that nothing logs.
     """
-    from weakmedsam.sweep_local import library
+    from weakmedsam.sweep_ledger import library
 
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
@@ -185,7 +185,7 @@ def check_parameters(sweep: Sweep) -> None:
     """
     if sweep.features is not None:
         return
-    from weakmedsam.sweep_local import draw, words_of
+    from weakmedsam.sweep_ledger import draw, words_of
 
     words = [*sweep.words, *words_of(draw(sweep.definition, [], seed=0) or {}), "--print_config"]
     done = subprocess.run(
