@@ -63,7 +63,7 @@ def rows(folder):
 
 def signal_inside_an_epoch(process, folder, number):
     """Send a signal a third into the next epoch; returns how many had ended before, and the output."""
-    last, deadline = folder / "checkpoints/last.ckpt", time.monotonic() + 300
+    last, deadline = folder / "checkpoints/last.ckpt", time.monotonic() + 900
     before = last.stat().st_mtime_ns if last.exists() else 0
     while not last.exists() or last.stat().st_mtime_ns == before:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -71,14 +71,14 @@ def signal_inside_an_epoch(process, folder, number):
     ended = len(rows(folder))
     time.sleep(0.3 * float(rows(folder)[-1]["seconds"]))
     process.send_signal(number)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     return ended, output
 
 
 @pytest.mark.slow
 def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_the_same_files(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    output, _ = start(whole).communicate(timeout=600)
+    output, _ = start(whole).communicate(timeout=900)
     assert len(rows(whole)) == EPOCHS, output
 
     process = start(broken)
@@ -98,7 +98,7 @@ def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_
     assert torch.load(broken / "checkpoints/last.ckpt", weights_only=True)["epoch"] == ended - 1
 
     process = start(broken)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     for name in ("last", "best"):
         ours, theirs = (
