@@ -148,7 +148,9 @@ def profile(table: SliceTable, store: Path, rounds: int = 20) -> dict[str, float
         "read": cost(lambda n: [dataset[int(index)] for index in order[n]], rounds, BATCH),
         "collate": cost(lambda n: default_collate(items), rounds, BATCH),
         "draw": cost(lambda n: draw(RANGES, 0, n, np.arange(BATCH)), rounds, BATCH),
-        "geometry": cost(lambda n: apply_geometry(image, sampling_grid(draws, SIZE), "bilinear"), rounds, BATCH),
+        "geometry": cost(
+            lambda n: apply_geometry(image, sampling_grid(draws, SIZE), "bilinear"), rounds, BATCH
+        ),
         "intensity": cost(lambda n: apply_intensity(image, draws), rounds, BATCH),
     }
 

@@ -33,7 +33,9 @@ def hold(folder, shared):
 def test_the_second_process_is_told_who_is_there_and_a_kill_frees_the_folder(tmp_path):
     process, child = hold(tmp_path, 0)
     try:
-        with pytest.raises(ConfigError, match=rf"worked on by process {process.pid} on {os.uname().nodename}: "):
+        with pytest.raises(
+            ConfigError, match=rf"worked on by process {process.pid} on {os.uname().nodename}: "
+        ):
             with alone(tmp_path):
                 pass
         process.kill()
@@ -49,9 +51,9 @@ def test_a_stage_that_outlives_its_pipeline_keeps_the_folder(tmp_path):
     process, child = hold(tmp_path, 1)
     process.kill()
     process.wait()
-    with pytest.raises(ConfigError, match="After a kill a stage that it had started may still be running"):
-        with alone(tmp_path):
-            pass
+    told = "After a kill a stage that it had started may still be running"
+    with pytest.raises(ConfigError, match=told), alone(tmp_path):
+        pass
     os.kill(child, signal.SIGKILL)
     for _ in range(200):  # until the system has taken the process down
         try:

@@ -208,6 +208,26 @@ def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path
     assert house[0][-2:] == ["--ckpt_path", str(last)]
 
 
+def test_an_interrupted_stage_is_not_continued_with_another_backbone_and_the_difference_is_shown(
+    house, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        record = Relay.run
+        patch.setattr(Relay, "run", lambda self, a: record(self, a) or 3 * (a[3] == "fit"))
+        with pytest.raises(SystemExit):
+            run("classify", request_for(tmp_path))
+    folder = tmp_path / "runs/phantom/x/classify"
+    (folder / "checkpoints/last.ckpt").write_text("of pocket")
+    capsys.readouterr()
+    house.clear()
+    run("classify", request_for(tmp_path, backbone="samus"))
+    (call,) = house
+    assert "--ckpt_path" not in call
+    said = " ".join(capsys.readouterr().out.split())
+    assert "classify is out of date (backbone: pocket -> samus" in said
+    assert (tmp_path / "runs/phantom/x/classify.old1/checkpoints/last.ckpt").read_text() == "of pocket"
+
+
 def test_new_scans_make_the_store_anew(house, tmp_path):
     run("classify", request_for(tmp_path))
     house.clear()

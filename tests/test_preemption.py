@@ -66,7 +66,8 @@ def signal_inside_an_epoch(process, folder, number):
     last, deadline = folder / "checkpoints/last.ckpt", time.monotonic() + 900
     before = last.stat().st_mtime_ns if last.exists() else 0
     while not last.exists() or last.stat().st_mtime_ns == before:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     ended = len(rows(folder))
     time.sleep(0.3 * float(rows(folder)[-1]["seconds"]))
@@ -124,7 +125,7 @@ def left(monkeypatch):
 def training():
     """What the callback asks of a trainer that trains."""
     said = []
-    strategy = SimpleNamespace(launcher=None, reduce_boolean_decision=lambda decision, all: decision)
+    strategy = SimpleNamespace(launcher=None, reduce_boolean_decision=lambda decision, **_: decision)
     return SimpleNamespace(strategy=strategy, state=SimpleNamespace(fn="fit"), print=said.append, said=said)
 
 

@@ -1,5 +1,6 @@
 """Going on from a checkpoint: what it holds, what is refused, and that random numbers are those of the first run."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -83,13 +84,13 @@ def test_a_setting_that_the_checkpoints_version_did_not_have_is_no_difference():
     }  # fmt: skip
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The run ends here."""
 
 
-def train(folder, data, epochs=3, last=None, stop=None, callbacks=()):
+def train(folder, data, epochs=3, last=None, stop=None, callbacks=(), seed=4, deterministic=None):
     """Train a network with dropout; ``stop`` is the epoch after which the run is killed."""
-    seed_everything(4, verbose=False)
+    seed_everything(seed, verbose=False)
     network = Segmenter(
         "monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6, "dropout": 0.3}
     )
@@ -97,17 +98,15 @@ def train(folder, data, epochs=3, last=None, stop=None, callbacks=()):
     class Kill(ModelCheckpoint):
         def on_train_epoch_start(self, trainer, module):
             if trainer.current_epoch == stop:
-                raise Killed
+                raise KilledError
 
     trainer = Trainer(
         default_root_dir=folder, max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+        enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0, deterministic=deterministic,
         callbacks=[*callbacks, Kill(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)],
     )  # fmt: skip
-    try:
+    with contextlib.suppress(KilledError):
         trainer.fit(network, data, ckpt_path=last, weights_only=True)
-    except Killed:
-        pass
     return network.state_dict()
 
 
@@ -120,6 +119,18 @@ def test_dropout_draws_the_same_after_a_kill(tmp_path, reseed):
     torch.rand(17)  # what else drew meanwhile
     broken = train(tmp_path / "broken", data, last=tmp_path / "broken/last.ckpt", callbacks=callbacks)
     assert same_state(whole, broken) == reseed  # the test can fail: without the callback it does
+
+
+def test_the_same_seed_gives_the_same_network_and_deterministic_changes_nothing_on_processors(tmp_path):
+    data = tiny_phantom(tmp_path, supervision="expert")
+    found = [train(tmp_path, data, epochs=1, seed=seed, callbacks=[Reseed()]) for seed in (1, 2)]
+    try:
+        again = train(tmp_path, data, epochs=1, seed=1, callbacks=[Reseed()], deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same_state(found[0], again)
+    assert not same_state(found[0], found[1])
 
 
 def test_epochs_and_ranks_draw_differently():

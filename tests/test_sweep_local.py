@@ -147,7 +147,9 @@ def test_each_run_has_a_gpu_of_its_own(trained, monkeypatch):
     assert devices[2] in ("3", "5")
 
 
-def test_a_signal_ends_the_sweep_and_the_same_command_goes_on_with_the_runs_that_were_on(trained, monkeypatch):
+def test_a_signal_ends_the_sweep_and_the_same_command_goes_on_with_the_runs_that_were_on(
+    trained, monkeypatch
+):
     sweep = sweep_of(trained, {"model.rate": {"values": [0.1, 0.5]}}, method="grid")
     look, seen = sweep_local._look, []
 

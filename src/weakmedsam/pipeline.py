@@ -29,7 +29,7 @@ from weakmedsam.files import write_whole
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
 from weakmedsam.preemption import REQUEUE, Relay
-from weakmedsam.settings import differences
+from weakmedsam.settings import changes
 from weakmedsam.stages import (
     STAGES,
     TARGETS,
@@ -175,7 +175,7 @@ def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
     begun = _read(folder / "settings.json")
     if begun is None or begun == wanted:
         return None
-    what = "; ".join(list(differences(begun, wanted))[:5]) or "the stages before it were made anew"
+    what = "; ".join(changes(begun, wanted)[:5]) or "the stages before it were made anew"
     kept = _set_aside(folder, what)
     for earlier in sorted(folder.parent.glob(f"{folder.name}.old*")):
         if _read(earlier / "settings.json") == wanted:
