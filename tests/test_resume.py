@@ -121,6 +121,14 @@ def test_dropout_draws_the_same_after_a_kill(tmp_path, reseed):
     assert same_state(whole, broken) == reseed  # the test can fail: without the callback it does
 
 
+def test_a_continued_run_sees_the_slices_in_the_same_order_with_workers_too(tmp_path):
+    data = tiny_phantom(tmp_path, supervision="expert", num_workers=1, batch_size=4)
+    whole = train(tmp_path / "whole", data, callbacks=[Reseed()])
+    train(tmp_path / "broken", data, stop=1, callbacks=[Reseed()])
+    broken = train(tmp_path / "broken", data, last=tmp_path / "broken/last.ckpt", callbacks=[Reseed()])
+    assert same_state(whole, broken)
+
+
 def test_the_same_seed_gives_the_same_network_and_deterministic_changes_nothing_on_processors(tmp_path):
     data = tiny_phantom(tmp_path, supervision="expert")
     found = [train(tmp_path, data, epochs=1, seed=seed, callbacks=[Reseed()]) for seed in (1, 2)]
