@@ -286,7 +286,7 @@ class SliceDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """In every checkpoint: the number of the epoch that comes next."""
         assert self.trainer is not None
-        return {"next_epoch": self.trainer.fit_loop.epoch_progress.current.processed}
+        return {"next_epoch": self.trainer.fit_loop.epoch_progress.current.processed}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let a continued run begin with the order of its epoch.
