@@ -35,7 +35,14 @@ from torch.utils.data import DistributedSampler, default_collate
 from data_modules.datasets import SliceDataset, SliceTable
 from data_modules.loaders import slice_loader
 from data_modules.store import SliceReader
-from data_modules.transforms import Augmentation, apply_geometry, apply_intensity, augment_batch, draw
+from data_modules.transforms import (
+    Augmentation,
+    apply_geometry,
+    apply_intensity,
+    augment_batch,
+    draw,
+    sampling_grid,
+)
 
 SIZE, VOLUMES, DEPTH = 256, 1000, 200
 WORKERS, BATCH = 2, 24
@@ -141,7 +148,9 @@ def profile(table: SliceTable, store: Path, rounds: int = 20) -> dict[str, float
         "read": cost(lambda n: [dataset[int(index)] for index in order[n]], rounds, BATCH),
         "collate": cost(lambda n: default_collate(items), rounds, BATCH),
         "draw": cost(lambda n: draw(RANGES, 0, n, np.arange(BATCH)), rounds, BATCH),
-        "geometry": cost(lambda n: apply_geometry(image, draws, "bilinear"), rounds, BATCH),
+        "geometry": cost(
+            lambda n: apply_geometry(image, sampling_grid(draws, SIZE), "bilinear"), rounds, BATCH
+        ),
         "intensity": cost(lambda n: apply_intensity(image, draws), rounds, BATCH),
     }
 

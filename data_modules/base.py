@@ -155,6 +155,7 @@ class SliceDataModule(LightningDataModule):
         self.entries: Mapping[str, Entry] = {}
         self.split: Mapping[str, str] = {}
         self._train: SliceTable | None = None
+        self._first_epoch = 0
 
     # What a data set says
 
@@ -282,6 +283,19 @@ class SliceDataModule(LightningDataModule):
 
     # Loaders
 
+    def state_dict(self) -> dict[str, Any]:
+        """In every checkpoint: the number of the epoch that comes next."""
+        assert self.trainer is not None
+        return {"next_epoch": self.trainer.fit_loop.epoch_progress.current.processed}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let a continued run begin with the order of its epoch.
+
+        Lightning builds the loader while optimisers are configured, before it has restored the epoch's number, and
+        loaders with workers ask for the first batches at once: the order of epoch 0, otherwise.
+        """
+        self._first_epoch = state_dict["next_epoch"]
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Training slices, shuffled; the order depends on seed and epoch only."""
         dataset = self._train_dataset()
@@ -289,6 +303,7 @@ class SliceDataModule(LightningDataModule):
         sampler: DistributedSampler[Any] = DistributedSampler(
             dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=False
         )
+        sampler.set_epoch(self._first_epoch)
         return slice_loader(dataset, sampler, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:

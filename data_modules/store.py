@@ -29,6 +29,7 @@ from data_modules.frames import labels_to_frame, make_frame, values_to_frame
 from data_modules.index import Entry, StoreSpec
 from data_modules.volumes import check_same_geometry, read_classes, read_volume
 from weakmedsam.contracts import DataError, Frame
+from weakmedsam.files import explaining_full_disk
 
 FULL_SCALE = 65535
 """What 1.0 becomes in ``image.npy``."""
@@ -160,19 +161,26 @@ def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
 
 
 def write_case(arrays: CaseArrays, store: Path) -> None:
-    """Write a case's folder, whole or not at all."""
+    """Write a case's folder, whole or not at all.
+
+    Raises:
+        DiskError: the disk is full.
+    """
     name = arrays.entry.name
-    part = store / f".part-{os.getpid()}-{name}"
-    part.mkdir(parents=True)
-    np.save(part / "image.npy", arrays.image)
-    if arrays.mask is not None and arrays.mask_native is not None:
-        np.save(part / "mask.npy", arrays.mask)
-        np.savez_compressed(part / "mask_native.npz", mask=arrays.mask_native)
-    (part / "entry.json").write_text(json.dumps(arrays.entry.to_json()))
-    final = store / name
-    if final.exists():  # of a source that has changed
-        shutil.rmtree(final)
-    part.rename(final)
+    part, final = store / f".part-{os.getpid()}-{name}", store / name
+    try:
+        with explaining_full_disk(final, part):
+            part.mkdir(parents=True)
+            np.save(part / "image.npy", arrays.image)
+            if arrays.mask is not None and arrays.mask_native is not None:
+                np.save(part / "mask.npy", arrays.mask)
+                np.savez_compressed(part / "mask_native.npz", mask=arrays.mask_native)
+            (part / "entry.json").write_text(json.dumps(arrays.entry.to_json()))
+            if final.exists():  # of a source that has changed
+                shutil.rmtree(final)
+            part.rename(final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 class SliceReader:

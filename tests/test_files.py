@@ -1,7 +1,13 @@
 import csv
+import errno
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
 
+from weakmedsam.contracts import DataError, DiskError
 from weakmedsam.files import replacing, write_table, write_whole
 
 
@@ -33,3 +39,54 @@ def test_a_table_leaves_empty_what_a_row_lacks(tmp_path):
     write_table(path, ["case", "dice"], [{"case": "a, b", "dice": 0.5}, {"case": "c"}])
     with path.open(newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == [{"case": "a, b", "dice": "0.5"}, {"case": "c", "dice": ""}]
+
+
+# In a process of its own, because the limit cannot be raised again: files may have 200 kB at most.
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from safetensors.numpy import save_file
+from weakmedsam.cli import WholeCheckpoints
+from weakmedsam.contracts import DiskError
+from weakmedsam.files import replacing, write_whole
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+path = Path(sys.argv[1])
+for write in (
+    lambda: WholeCheckpoints().save_checkpoint({"state_dict": {"a": torch.zeros(100_000)}}, str(path)),
+    lambda: write_whole(path, bytes(400_000)),
+):
+    try:
+        write()
+    except DiskError as error:
+        print(error)
+try:
+    with replacing(path) as part:
+        save_file({"a": np.zeros(100_000)}, part)
+except DiskError as error:
+    print(error)
+"""
+
+
+def test_on_a_full_disk_the_error_names_file_and_mend_and_the_earlier_checkpoint_loads(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 1}, path)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    told = done.stdout.splitlines()
+    assert len(told) == 3, done.stdout + done.stderr
+    assert all(f"{path} could not be written: its disk is full" in line for line in told)
+    assert all("Free space there" in line for line in told)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert sorted(other.name for other in tmp_path.iterdir()) == ["last.ckpt"]
+
+
+def test_what_fails_otherwise_is_not_taken_for_a_full_disk(tmp_path):
+    for wrong in (ValueError("odd"), DataError("bad"), PermissionError(errno.EACCES, "no")):
+        with pytest.raises(type(wrong)), replacing(tmp_path / "file"):
+            raise wrong
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(DiskError), replacing(tmp_path / "file"):
+            raise RuntimeError("of a library") from OSError(number, os.strerror(number))
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -8,7 +9,9 @@ import pytest
 
 from weakmedsam import pipeline
 from weakmedsam.contracts import ConfigError
+from weakmedsam.locks import alone
 from weakmedsam.pipeline import run
+from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.stages import STAGES, Request, options_for, parse_options, wanted_settings
 
 STAGE = {stage.name: stage for stage in STAGES}
@@ -82,10 +85,7 @@ def house(tmp_path, monkeypatch):
     masked = [3]
     monkeypatch.setattr(pipeline, "masked", masked, raising=False)
 
-    class Done:
-        returncode = 0
-
-    def record(arguments, check):
+    def record(self, arguments):
         calls.append(arguments[arguments.index("weakmedsam") + 1 :])
         if "--summary" in arguments:
             summary = Path(arguments[arguments.index("--summary") + 1])
@@ -99,9 +99,9 @@ def house(tmp_path, monkeypatch):
                          "cam_cases.csv", "cases.csv", "summary.json"):  # fmt: skip
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).touch()
-        return Done
+        return 0
 
-    monkeypatch.setattr(pipeline.subprocess, "run", record)
+    monkeypatch.setattr(Relay, "run", record)
     return calls
 
 
@@ -178,29 +178,26 @@ def test_without_a_trainer_file_the_settings_are_those_of_earlier_versions(house
 
 def test_a_launcher_starts_what_has_a_trainer(house, tmp_path, monkeypatch):
     started = []
-    record = pipeline.subprocess.run
+    record = Relay.run
 
-    def launched(arguments, check):
+    def launched(self, arguments):
         started.append(arguments[: arguments.index("weakmedsam")])
-        return record(arguments, check)
+        return record(self, arguments)
 
-    monkeypatch.setattr(pipeline.subprocess, "run", launched)
+    monkeypatch.setattr(Relay, "run", launched)
     monkeypatch.setattr(
-        pipeline, "run", lambda target, request: [pipeline.run_stage(s, request, "") for s in STAGES[:2]]
+        pipeline,
+        "run",
+        lambda target, request: [pipeline.run_stage(s, request, "", Relay()) for s in STAGES[:2]],
     )
     pipeline.main(["classify", "--runs", str(tmp_path / "runs"), "--launcher", "torchrun --nproc-per-node 2"])
     assert started == [[sys.executable, "-m"], ["torchrun", "--nproc-per-node", "2", "-m"]]
 
 
 def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path, monkeypatch):
-    class Failed:
-        returncode = 3
-
     with monkeypatch.context() as patch:
-        record = pipeline.subprocess.run
-        patch.setattr(
-            pipeline.subprocess, "run", lambda a, check: Failed if a[3] == "fit" else record(a, check)
-        )
+        record = Relay.run
+        patch.setattr(Relay, "run", lambda self, a: 3 if a[3] == "fit" else record(self, a))
         with pytest.raises(SystemExit):
             run("classify", request_for(tmp_path))
     last = tmp_path / "runs/phantom/x/classify/checkpoints/last.ckpt"
@@ -210,6 +207,26 @@ def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path
     run("classify", request_for(tmp_path))
     assert len(house) == 1
     assert house[0][-2:] == ["--ckpt_path", str(last)]
+
+
+def test_an_interrupted_stage_is_not_continued_with_another_backbone_and_the_difference_is_shown(
+    house, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        record = Relay.run
+        patch.setattr(Relay, "run", lambda self, a: record(self, a) or 3 * (a[3] == "fit"))
+        with pytest.raises(SystemExit):
+            run("classify", request_for(tmp_path))
+    folder = tmp_path / "runs/phantom/x/classify"
+    (folder / "checkpoints/last.ckpt").write_text("of pocket")
+    capsys.readouterr()
+    house.clear()
+    run("classify", request_for(tmp_path, backbone="samus"))
+    (call,) = house
+    assert "--ckpt_path" not in call
+    said = " ".join(capsys.readouterr().out.split())
+    assert "classify is out of date (backbone: pocket -> samus" in said
+    assert (tmp_path / "runs/phantom/x/classify.old1/checkpoints/last.ckpt").read_text() == "of pocket"
 
 
 def test_new_scans_make_the_store_anew(house, tmp_path):
@@ -259,12 +276,8 @@ def test_a_command_that_does_not_start_leaves_the_earlier_result_where_it_was(
     house, tmp_path, monkeypatch, capsys
 ):
     run("classify", request_for(tmp_path))
-
-    class Refused:
-        returncode = 2
-
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.subprocess, "run", lambda arguments, check: Refused)
+        patch.setattr(Relay, "run", lambda self, arguments: 2)
         with pytest.raises(SystemExit):
             run("classify", request_for(tmp_path, "--model.sub_clases", "4"))
     assert "did not start" in capsys.readouterr().out
@@ -304,11 +317,40 @@ def test_a_run_cannot_have_the_name_of_the_sweeps_folder(house, tmp_path):
 
 def test_two_pipelines_on_one_run_are_refused(house, tmp_path):
     with (
-        pipeline.alone(tmp_path),
-        pytest.raises(ConfigError, match="worked on by another process"),
-        pipeline.alone(tmp_path),
+        alone(tmp_path / "runs/phantom/x"),
+        pytest.raises(ConfigError, match=rf"x is being worked on by process {os.getpid()} on "),
     ):
-        pass
+        run("train", request_for(tmp_path))
+
+
+def test_after_a_signal_the_stage_that_ended_well_counts_and_none_is_begun(house, tmp_path, monkeypatch):
+    record = Relay.run
+
+    def asked(self, words):
+        self.asked = words[3] == "fit"
+        return record(self, words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Relay, "run", asked)
+        with pytest.raises(SystemExit) as left:
+            run("evaluate", request_for(tmp_path))
+    assert left.value.code == REQUEUE
+    assert ran(house) == ALL[:2]
+    run("evaluate", request_for(tmp_path))
+    assert ran(house) == ALL[2:]
+
+
+def test_a_stage_that_a_signal_ended_is_asked_for_again_whatever_its_launcher_says(
+    house, tmp_path, monkeypatch
+):
+    def stopped(self, words):
+        self.asked = True
+        return 143
+
+    monkeypatch.setattr(Relay, "run", stopped)
+    with pytest.raises(SystemExit) as left:
+        run("prepare", request_for(tmp_path))
+    assert left.value.code == REQUEUE
 
 
 def test_deciding_what_is_up_to_date_needs_no_torch():

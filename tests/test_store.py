@@ -1,3 +1,4 @@
+import errno
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from data_modules.cases import Case, Intensity
 from data_modules.index import Entry, StoreSpec
 from data_modules.store import FULL_SCALE, SliceReader, find_window, read_case, scale_slices, write_case
 from tests.fakes import RAS, draw_scan, save_nifti
-from weakmedsam.contracts import DataError, Frame
+from weakmedsam.contracts import DataError, DiskError, Frame
 
 
 @pytest.fixture
@@ -145,3 +146,20 @@ def test_what_workers_import_is_light():
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_on_a_full_disk_no_half_case_is_left(tmp_path, spec, case, monkeypatch):
+    store, arrays = tmp_path / "store", read_case(case, spec)
+    write_case(arrays, store)
+    before = SliceReader(store).image("one").copy()
+
+    def fill(path, content):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", fill)
+        with pytest.raises(DiskError, match=r"store/one could not be written: its disk is full"):
+            write_case(arrays, store)
+    assert [folder.name for folder in store.iterdir()] == ["one"]
+    np.testing.assert_array_equal(SliceReader(store).image("one"), before)

@@ -17,7 +17,7 @@ from weakmedsam.refine import Refinement
 from weakmedsam.segment import Segmenter
 from weakmedsam.stages import Request, parse_options
 from weakmedsam.sweep import PROGRAMS, claim, plan, read_definition
-from weakmedsam.sweep_local import draw, words_of
+from weakmedsam.sweep_ledger import draw, words_of
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "experiments/sweeps").glob("*.yaml"))

@@ -1,6 +1,8 @@
 """A sweep without an account: what is drawn, what a kill leaves, who is stopped, what is written."""
 
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -8,9 +10,11 @@ import pytest
 from weakmedsam import sweep_local
 from weakmedsam.contracts import ConfigError
 from weakmedsam.files import read_table
+from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.stages import EXPERIMENTS
 from weakmedsam.sweep import PROGRAMS, Sweep, read_definition
-from weakmedsam.sweep_local import Ledger, draw, run_local, visible_gpus, words_of
+from weakmedsam.sweep_ledger import Ledger, draw, words_of
+from weakmedsam.sweep_local import run_local, visible_gpus
 from weakmedsam.sweep_run import main, stage_command
 
 # Stands in for a training: one row an epoch, the better the higher the learning rate.
@@ -41,13 +45,13 @@ def trained(tmp_path, monkeypatch):
     """The stand-in takes the place of the stage's command."""
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
-    record = sweep_local.subprocess.Popen
+    record = Relay.start
 
-    def start(command, **options):
-        (tmp_path / "devices").open("a").write(f"{options['env'].get('CUDA_VISIBLE_DEVICES')}\n")
-        return record([sys.executable, str(script), *command[3:]], **options)
+    def start(self, command, environment, log):
+        (tmp_path / "devices").open("a").write(f"{environment.get('CUDA_VISIBLE_DEVICES')}\n")
+        return record(self, [sys.executable, str(script), *command[3:]], environment, log)
 
-    monkeypatch.setattr(sweep_local.subprocess, "Popen", start)
+    monkeypatch.setattr(Relay, "start", start)
     monkeypatch.setattr(sweep_local, "LOOK", 0.02)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return tmp_path
@@ -141,6 +145,29 @@ def test_each_run_has_a_gpu_of_its_own(trained, monkeypatch):
     devices = (trained / "devices").read_text().split()
     assert set(devices[:2]) == {"3", "5"}
     assert devices[2] in ("3", "5")
+
+
+def test_a_signal_ends_the_sweep_and_the_same_command_goes_on_with_the_runs_that_were_on(
+    trained, monkeypatch
+):
+    sweep = sweep_of(trained, {"model.rate": {"values": [0.1, 0.5]}}, method="grid")
+    look, seen = sweep_local._look, []
+
+    def at_the_third_look(*arguments):
+        seen.append(arguments)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        look(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_local, "_look", at_the_third_look)
+        with pytest.raises(SystemExit) as left:
+            run_local(sweep, 2)
+    assert left.value.code == REQUEUE
+    (path,) = sweep.folder.glob("trials/*/trial.json")  # no other was begun
+    assert json.loads(path.read_text())["state"] == "running"
+    run_local(sweep, 2)
+    assert [row["state"] for row in read_table(sweep.folder / "table.csv")] == ["finished"] * 2
 
 
 def test_a_failed_run_is_listed_and_the_sweep_goes_on(trained):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from weakmedsam.sweep_local import Trial
+from weakmedsam.sweep_ledger import Trial
 from weakmedsam.sweep_picture import place_values, write_picture
 
 

@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from data_modules.transforms import Augmentation, apply_geometry, apply_intensity, augment_batch, draw
+from data_modules.transforms import (
+    Augmentation,
+    apply_geometry,
+    apply_intensity,
+    augment_batch,
+    draw,
+    sampling_grid,
+)
 from weakmedsam.contracts import IGNORE, ConfigError, SliceBatch
 
 WILD = Augmentation(
@@ -50,7 +58,7 @@ def test_no_pixel_of_the_frame_ever_leaves_it():
 def test_a_mark_in_the_corner_survives():
     image = torch.zeros(500, 1, 32, 32)
     image[:, :, :3, :3] = 1
-    moved = apply_geometry(image, draw(GEOMETRY, 1, 0, np.arange(500)), "bilinear")
+    moved = apply_geometry(image, sampling_grid(draw(GEOMETRY, 1, 0, np.arange(500)), 32), "bilinear")
     assert (moved.amax(dim=(1, 2, 3)) > 0.5).all()
 
 
@@ -132,3 +140,44 @@ def test_the_scan_moves_with_the_image_and_padding_stays_padding():
     same = augment_batch(batch, Augmentation(), 0, 0)
     assert same["scan"][:, :, 8:24].all()
     assert not same["scan"][:, :, :8].any()
+
+
+def step_by_step(batch, ranges, seed, epoch):
+    """The same without shortcuts: torch's own grid, a new array at each step, a channel at a time."""
+    draws, image = draw(ranges, seed, epoch, batch["index"].numpy()), batch["image"]
+    grid = F.affine_grid(draws.to_source, list(image.shape), align_corners=False)
+
+    def move(values, mode):
+        return F.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+    parts = (draws.gamma, draws.brightness, draws.contrast, draws.noise)
+    gamma, brightness, contrast, deviation = (part[:, None, None, None] for part in parts)
+    moved = move(image, "bilinear")
+    mean = moved.mean(dim=(1, 2, 3), keepdim=True)
+    changed = ((moved - mean) * contrast + mean + brightness).clamp(0, 1) ** gamma
+    generators = [torch.Generator().manual_seed(number) for number in draws.noise_seeds]
+    noise = torch.stack([torch.randn(image.shape[1:], generator=generator) for generator in generators])
+    at, (top, bottom, left, right) = torch.arange(image.shape[-1]), batch["box"].T[:, :, None]
+    box = ((at >= top) & (at < bottom))[:, :, None] & ((at >= left) & (at < right))[:, None]
+    target = move((batch["target"] + 1).float()[:, None], "nearest")[:, 0].long()
+    return {
+        "image": (changed + deviation * noise).clamp(0, 1),
+        "scan": move(box[:, None].float(), "nearest") > 0.5,
+        "target": torch.where(target == 0, IGNORE, target - 1),
+        "confidence": move(batch["confidence"][:, None], "nearest")[:, 0],
+    }
+
+
+@pytest.mark.parametrize("ranges", [WILD, GEOMETRY, Augmentation(), Augmentation(gamma=1, noise=0.2)])
+def test_shortcuts_change_nothing(ranges):
+    batch = make_batch(list(range(16)), size=64)
+    batch["image"][:4, :, :20] = 0  # 0 to any power
+    batch["image"][4:8, :, 20:] = 1
+    edges = torch.randint(0, 32, (16, 4), generator=torch.Generator().manual_seed(1))
+    batch["box"] = edges + torch.tensor([0, 32, 0, 32])
+    before = {key: value.clone() for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    wanted, found = step_by_step(batch, ranges, 3, 5), augment_batch(batch, ranges, 3, 5)
+    torch.testing.assert_close(found["image"], wanted["image"], atol=1e-6, rtol=0)
+    for key in ("scan", "target", "confidence"):
+        assert torch.equal(found[key], wanted[key]), key
+    assert all(torch.equal(batch[key], value) for key, value in before.items())  # nothing in place outside

@@ -6,6 +6,7 @@ The only file that knows both the models and the data.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -27,14 +28,21 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from data_modules.base import SliceDataModule
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
 from weakmedsam.callbacks.lineage import Lineage
+from weakmedsam.callbacks.preempt import Preemption
+from weakmedsam.callbacks.reseed import Reseed
+from weakmedsam.callbacks.settings import KeepSettings, check_settings
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
-from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
-from weakmedsam.files import replacing, write_whole
+from weakmedsam.contracts import CheckpointError, ConfigError, DiskError, WeakMedSAMError
+from weakmedsam.files import replacing, says_full, write_whole
+from weakmedsam.locks import alone
+from weakmedsam.preemption import REQUEUE
+from weakmedsam.settings import deciding
 
 PACKAGES = (
     "torch",
@@ -136,15 +144,16 @@ class WeakMedSAMCLI(LightningCLI):
             save_config_callback=SaveRun,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [SendTables(), Lineage()]},
+            trainer_defaults={"callbacks": [SendTables(), Lineage(), Reseed()]},
             auto_configure_optimizers=False,
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Class names are the data's; the model cannot be told others. Every run measures its throughput."""
+        """Class names are the data's; the model cannot be told others. Callbacks that every run has."""
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Preemption, "preemption")
         parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -152,7 +161,7 @@ class WeakMedSAMCLI(LightningCLI):
         return
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a test or prediction with a network that has learnt nothing, and a damaged checkpoint."""
+        """Refuse a test or prediction with a network that has learnt nothing, and a checkpoint that does not fit."""
         path = self.config[self.subcommand].get("ckpt_path")
         if self.subcommand != "fit" and not path:
             raise ConfigError(
@@ -162,8 +171,10 @@ class WeakMedSAMCLI(LightningCLI):
         # Lightning takes "best" and "last" for a run in the same process; here it would go on untrained.
         if path and not Path(path).is_file():
             raise CheckpointError(f"--ckpt_path {path}: there is no such file")
-        if path:
-            read_checkpoint(Path(path))
+        held = read_checkpoint(Path(path)) if path else {}
+        if self.subcommand == "fit":
+            self.settings = deciding(self.config.fit.as_dict())
+            check_settings(held, self.settings, str(path))
 
     def instantiate_classes(self) -> None:
         """As Lightning does; a backbone whose weights a checkpoint brings does not look for others first."""
@@ -176,12 +187,20 @@ class WeakMedSAMCLI(LightningCLI):
         if named is not None:
             backbone.weights = named  # the run's config.yaml says what was asked for
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, as the only one in its folder; the other ranks are of the same run."""
+        folder = Path(self.trainer.default_root_dir)
+        with alone(folder) if self.trainer.is_global_zero else contextlib.nullcontext():
+            super()._run_subcommand(subcommand)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """As Lightning does, with checkpoints that survive a kill, and callbacks that can do without a logger.
 
         Lightning ends a run whose learning rate is watched while nothing logs it.
         """
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            trainer.callbacks.append(KeepSettings(self.settings))  # type: ignore[attr-defined]
         if not trainer.loggers:
             watchers = [c for c in trainer.callbacks if isinstance(c, LearningRateMonitor)]  # type: ignore[attr-defined]
             for watcher in watchers:
@@ -264,8 +283,12 @@ def main() -> None:
             prepare(sys.argv[2:])
         else:
             WeakMedSAMCLI()
+    except SIGTERMException:  # before Preemption listened: Lightning would end with status 0
+        sys.exit(REQUEUE)
     except Exception as error:
         meant = find_meant(error)
+        if meant is None and says_full(error):  # of a file that is not ours: a logger's, a temporary one
+            meant = DiskError(f"the disk is full ({error}); free space, and the same command continues")
         if meant is None:
             raise
         sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")

@@ -42,6 +42,10 @@ class CheckpointError(WeakMedSAMError):
     """A checkpoint is missing, damaged or of another model; the message names both."""
 
 
+class DiskError(WeakMedSAMError):
+    """A file could not be written because its disk is full; the message names the file and the mend."""
+
+
 def check_least(key: str, value: float, least: float) -> None:
     """See that a setting is not too small.
 

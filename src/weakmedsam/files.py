@@ -3,11 +3,64 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from weakmedsam.contracts import DiskError, WeakMedSAMError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where nothing more can be written: disk, quota or the limit of a file's size."""
+
+
+@contextmanager
+def explaining_full_disk(path: Path, part: Path) -> Iterator[None]:
+    """Turn what a library raises when the disk runs full into one error that names the file and the mend.
+
+    Args:
+        path: what is being written.
+        part: where it is written to meanwhile, a file or folder that is thrown away on failure. It is tried
+            then whether more can be written to it: torch, numpy and safetensors hide the system's own error.
+
+    Raises:
+        DiskError: nothing more can be written there.
+    """
+    try:
+        yield
+    except WeakMedSAMError:
+        raise
+    except Exception as error:
+        if says_full(error) or _is_full(part):
+            raise DiskError(
+                f"{path} could not be written: its disk is full (or a quota or limit of file size is reached). "
+                "Free space there, or put the run elsewhere (make RUNS=..., --trainer.default_root_dir); earlier "
+                "files are whole, and the same command continues from the last checkpoint"
+            ) from error
+        raise
+
+
+def says_full(error: BaseException | None) -> bool:
+    """Whether the system's word that nothing more can be written is among the causes of an error."""
+    while error is not None:
+        # Libraries written in Rust pass it on as text.
+        if getattr(error, "errno", None) in FULL or any(f"(os error {n})" in str(error) for n in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_full(part: Path) -> bool:
+    """Whether no more can be written to a file, or into a folder, that is thrown away anyway."""
+    probe = part / "probe" if part.is_dir() else part
+    try:
+        with probe.open("ab") as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        return error.errno in FULL
+    return False
 
 
 @contextmanager
@@ -21,12 +74,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         The path to write to, of another ending.
+
+    Raises:
+        DiskError: the disk is full; the earlier file is untouched, and nothing is left beside it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield part
-        part.replace(path)
+        with explaining_full_disk(path, part):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -13,17 +13,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import fcntl
-import hashlib
 import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +26,10 @@ from rich.console import Console
 
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
+from weakmedsam.inputs import digest_inputs
+from weakmedsam.locks import LOCK, alone
+from weakmedsam.preemption import REQUEUE, Relay
+from weakmedsam.settings import changes
 from weakmedsam.stages import (
     STAGES,
     TARGETS,
@@ -45,8 +44,14 @@ from weakmedsam.stages import (
 console = Console(highlight=False)
 
 
-def run_stage(stage: Stage, request: Request, number: str) -> None:
+def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None:
     """Skip, continue or start one stage.
+
+    Args:
+        stage: what is run.
+        request: what the user asked for.
+        number: of the stage, for the terminal.
+        relay: runs its commands.
 
     Raises:
         ConfigError: see ``wanted_settings``.
@@ -76,13 +81,12 @@ def run_stage(stage: Stage, request: Request, number: str) -> None:
     begun = _read(folder / "settings.json")
     console.print(f"{head}: {stage.title}{' (continued)' if begun else ''}")
     _write(folder / "settings.json", wanted)
-    _carry_out(
-        stage, request, wanted, spent=(_read(folder / "clock.json") or 0.0) if begun else 0.0, kept=kept
-    )
+    spent = (_read(folder / "clock.json") or 0.0) if begun else 0.0
+    _carry_out(stage, request, wanted, spent, kept, relay)
 
 
 def _carry_out(
-    stage: Stage, request: Request, wanted: dict[str, Any], spent: float, kept: Path | None
+    stage: Stage, request: Request, wanted: dict[str, Any], spent: float, kept: Path | None, relay: Relay
 ) -> None:
     """Run the stage's commands and put the stamp of a finished stage.
 
@@ -92,6 +96,7 @@ def _carry_out(
         wanted: its settings.
         spent: seconds that earlier, interrupted calls took.
         kept: where an earlier result was moved to; it comes back if the command leaves nothing.
+        relay: runs its commands.
     """
     folder = request.folder / stage.name
     for part in folder.rglob(".*.part"):  # of a call that was killed
@@ -103,12 +108,13 @@ def _carry_out(
     commands = stage.command(request, [*common, *options_for(stage, request.options)])
     launcher = request.launcher if "trainer" in stage.takes else ()
     for arguments in commands:
-        code = subprocess.run(
-            [*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments], check=False
-        ).returncode
+        code = relay.run([*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments])
         _write(folder / "clock.json", spent + time.monotonic() - started)
         if code:
-            _stop(stage, folder, kept, code)
+            # After a signal launchers give a status of their own.
+            _stop(stage, folder, kept, REQUEUE if relay.asked else code)
+        if relay.asked and arguments != commands[-1]:
+            raise SystemExit(REQUEUE)
     _write(
         folder / "stage.json",
         {
@@ -125,11 +131,14 @@ def _carry_out(
             **(_read(folder / "provenance.json") or {}),
         },
     )
+    if relay.asked:
+        console.print("stopped by a signal. The same command continues with what is not done.")
+        raise SystemExit(REQUEUE)
 
 
 def _stop(stage: Stage, folder: Path, kept: Path | None, code: int) -> NoReturn:
     """Leave after a command that failed; a folder that holds our own notes only is as if it had not been."""
-    if {path.name for path in folder.iterdir()} <= {"settings.json", "clock.json"}:
+    if {path.name for path in folder.iterdir()} <= {"settings.json", "clock.json", LOCK}:
         shutil.rmtree(folder)
         if kept is not None:
             kept.rename(folder)
@@ -153,38 +162,8 @@ def _stamps(stage: Stage, request: Request) -> dict[str, int | None]:
 
 
 def _inputs(stage: Stage, request: Request, wanted: dict[str, Any]) -> str:
-    """A digest of what the result is made of beside the settings, by names, sizes and times of files.
-
-    Files that the settings name (weights, a split) count for every stage; scans, tables of labels and
-    whether the store is there count for ``prepare``.
-    """
-    files = [Path(word) for word in _words_in(wanted["configs"], wanted["options"]) if _is_file(word)]
-    digest = hashlib.sha256()
-    summary = _read(request.folder / "prepare/data.json")
-    if stage.name == "prepare" and summary is not None:
-        digest.update(str(Path(summary["store"], "index.json").exists()).encode())
-        for pattern in ("*.nii*", "*.csv"):
-            files += Path(summary["data_dir"]).rglob(pattern)
-    for path in sorted(set(files)):
-        found = path.stat()
-        digest.update(f"{path} {found.st_size} {found.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _words_in(*values: Any) -> Iterator[str]:
-    """Every text among nested values."""
-    for value in values:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
-            yield from _words_in(*(value.values() if isinstance(value, dict) else value))
-
-
-def _is_file(word: str) -> bool:
-    try:
-        return "/" in word and Path(word).is_file()
-    except OSError:  # a text too long for a name
-        return False
+    summary = _read(request.folder / "prepare/data.json") if stage.name == "prepare" else None
+    return digest_inputs(wanted, summary)
 
 
 def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
@@ -196,7 +175,7 @@ def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
     begun = _read(folder / "settings.json")
     if begun is None or begun == wanted:
         return None
-    what = "; ".join(list(differences(begun, wanted))[:5]) or "the stages before it were made anew"
+    what = "; ".join(changes(begun, wanted)[:5]) or "the stages before it were made anew"
     kept = _set_aside(folder, what)
     for earlier in sorted(folder.parent.glob(f"{folder.name}.old*")):
         if _read(earlier / "settings.json") == wanted:
@@ -216,16 +195,6 @@ def _set_aside(folder: Path, what: str) -> Path:
     return kept
 
 
-def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """What differs between two nested settings, one text a key: ``a.b: old -> new``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in dict.fromkeys([*old, *new]):
-            short = name if name.endswith(".yaml") or not key.endswith(".yaml") else f" {name}"
-            yield from differences(old.get(name), new.get(name), f"{key}.{short}" if key and name else name)
-    elif old != new and not key.startswith("after"):
-        yield f"{key.removeprefix('configs.')}: {old} -> {new}"
-
-
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
@@ -237,33 +206,20 @@ def _write(path: Path, content: object) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One pipeline a run; the lock goes with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{folder} is being worked on by another process; wait for it or choose another EXPERIMENT"
-            ) from error
-        yield
-
-
 def run(target: str, request: Request) -> None:
     """Bring a target up to date, stage by stage; ``train`` and ``report`` end with the report.
 
     Raises:
         WeakMedSAMError: a setting or file that is wrong.
+        SystemExit: a stage failed, with its status; or a signal has come, with ``REQUEUE``.
     """
     if request.experiment == "sweeps":
         raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
     names = TARGETS[target]
     chosen = [stage for stage in STAGES if stage.name in names]
-    with alone(request.folder):
+    with alone(request.folder) as lock, Relay([lock]).listening() as relay:
         for i, stage in enumerate(chosen, start=1):
-            run_stage(stage, request, f"{i}/{len(chosen)}")
+            run_stage(stage, request, f"{i}/{len(chosen)}", relay)
         if target in ("train", "report"):
             from weakmedsam.report import summary_table, write_report
 

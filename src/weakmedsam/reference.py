@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from docstring_parser import parse
 
-from weakmedsam.callbacks import Throughput
+from weakmedsam.callbacks import Preemption, Throughput
 from weakmedsam.contracts import ConfigError
 from weakmedsam.files import write_whole
 from weakmedsam.stages import EXPERIMENTS, STAGES
@@ -211,18 +211,30 @@ def _short(file: str) -> str:
     return str(Path(file).relative_to(EXPERIMENTS).with_suffix(""))
 
 
+def _values(folder: Path, key: str) -> dict[str, dict[str, Any]]:
+    """What the files of ``experiments/`` set under a key of their own, by file."""
+    contents = {
+        str(path): yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.yaml"))
+    }
+    return {file: content[key] for file, content in contents.items() if content and key in content}
+
+
 def page(folder: Path = EXPERIMENTS) -> str:
     """The whole reference, Markdown."""
     stages = ", ".join(f"`{stage.name}` ({stage.title})" for stage in STAGES)
     lines = [INTRODUCTION.format(stages=stages)]
-    named = [*find_named(folder), Named("throughput", f"{Throughput.__module__}.Throughput", {})]
+    always = {"throughput": Throughput, "preemption": Preemption}
+    named = find_named(folder)
+    named += [
+        Named(key, f"{kind.__module__}.{kind.__name__}", _values(folder, key)) for key, kind in always.items()
+    ]
     groups: dict[str, Callable[[Named], bool]] = {
         "Classification, SCE and PAM": lambda n: n.key in MODEL and not n.path.startswith(SEGMENT),
         "Segmentation": lambda n: n.path.startswith(SEGMENT),
         "Backbones": lambda n: n.key == "model.backbone",
         "Data sets": lambda n: n.key == "data",
         "Loggers": lambda n: n.key == "trainer.logger",
-        "Callbacks": lambda n: n.key in ("trainer.callbacks", "throughput"),
+        "Callbacks": lambda n: n.key in ("trainer.callbacks", *always),
     }
     for title, belongs in groups.items():
         lines.append(f"## {title}\n")

@@ -156,7 +156,7 @@ def _features_configs(request: Request) -> list[Path]:
     return [first, EXPERIMENTS / "features.yaml", *rest]
 
 
-_ALL = ("data", "trainer", "seed_everything", "throughput")
+_ALL = ("data", "trainer", "seed_everything", "throughput", "preemption")
 _MODEL = (*_ALL, "model")
 _NETWORK = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 # fmt: off
@@ -260,17 +260,19 @@ def stage_configs(stage: Stage, request: Request) -> list[Path]:
     return files
 
 
-_WAYS = ("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps")
+WAYS = (
+    *("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps"),
+    *("enable_progress_bar", "enable_model_summary", "default_root_dir"),
+)
 """Keys of a trainer that say how it runs, not what comes out; so do the keys in ``_PLACES`` where nothing
 is trained: each rank does its share, and the files are the same."""
 
 _PLACES = ("devices", "num_nodes")
-_SHOWN = ("enable_progress_bar", "enable_model_summary", "default_root_dir")
 
 
 def decisive(stage: Stage, trainer: dict[str, Any]) -> dict[str, Any]:
     """What of a trainer file's keys decides the stage's result; precision does, the accelerator does not."""
-    idle = {*_WAYS, *_SHOWN, *(() if stage.trains else _PLACES)}
+    idle = {*WAYS, *(() if stage.trains else _PLACES)}
     return {key: value for key, value in trainer.items() if key not in idle}
 
 

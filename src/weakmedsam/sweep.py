@@ -21,7 +21,9 @@ import yaml
 
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
-from weakmedsam.pipeline import alone, differences, run
+from weakmedsam.locks import alone
+from weakmedsam.pipeline import run
+from weakmedsam.settings import differences
 from weakmedsam.stages import (
     EXPERIMENTS,
     STAGES,
@@ -97,7 +99,7 @@ def read_definition(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is not there, W&B would refuse it, or its metric is one that nothing logs.
     """
-    from weakmedsam.sweep_local import library
+    from weakmedsam.sweep_ledger import library
 
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
@@ -183,7 +185,7 @@ def check_parameters(sweep: Sweep) -> None:
     """
     if sweep.features is not None:
         return
-    from weakmedsam.sweep_local import draw, words_of
+    from weakmedsam.sweep_ledger import draw, words_of
 
     words = [*sweep.words, *words_of(draw(sweep.definition, [], seed=0) or {}), "--print_config"]
     done = subprocess.run(

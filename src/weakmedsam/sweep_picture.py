@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from weakmedsam.files import write_table, write_whole
 
 if TYPE_CHECKING:
-    from weakmedsam.sweep_local import Trial
+    from weakmedsam.sweep_ledger import Trial
 
 LOG_RANGE = 20.0
 """A parameter whose largest value is so many times its smallest is drawn on a logarithmic axis."""

@@ -1,0 +1,44 @@
+"""What a stage's result is made of beside its settings: files, told apart by names, sizes and times."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def digest_inputs(settings: Mapping[str, Any], prepared: Mapping[str, Any] | None = None) -> str:
+    """A digest of the files that a stage's result is made of.
+
+    Args:
+        settings: of the stage; files that they name (weights, a split) count.
+        prepared: for ``prepare``, its summary (``store``, ``data_dir``): scans, tables of labels and whether
+            the store is there count then; None for other stages and before the first time.
+    """
+    files = [Path(word) for word in _words_in(settings["configs"], settings["options"]) if _is_file(word)]
+    digest = hashlib.sha256()
+    if prepared is not None:
+        digest.update(str(Path(prepared["store"], "index.json").exists()).encode())
+        for pattern in ("*.nii*", "*.csv"):
+            files += Path(prepared["data_dir"]).rglob(pattern)
+    for path in sorted(set(files)):
+        found = path.stat()
+        digest.update(f"{path} {found.st_size} {found.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _words_in(*values: Any) -> Iterator[str]:
+    """Every text among nested values."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _words_in(*(value.values() if isinstance(value, dict) else value))
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return "/" in word and Path(word).is_file()
+    except OSError:  # a text too long for a name
+        return False
