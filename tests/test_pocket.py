@@ -108,8 +108,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_the_embedded_weights_segment_what_a_point_touches():
-    # Measured 0.626 over 1,024 points; the mean of 128 has a standard error of about 0.025. The aim is 0.70.
-    assert evaluate(Pocket().eval(), images=32)["best_of_three"] > 0.57
+    # Measured 0.734 over 1,024 points, 0.70 asked; the drawings follow from their seeds.
+    assert evaluate(Pocket().eval(), images=64)["best_of_three"] > 0.70
 
 
 def test_every_training_batch_can_be_drawn_again():
