@@ -1,5 +1,4 @@
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -188,6 +187,7 @@ def test_explicit_and_sdpa_attention_agree():
         model = tiny(SIZE, attention=attention, lora_rank=2)
         model.set_trainable("published")
         results.append(features_and_gradients(model, image))
+        assert model.state_dict().keys() == tiny(lora_rank=2).state_dict().keys()
     assert_same(*results, 1e-4)
 
 
@@ -259,23 +259,12 @@ def test_an_image_of_another_size_is_resized_inside_and_points_stay_in_its_pixel
 
 
 def test_the_encoder_is_traced_whole_with_lora(monkeypatch):
-    # Without code generation, so that it is cheap: a graph break would raise.
+    # Without code generation, which takes most of a minute: a graph break would raise.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     image, results = torch.rand(1, 1, 64, 64), []
     for compiled in (False, True):
         model = tiny(lora_rank=2, compile=compiled)
         model.set_trainable("published")
         results.append(features_and_gradients(model, image))
+        assert model.state_dict().keys() == tiny(lora_rank=2).state_dict().keys()
     assert_same(*results, 1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("g++") and not shutil.which("clang++"), reason="inductor needs a C++ compiler"
-)
-def test_compiled_equals_plain():
-    image = torch.rand(1, 1, 64, 64)
-    plain, compiled = tiny(), tiny(compile=True)
-    assert plain.state_dict().keys() == compiled.state_dict().keys()
-    with torch.no_grad():
-        assert relative_error(compiled.features(image), plain.features(image)) < 1e-5

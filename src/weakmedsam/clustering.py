@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeAlias
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
 
 from weakmedsam.contracts import check_least
 
@@ -144,6 +143,8 @@ class KMeans:
 
     def _best_start(self, sample: Points, clusters: int) -> Points:
         """(K, D) centroids of the start that ends with the least inertia on the sample."""
+        from sklearn.cluster import kmeans_plusplus  # here: a second to import, and only SCE needs it
+
         best, least = sample[:clusters], np.inf
         doubled = sample.astype(np.float64)  # scikit-learn would turn it anew at each of its steps
         for restart in range(self.restarts):

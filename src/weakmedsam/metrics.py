@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.metrics.utils import get_surface_distance
 from scipy.ndimage import binary_erosion, find_objects
 from torch import Tensor
 from torchmetrics import Metric
@@ -204,6 +203,9 @@ def surface_distances(predicted: Tensor, true: Tensor, spacing: Sequence[float])
         ASSD (mean over both surfaces' distances) and HD95 (the larger of both directions' 95th
         percentiles), in mm.
     """
+    # Here, because monai takes a second to import, and only tests get this far.
+    from monai.metrics.utils import get_surface_distance
+
     masks = [mask.cpu().numpy() for mask in (predicted, true)]
     (box,) = find_objects((masks[0] | masks[1]).view(np.uint8))
     # compute_average_surface_distance and compute_hausdorff_distance would each find the surfaces anew,

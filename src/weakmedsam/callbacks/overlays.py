@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 from lightning import LightningModule, Trainer
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from weakmedsam.contracts import BACKGROUND, IGNORE, SliceBatch, check_least
 from weakmedsam.pictures import Row
-from weakmedsam.segment import Segmenter
+
+if TYPE_CHECKING:  # it imports monai, which takes a second
+    from weakmedsam.segment import Segmenter
 
 KEY = "val/overlays"
 """What both stages' overlays are called on W&B's page."""
@@ -142,4 +144,4 @@ class PredictionOverlays(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send them."""
         if not trainer.sanity_checking:
-            send_overlays(trainer, self._slices.chosen(), cast(Segmenter, pl_module).class_names)
+            send_overlays(trainer, self._slices.chosen(), cast("Segmenter", pl_module).class_names)
