@@ -101,21 +101,6 @@ def min_max_inside(maps: Tensor, inside: Tensor) -> Tensor:
     return ((maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).eps)).where(inside, 0)
 
 
-def class_evidence(features: Tensor, weight: Tensor) -> Tensor:
-    """What each cell says for each class, before any scaling.
-
-    Args:
-        features: (B, D, h, w), of any precision.
-        weight: (C, D) of the class head (a 1 x 1 convolution without bias).
-
-    Returns:
-        (B, C, h, w) float32.
-    """
-    # In float32 under autocast too: bf16 moves a map by a hundredth.
-    with torch.autocast(features.device.type, enabled=False):
-        return torch.einsum("bdhw,cd->bchw", features.float(), weight.float())
-
-
 def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
     """The class head's evidence at every cell, each map scaled to [0, 1].
 
@@ -123,13 +108,15 @@ def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
     somewhere. Multiply by the image-level label before a threshold.
 
     Args:
-        features: as ``class_evidence``.
-        weight: as ``class_evidence``.
+        features: (B, D, h, w), of any precision and scale.
+        weight: (C, D) of the class head (a 1 x 1 convolution without bias).
 
     Returns:
         (B, C, h, w) float32 in [0, 1].
     """
-    return min_max(class_evidence(features, weight))
+    # In float32 under autocast too: bf16 moves a map by a hundredth.
+    with torch.autocast(features.device.type, enabled=False):
+        return min_max(torch.einsum("bdhw,cd->bchw", features.float(), weight.float()))
 
 
 def mirror_axes(columns: bool, rows: bool) -> list[tuple[int, ...]]:

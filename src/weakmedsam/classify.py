@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.backbones.checkpoints import check_fit
-from weakmedsam.cam import POOLINGS, class_evidence, inside_box, inside_cells, min_max, pool_evidence
+from weakmedsam.cam import POOLINGS, class_activation_map, inside_box, inside_cells, pool_evidence
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.local import LocalEncoder
 from weakmedsam.subclasses import describe, subclass_loss
@@ -153,13 +153,10 @@ class WeakMedSAM(LightningModule):
         else:
             features, embedding = self.local_encoder(image), self.backbone.embed(image)
         logits = self.pool(self.class_head(features), scan)
-        evidence = self._evidence(features)
-        for axes in self.views[1:]:
-            evidence = evidence + self._evidence(self.features(image.flip(axes))).flip(axes)
-        return Activation(logits, min_max(evidence), embedding)
-
-    def _evidence(self, features: Tensor) -> Tensor:
-        return class_evidence(features, self.class_head.weight.flatten(1))
+        # The class head is linear: its evidence of the sum of the views is the sum of its evidence.
+        views = [self.features(image.flip(axes)).flip(axes).float() for axes in self.views[1:]]
+        cam = class_activation_map(sum(views, features.float()), self.class_head.weight.flatten(1))
+        return Activation(logits, cam, embedding)
 
     def features(self, image: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, D, h, w): what is classified and clustered."""

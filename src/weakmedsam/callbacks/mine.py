@@ -55,7 +55,7 @@ class PromptAffinityMining(Callback):
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
     W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
     same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Images are not encoded again (``flips`` apart). Validation has slices, not volumes: it walks on each
+    Images are not encoded again (``flips`` and ``views`` apart). Validation has slices, not volumes: it walks on each
     by itself, and Otsu's rule takes each by itself.
 
     Args:

@@ -159,9 +159,8 @@ def choose_intensities(generator: Generator, region: Tensor) -> Tensor:
         farthest = nearest.argmax(dim=1, keepdim=True)
         far_enough = nearest >= VISIBLE
         first = far_enough.float().argmax(dim=1, keepdim=True)
-        value[:, shape] = candidates.gather(1, torch.where(far_enough.any(1, keepdim=True), first, farthest))[
-            :, 0
-        ]
+        chosen = torch.where(far_enough.any(dim=1, keepdim=True), first, farthest)
+        value[:, shape] = candidates.gather(1, chosen).squeeze(1)
     return value
 
 
