@@ -103,6 +103,7 @@ def test_without_a_server_training_goes_on_and_nothing_is_lost(tmp_path, what):
     assert done.returncode == 0, done.stderr
     assert f"training went on to epoch {EPOCHS}" in done.stdout
     assert done.stderr.count("W&B cannot be reached") == (what == "none")
+    assert "anonymous" not in done.stdout + done.stderr  # a warning of wandb's about what nobody set
     assert len(list((folder / "wandb").glob("offline-run-*"))) == (what == "none")
     wanted = list(range(EPOCHS))
     assert [float(row["train/epoch_number"]) for row in read_table(folder / "history.csv")] == wanted

@@ -60,6 +60,8 @@ class WeightsAndBiases(WandbLogger):
             settings={"init_timeout": init_timeout, "finish_timeout": finish_timeout},
         )
         self.lineage = lineage
+        # Lightning passes it on even where nobody set it, and wandb then warns that it has no effect.
+        self._wandb_init.pop("anonymous", None)
 
     @property
     @rank_zero_experiment
