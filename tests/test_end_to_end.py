@@ -1,4 +1,4 @@
-"""The whole chain as a user runs it, on four small drawn volumes: with a kill, and without."""
+"""The whole chain as a user runs it, on five small drawn volumes: with kills, and without; and what W&B gets of it."""
 
 import csv
 import json
@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from tiny import same_state
+from wandb_server import KEY, Server
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,25 +31,27 @@ def command(folder):
         "--data.image_size": 64,
         "--data.min_pixels": 3,
         "--data.num_workers": 0,
+        "--data.prepare_workers": 1,
         "--data.split_fractions": "[0.6, 0.2, 0.2]",
+        "--model.sub_classes": 2,
+        "--model.pam.grid": 2,
+        "--model.pam.every_n_epochs": 1,
+        "--model.pam.map_size": 16,
         "--trainer.max_epochs": 2,
         "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
     }
     words = [str(word) for pair in options.items() for word in pair]
-    return [
-        sys.executable,
-        "-m",
-        "weakmedsam.pipeline",
-        "train",
-        "--runs",
-        str(folder / "runs"),
-        "--",
-        *words,
-    ]
+    run = ["--runs", str(folder / "runs"), "--logger", "lineage"]
+    return [sys.executable, "-m", "weakmedsam.pipeline", "train", *run, "--", *words]
 
 
 def start(folder):
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "WANDB_MODE": "offline",
+        "WANDB_DATA_DIR": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         command(folder),
         cwd=ROOT,
@@ -69,7 +73,6 @@ def whole(tmp_path_factory):
     return folder, output
 
 
-@pytest.mark.slow
 def test_labels_go_in_and_a_scored_network_comes_out(whole):
     folder, output = whole
     run = folder / "runs/phantom/default"
@@ -94,7 +97,6 @@ def test_labels_go_in_and_a_scored_network_comes_out(whole):
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
 def test_a_second_run_says_that_all_is_up_to_date_at_once(whole):
     folder, _ = whole
     begin = time.monotonic()
@@ -126,7 +128,6 @@ def without_times(table):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-@pytest.mark.slow
 def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(whole, tmp_path):
     reference, _ = whole
     moments = random.Random(0)
@@ -153,3 +154,111 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
     for table in ("test/cases.csv", "test_maps/cam_cases.csv", "pseudo_labels/quality.csv"):
         assert (ours / table).read_text() == (theirs / table).read_text()
     assert not list(ours.rglob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def sent(whole):
+    """A W&B server on this machine, after the offline runs of all stages have been synced to it."""
+    folder, _ = whole
+    server = Server()
+    sync = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", *sorted((folder / "runs").rglob("offline-run-*/"))],
+        env={**os.environ, "WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY},
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    server.shut()
+    assert sync.returncode == 0, sync.stdout + sync.stderr
+    return server
+
+
+def named(server, stage):
+    return server.runs()[f"phantom/default/{stage}"]
+
+
+def test_every_stage_is_a_run_with_its_settings_commit_versions_and_data(sent):
+    stages = ("classify", "pseudo_labels", "segment", "test_maps", "test")
+    assert set(sent.runs()) == {f"phantom/default/{stage}" for stage in stages}
+    marks = set()
+    for stage in stages:
+        settings = sent.config(named(sent, stage))
+        assert settings["config"]["trainer"]["max_epochs"] == 2
+        assert {"torch", "lightning", "wandb", "python"} <= settings["versions"].keys()
+        assert settings["git"]
+        assert settings["command"]
+        marks.add(settings["data"]["fingerprint"])
+    assert len(marks) == 1
+    assert sent.config(named(sent, "classify"))["config"]["model"]["init_args"]["sub_classes"] == 2
+
+
+@pytest.mark.parametrize("stage", ["classify", "segment", "test_maps", "test"])
+def test_all_figures_pictures_and_tables_stand_on_one_axis_of_steps(sent, stage):
+    rows = sent.history(named(sent, stage))
+    assert rows
+    # Lightning logs an epoch's training figures at its last step, validation's after it: not in order.
+    assert all(0 <= row["trainer/global_step"] <= 6 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("stage", "kinds"),
+    [
+        ("classify", ("val/cam_dice", "val/pam_dice")),
+        ("segment", ("val/dice",)),
+        ("test_maps", ("test/cam_dice", "test/pam_dice")),
+    ],
+)
+def test_dice_of_each_class_and_kind_is_a_figure(sent, stage, kinds):
+    rows = sent.history(named(sent, stage))
+    for kind in kinds:
+        for name in (kind, f"{kind}/lesion", f"{kind}/cyst"):
+            assert sum(name in row for row in rows) == (1 if stage == "test_maps" else 2), name
+
+
+def test_test_dice_of_the_segmentation_is_a_figure_of_each_class(sent):
+    (row,) = [row for row in sent.history(named(sent, "test")) if "test/dice" in row]
+    assert {"test/dice_lesion", "test/dice_cyst"} <= row.keys()
+
+
+def test_masks_of_the_same_slices_can_be_toggled_in_both_stages(sent):
+    captions = []
+    for stage, names in (
+        ("classify", {"cam", "pseudo_label", "ground_truth"}),
+        ("segment", {"prediction", "ground_truth"}),
+    ):
+        rows = [row["val/overlays"] for row in sent.history(named(sent, stage)) if "val/overlays" in row]
+        assert len(rows) == 2  # epochs
+        for shown in rows:
+            assert all(masks.keys() == names for masks in shown["all_masks"])
+            captions.append(shown["captions"])
+    assert captions[0]
+    assert all(shown == captions[0] for shown in captions)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("test", "cases"), ("test_maps", "cam_cases"), ("pseudo_labels", "quality")]
+)
+def test_the_cases_are_a_table(sent, stage, name):
+    (table,) = [row[name] for row in sent.history(named(sent, stage)) if name in row]
+    assert table["_type"] == "table-file"
+    assert table["nrows"] == 2 * (3 if stage == "pseudo_labels" else 1)  # classes x volumes
+
+
+def test_artifacts_say_what_was_made_of_what_though_the_runs_were_offline(sent):
+    def of(stage, operation):
+        run = named(sent, stage)
+        put = [given["input"] for given in sent.variables(operation) if given["input"].get("runName") == run]
+        found = {
+            given.get("artifactID") or f"{given['artifactCollectionName']}@{given['digest']}" for given in put
+        }
+        return {mark for mark in found if not mark.startswith("run-")}  # tables are artifacts of wandb's own
+
+    stages = ("classify", "pseudo_labels", "segment", "test_maps", "test")
+    used = {stage: of(stage, "UseArtifact") for stage in stages}
+    made = {stage: of(stage, "CreateArtifact") for stage in stages}  # one that a run only uses names no run
+    assert used["classify"] == made["test"] == made["test_maps"] == set()
+    assert len(made["classify"]) == len(made["pseudo_labels"]) == len(made["segment"]) == 1
+    assert made["classify"] == used["pseudo_labels"] == used["test_maps"]
+    assert made["pseudo_labels"] == used["segment"]
+    assert made["segment"] == used["test"]
+    assert json.dumps(sent.config(named(sent, "test"))["lineage_uses"]).startswith(
+        '{"phantom-default-segment": "'
+    )
