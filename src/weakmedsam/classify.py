@@ -23,6 +23,7 @@ from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.cam import POOLINGS, class_activation_map, inside_box, inside_cells, pool_evidence
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.local import LocalEncoder
+from weakmedsam.sharding import shard
 from weakmedsam.subclasses import describe, subclass_loss
 
 CHECKPOINT_KEY = "weakmedsam"
@@ -140,6 +141,11 @@ class WeakMedSAM(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """SCE and PAM, as set in ``model.sce`` and ``model.pam``."""
         return self._callbacks
+
+    def configure_model(self) -> None:
+        """Share parameters out where ``TRAINER=fsdp`` asks for it."""
+        called = ("encode", "features", "embed", "masks_at_points", "prompted")
+        shard(self, {"": ("features",), "backbone": called})
 
     def forward(self, image: Tensor, scan: Tensor) -> Activation:
         """Classify slices and say where the evidence lies.

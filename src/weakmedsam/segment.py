@@ -30,6 +30,7 @@ from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import draw_contours, most_telling_slice
 from weakmedsam.scores import CaseScores, gather, score_case, summarise, take_means, write_tables
+from weakmedsam.sharding import shard
 
 _SIGNATURE = "segmenter"
 
@@ -228,6 +229,10 @@ class Segmenter(LightningModule):
         if stage in ("fit", "validate"):
             self.val_overlap = VolumeDice(data.val_cases, self.num_classes)
             self._truth = "mask" if data.has_val_masks else "target"
+
+    def configure_model(self) -> None:
+        """Share parameters out where ``TRAINER=fsdp`` asks for it."""
+        shard(self)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a one-cycle schedule over all steps.
