@@ -144,8 +144,7 @@ class WeakMedSAM(LightningModule):
 
     def configure_model(self) -> None:
         """Share parameters out where ``TRAINER=fsdp`` asks for it."""
-        called = ("encode", "features", "embed", "masks_at_points", "prompted")
-        shard(self, {"": ("features",), "backbone": called})
+        shard(self, "training_step")
 
     def forward(self, image: Tensor, scan: Tensor) -> Activation:
         """Classify slices and say where the evidence lies.

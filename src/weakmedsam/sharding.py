@@ -7,12 +7,14 @@ the optimiser's state in its own way. Here a checkpoint is that of any other str
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,7 +28,6 @@ from torch.optim import Optimizer
 
 from weakmedsam.contracts import check_least
 
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 # Whole tensors in the host's memory, on rank 0.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -90,33 +91,68 @@ class FullySharded(ModelParallelStrategy):
                 options=StateDictOptions(full_state_dict=True),
             )
 
+    def on_validation_start(self) -> None:
+        """Weights are whole in validation: processes may have different numbers of slices to look at."""
+        gather(self._module())
+
+    def on_validation_end(self) -> None:
+        """And shared out again."""
+        release(self._module())
+
     def _module(self) -> nn.Module:
         return cast(nn.Module, self.model)
 
 
-def shard(module: LightningModule, called: Mapping[str, tuple[str, ...]] | None = None) -> None:
-    """Share a module's parameters out, where ``FullySharded`` asks for it; otherwise do nothing.
+def shard(module: LightningModule, *steps: str) -> None:
+    """Share a module's parameters out in training, where ``FullySharded`` asks for it; otherwise do nothing.
 
-    Weights are whole only while a forward method runs, so every method that reads them and is called from outside
-    has to be named.
+    Weights are then whole only while a forward method runs, which every process has to call equally often. Where
+    that is not so, in validation and other looks at the data, they are ``gathered``; in test and prediction each
+    process has all of them.
 
     Args:
-        module: its steps and ``forward`` are known.
-        called: by a part's name, "" for the module itself, the further methods that others call.
+        module: its ``forward`` is a forward method.
+        steps: other ones, which must not call each other: FSDP2 takes the inner one's end for the end of both.
     """
     strategy = module.trainer.strategy
-    if not isinstance(strategy, FullySharded) or isinstance(module, FSDPModule):
+    fits = module.trainer.state.fn == TrainerFn.FITTING
+    if not fits or not isinstance(strategy, FullySharded) or isinstance(module, FSDPModule):
         return
     mesh = strategy.device_mesh["data_parallel"]
     for layer in large_layers(module, strategy.least_parameters):
         fully_shard(layer, mesh=mesh)
-    parts = {"": (), **(called or {})}
-    for name in sorted(parts, reverse=True):  # the module, "", after its parts
-        part = module.get_submodule(name)
-        fully_shard(part, mesh=mesh)
-        for method in (*parts[name], *(() if name else STEPS)):
-            if hasattr(part, method):
-                register_fsdp_forward_method(part, method)
+    fully_shard(module, mesh=mesh)
+    for step in steps:
+        register_fsdp_forward_method(module, step)
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Whole weights, and no process waits for another at a forward method; nothing where none are shared out."""
+    gather(module)
+    try:
+        yield
+    finally:
+        release(module)
+
+
+def gather(module: nn.Module) -> None:
+    """Begin of ``gathered``."""
+    for part in _shared_out(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+
+
+def release(module: nn.Module) -> None:
+    """End of ``gathered``."""
+    for part in _shared_out(module):
+        # The module itself, in whose step all else runs, is freed after the backward pass only (FSDP2's own rule).
+        part.set_reshard_after_forward(part is not module, recurse=False)
+        part.reshard()
+
+
+def _shared_out(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def large_layers(module: nn.Module, least: int) -> list[nn.Module]:

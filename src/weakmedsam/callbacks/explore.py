@@ -23,6 +23,7 @@ from weakmedsam.classify import WeakMedSAM
 from weakmedsam.cluster_pictures import ClusterRow, draw_clusters
 from weakmedsam.clustering import KMeans
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, check_least
+from weakmedsam.sharding import gathered
 from weakmedsam.subclasses import SubClasses, explore, nearest_members
 
 SOURCES = ("bank", "pass", "resnet18")
@@ -180,7 +181,8 @@ class SubClassExploration(Callback):
 
         training = module.training
         module.eval()
-        found = _look_at_all(trainer, module.device, look, module.feature_dim)
+        with gathered(module):
+            found = _look_at_all(trainer, module.device, look, module.feature_dim)
         module.train(training)
         return found
 
