@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from data_modules.phantom_drawing import LESION, MODES, PhantomParameters, draw_volume
 from weakmedsam.backbones.pocket import Pocket
+from weakmedsam.cam import mean_inside
 from weakmedsam.clustering import Points
-from weakmedsam.subclasses import describe
 
 SIZE = 128
 
@@ -46,6 +46,6 @@ def features_of_modes(modes: int, volumes: int = 16) -> dict[str, tuple[Points, 
             "lesion": F.adaptive_avg_pool2d(lesion, cells) > 0.5,
         }
         for name, where in inside.items():
-            found[name].append(describe(features, where))
+            found[name].append(mean_inside(features, where))
         owner += [MODES.index(drawing.mode)] * len(rows)
     return {name: (torch.cat(parts).numpy(), np.array(owner)) for name, parts in found.items()}

@@ -6,6 +6,7 @@ from weakmedsam.cam import (
     class_activation_map,
     inside_box,
     inside_cells,
+    mean_inside,
     min_max,
     min_max_inside,
     mirror_axes,
@@ -88,3 +89,26 @@ def test_views_are_all_ways_to_mirror_and_the_plain_one_comes_first():
     assert mirror_axes(columns=False, rows=False) == [()]
     assert mirror_axes(columns=True, rows=False) == [(), (-1,)]
     assert mirror_axes(columns=True, rows=True) == [(), (-1,), (-2,), (-2, -1)]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_mean_is_that_over_the_scan(kind):
+    generator = torch.Generator().manual_seed(0)
+    features = (torch.randn(3, 5, 8, 8, generator=generator) + 30).to(kind).requires_grad_()
+    inside = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    inside[0, :, 2:7, 1:4], inside[1] = True, True  # the third has no cell inside: all count
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mean_inside(features, inside)
+    exact = features.detach().double()
+    expected = torch.stack([exact[0, :, 2:7, 1:4].mean((1, 2)), *exact[1:].mean((2, 3))])
+    assert found.dtype == torch.float32
+    assert found.requires_grad
+    assert torch.allclose(found.detach().double(), expected, atol=0.1 if kind == torch.bfloat16 else 1e-4)
+
+
+def test_stripes_make_up_for_bfloat16():
+    features = (torch.randn(4, 64, 16, 16, generator=torch.Generator().manual_seed(0)) + 30).bfloat16()
+    inside = torch.ones(4, 1, 16, 16, dtype=torch.bool)
+    exact = features.double().mean((2, 3))
+    error = [float((mean_inside(features, inside, stripes) - exact).abs().mean()) for stripes in (1, 16)]
+    assert error[1] < 0.5 * error[0]

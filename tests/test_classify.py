@@ -108,6 +108,15 @@ def test_the_loss_is_the_papers(scans):
     assert torch.allclose(model.training_step(batch, 0)["loss"], expected + 0.5 * second)
 
 
+@pytest.mark.parametrize("pooling", ["average", "log_sum_exp"])
+def test_logits_are_the_pooled_evidence_whichever_comes_first(pooling):
+    model, scan = module(pooling=pooling), torch.tensor([[0, 32, 0, 32], [4, 20, 8, 32]])
+    features = torch.randn(2, model.feature_dim, 8, 8, generator=torch.Generator().manual_seed(0))
+    for head in (model.class_head, model.subclass_head):
+        expected = model.pool(head(features), scan)
+        assert torch.allclose(model.logits(head, features, scan), expected, atol=1e-6)
+
+
 def test_pooling_is_the_one_chosen_and_leaves_the_padding_out():
     evidence = torch.tensor([[[[1.0, 5.0], [2.0, 3.0]], [[0.0, -1.0], [-2.0, -3.0]]]])
     whole, upper = torch.tensor([[0, 32, 0, 32]]), torch.tensor([[0, 16, 0, 32]])

@@ -7,7 +7,6 @@ from sklearn.metrics import adjusted_rand_score
 from weakmedsam.clustering import KMeans
 from weakmedsam.contracts import DataError
 from weakmedsam.subclasses import (
-    describe,
     explore,
     match_ids,
     nearest_members,
@@ -211,26 +210,3 @@ def test_outputs_without_a_cluster_take_no_part_in_the_loss():
     assert torch.allclose(loss, bce(logits[:, used], subclass_targets(ids, 4)[:, used]))
     loss.backward()
     assert logits.grad.abs().sum(0).nonzero().flatten().tolist() == used
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_slice_is_described_by_the_mean_over_the_scan(kind):
-    generator = torch.Generator().manual_seed(0)
-    features = (torch.randn(3, 5, 8, 8, generator=generator) + 30).to(kind).requires_grad_()
-    inside = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
-    inside[0, :, 2:7, 1:4], inside[1] = True, True  # the third has no cell inside: all count
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = describe(features, inside)
-    exact = features.detach().double()
-    expected = torch.stack([exact[0, :, 2:7, 1:4].mean((1, 2)), *exact[1:].mean((2, 3))])
-    assert found.dtype == torch.float32
-    assert not found.requires_grad
-    assert torch.allclose(found.double(), expected, atol=0.1 if kind == torch.bfloat16 else 1e-4)
-
-
-def test_stripes_make_up_for_bfloat16():
-    features = (torch.randn(4, 64, 16, 16, generator=torch.Generator().manual_seed(0)) + 30).bfloat16()
-    inside = torch.ones(4, 1, 16, 16, dtype=torch.bool)
-    exact = features.double().mean((2, 3))
-    error = [float((describe(features, inside, stripes) - exact).abs().mean()) for stripes in (1, 16)]
-    assert error[1] < 0.5 * error[0]

@@ -20,11 +20,18 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.backbones.checkpoints import check_fit
-from weakmedsam.cam import POOLINGS, class_activation_map, inside_box, inside_cells, pool_evidence
+from weakmedsam.cam import (
+    POOLINGS,
+    class_activation_map,
+    inside_box,
+    inside_cells,
+    mean_inside,
+    pool_evidence,
+)
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.local import LocalEncoder
 from weakmedsam.sharding import shard
-from weakmedsam.subclasses import describe, subclass_loss
+from weakmedsam.subclasses import subclass_loss
 
 CHECKPOINT_KEY = "weakmedsam"
 NETWORK = ("backbone.", "local_encoder.", "class_head.", "subclass_head.")
@@ -157,7 +164,7 @@ class WeakMedSAM(LightningModule):
             features, embedding = self.backbone.encode(image)
         else:
             features, embedding = self.local_encoder(image), self.backbone.embed(image)
-        logits = self.pool(self.class_head(features), scan)
+        logits = self.logits(self.class_head, features, scan)
         # The class head is linear: its evidence of the sum of the views is the sum of its evidence.
         views = [self.features(image.flip(axes)).flip(axes).float() for axes in self.views[1:]]
         cam = class_activation_map(sum(views, features.float()), self.class_head.weight.flatten(1))
@@ -166,6 +173,19 @@ class WeakMedSAM(LightningModule):
     def features(self, image: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, D, h, w): what is classified and clustered."""
         return self.backbone.features(image) if self.local_encoder is None else self.local_encoder(image)
+
+    def logits(self, head: nn.Conv2d, features: Tensor, scan: Tensor, mean: Tensor | None = None) -> Tensor:
+        """(B, D, h, w) -> (B, C) logits of the class head, or (B, C * K + 1) of the sub-class head.
+
+        Averaging and the head are linear, so with ``average`` the mean feature is taken first, as the paper has
+        it; ``mean`` (B, D) spares it where it is known. ``scan`` as in ``pool``.
+        """
+        if self.pooling != "average":
+            return self.pool(head(features), scan)
+        if mean is None:
+            mean = mean_inside(features, self.inside(scan, features.shape[-1]))
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(mean, head.weight.flatten(1))
 
     def pool(self, evidence: Tensor, scan: Tensor) -> Tensor:
         """(B, C, h, w) evidence of each class (or sub-class) at every cell -> (B, C) logits.
@@ -182,8 +202,8 @@ class WeakMedSAM(LightningModule):
         )
 
     def describe(self, features: Tensor, scan: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, D), the average over the scan: what SCE clusters."""
-        return describe(features, self.inside(scan, features.shape[-1]))
+        """(B, D, h, w) -> (B, D), the average over the scan, no gradient: what SCE clusters."""
+        return mean_inside(features.detach(), self.inside(scan, features.shape[-1]))
 
     def on_train_start(self) -> None:
         """Refuse to lengthen a finished schedule.
@@ -204,12 +224,17 @@ class WeakMedSAM(LightningModule):
         features = self.features(batch["image"])
         # Augmentation has moved the scan in its frame.
         scan = batch["scan"] if "scan" in batch else batch["box"]
-        class_logits = self.pool(self.class_head(features), scan)
+        mean = (
+            mean_inside(features, self.inside(scan, features.shape[-1]))
+            if self.pooling == "average"
+            else None
+        )
+        class_logits = self.logits(self.class_head, features, scan, mean)
         class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
         loss, size = class_loss, len(batch["index"])
         figures = {"train/class_loss": class_loss}
         if len(self.subclass_ids):
-            logits = self.pool(self.subclass_head(features), scan)
+            logits = self.logits(self.subclass_head, features, scan, mean)
             extra_loss = subclass_loss(logits, self.subclass_ids[batch["index"]], self.subclass_counts)
             loss = class_loss + self.subclass_weight * extra_loss
             figures["train/subclass_loss"] = extra_loss
@@ -223,7 +248,7 @@ class WeakMedSAM(LightningModule):
         )
         if not self.subclass_head.weight.requires_grad:
             return {"loss": loss}
-        return {"loss": loss, "pooled": self.describe(features, scan)}
+        return {"loss": loss, "pooled": self.describe(features, scan) if mean is None else mean.detach()}
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """Class loss, AUROC and average precision; the activation goes on to PAM."""

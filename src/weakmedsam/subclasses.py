@@ -49,32 +49,6 @@ class SubClasses(NamedTuple):
     kept: NDArray[np.float64]
 
 
-def describe(features: Tensor, inside: Tensor, stripes: int = 16) -> Tensor:
-    """The mean feature of each slice, which is what is clustered; no gradient.
-
-    A product of matrices, because it needs no copy of the features as float32, which took as long as all
-    the rest of SCE. A bfloat16 sum is rounded at its end: it is taken in stripes, which are added as float32.
-
-    Args:
-        features: (B, D, h, w).
-        inside: (B, 1, h, w) bool, the cells that count; where there is none, all do.
-        stripes: parts that are summed apart.
-
-    Returns:
-        (B, D) float32.
-    """
-    cells = features.detach().flatten(2)
-    if cells.dtype == torch.float16:
-        cells = cells.float()  # sums could exceed its range
-    counts = inside.flatten(1)
-    counts = counts | ~counts.any(dim=1, keepdim=True)
-    stripe = torch.arange(counts.shape[1], device=counts.device) % stripes
-    weights = counts[:, :, None] & (stripe[:, None] == torch.arange(stripes, device=counts.device))
-    with torch.autocast(features.device.type, enabled=False):
-        sums = torch.bmm(cells, weights.to(cells.dtype))
-    return sums.float().sum(dim=-1) / counts.sum(dim=1, keepdim=True)
-
-
 def explore(
     features: Points,
     labels: NDArray[np.float32],
