@@ -102,9 +102,12 @@ evaluate: $(STAMP)
 ceiling: $(STAMP)
 	@$(call pipeline,ceiling)
 
-## Write the run's report.html; with COMPARE="a/b c/d" one page about several runs
+# RUNS is the folder of all runs; several names there, and no folder of that name, are runs to compare all the same.
+## Write the run's report.html; with COMPARE="a/b c/d" (or RUNS="a/b c/d") one page about several runs
 report: $(STAMP)
-	@$(if $(strip $(COMPARE)),$(BIN)/python -m weakmedsam.compare $(COMPARE) --runs '$(RUNS)',$(call pipeline,report))
+	@$(if $(strip $(COMPARE)),$(BIN)/python -m weakmedsam.compare $(COMPARE) --runs '$(RUNS)',\
+	$(if $(word 2,$(RUNS)),if test -d '$(RUNS)'; then $(call pipeline,report); else \
+	$(BIN)/python -m weakmedsam.compare $(RUNS) --runs runs; fi,$(call pipeline,report)))
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/scale.md)
 sweep: $(STAMP)
@@ -149,7 +152,7 @@ weights: $(STAMP)
 costs: $(STAMP)
 	$(BIN)/python -m benchmarks.costs $(ARGS)
 
-## Pre-train the embedded backbone on procedural images (an hour or two on 2 cores)
+## Pre-train the embedded backbone on procedural images (5,000 steps, an hour or two on 2 cores)
 pocket: $(STAMP)
 	$(BIN)/python -m weakmedsam.pretraining $(ARGS)
 

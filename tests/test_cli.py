@@ -47,6 +47,13 @@ def configs(stage, data="phantom", backbone="pocket"):
     return [word for name in names for word in ("--config", name)]
 
 
+def test_without_a_backbones_file_it_is_the_embedded_one(call, tmp_path):
+    words = ["--config", "experiments/classify.yaml", "--config", "experiments/data/abdomen.yaml"]
+    made = call("fit", *words, "--trainer.devices", "1", "--trainer.default_root_dir", str(tmp_path))
+    assert made.model.backbone.name == "pocket"
+    assert made.model.backbone.image_size == made.datamodule.image_size == 256
+
+
 @pytest.mark.parametrize("data", DATA_SETS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_data_set_and_backbone_makes_a_classifier(call, tmp_path, data, backbone):

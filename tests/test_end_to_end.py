@@ -109,14 +109,17 @@ def test_a_second_run_says_that_all_is_up_to_date_at_once(whole):
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test")
 
 
-def kill_inside(folder, stage, seconds):
-    """Start the command, and kill it some seconds into a stage."""
+def kill_inside(folder, stage, seconds, after=None):
+    """Start the command, and kill it some seconds into a stage, or after a file of it is there."""
     process = start(folder)
     run = folder / "runs/phantom/default" / stage
     deadline = time.monotonic() + 300
     while not (run / "settings.json").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
+    while after and not (run / after).exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
     time.sleep(seconds)
     assert not (run / "stage.json").exists(), f"{stage} was over before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
@@ -134,17 +137,30 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
     for stage in STAGES:
         # Importing and building the parser take some four seconds of each stage.
         kill_inside(tmp_path, stage, moments.uniform(1, 3) if stage == "prepare" else moments.uniform(3, 7))
+        if stage in ("classify", "segment"):  # with an epoch done, from which the training goes on
+            kill_inside(tmp_path, stage, moments.uniform(0, 0.1), after="checkpoints/last.ckpt")
     process = start(tmp_path)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     ours, theirs = tmp_path / "runs/phantom/default", reference / "runs/phantom/default"
     for stage in ("classify", "segment"):
+        assert "--ckpt_path" in json.loads((ours / stage / "stage.json").read_text())["command"]
         for name in ("last", "best"):
             states = [
                 torch.load(run / stage / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
                 for run in (ours, theirs)
             ]
             assert same_state(*states), (stage, name)
+        held = [
+            torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True) for run in (ours, theirs)
+        ]
+        assert held[0]["lr_schedulers"] == held[1]["lr_schedulers"]
+        moments = [part["optimizer_states"][0]["state"] for part in held]
+        assert all(
+            torch.equal(moments[0][i][key], value)
+            for i, part in moments[1].items()
+            for key, value in part.items()
+        )
         assert without_times(ours / stage / "history.csv") == without_times(theirs / stage / "history.csv")
     for file in theirs.glob("pseudo_labels/*.safetensors"):
         a, b = load_file(file), load_file(ours / "pseudo_labels" / file.name)
@@ -153,6 +169,7 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
         assert all(np.array_equal(a[key], b[key], equal_nan=a[key].dtype.kind == "f") for key in a)
     for table in ("test/cases.csv", "test_maps/cam_cases.csv", "pseudo_labels/quality.csv"):
         assert (ours / table).read_text() == (theirs / table).read_text()
+    assert (ours / "test/summary.json").read_text() == (theirs / "test/summary.json").read_text()
     assert not list(ours.rglob("*.part"))
 
 

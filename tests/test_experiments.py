@@ -26,8 +26,8 @@ SCANS = {
     "phantom": lambda folder: folder,
 }
 PHANTOM = {"--data.num_volumes": 6, "--data.phantom.slices": 8, "--data.phantom.size": 64}
-RUN = ("cpu", "debug")
-"""Trainer files that run on a processor; the others are parsed."""
+RUN = ("cpu", "debug", "gpu")
+"""Trainer files that run here, on a processor; the others are parsed, two processes in files of their own."""
 
 
 def names(folder):
@@ -104,8 +104,9 @@ def test_every_data_set_trains_a_step_of_each_stage(call, data):
 @pytest.mark.parametrize("trainer", names("trainer"))
 def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
     if trainer in RUN:
-        run = call("fit", ["classify"], "phantom", "--trainer.limit_train_batches", "1", "--trainer.logger", "false",
-                   "--trainer.max_epochs", "1", more=[f"trainer/{trainer}"])  # fmt: skip
+        run = call("fit", ["classify"], "phantom", "--trainer.max_steps", "1", "--trainer.logger", "false",
+                   "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+                   more=[f"trainer/{trainer}"])  # fmt: skip
         assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
         return
     parsed = []

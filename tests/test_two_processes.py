@@ -124,6 +124,7 @@ def test_two_processes_go_through_all_stages_and_each_volume_is_done_once(tmp_pa
     said = start(["weakmedsam.pipeline", "train", *runs, "--", *words, *TWO])
     assert "a step learns from 12 slices: 2 process(es) x data.batch_size 6" in said
     run = tmp_path / "runs/abdomen/default"
+    assert (run / "report.html").stat().st_size > 0
     splits = json.loads((run / "prepare/data.json").read_text())["splits"]
     made = sorted(path.name for path in (run / "pseudo_labels").glob("*.safetensors"))
     assert len(made) == splits["train"]["cases"] >= 3  # more than ranks, so that both have some

@@ -107,7 +107,10 @@ def write_picture(path: Path, trials: Sequence[Trial], metric: str, sign: float 
     plot.yaxis.set_visible(False)
     for spine in plot.spines.values():
         spine.set_visible(False)
-    plot.set_title(f"{len(trials)} runs; thick: the best, {metric} {sign * good.max():.4g}", fontsize=10)
+    plot.set_title(
+        f"{len(trials)} run{'s' * (len(trials) > 1)}; thick: the best, {metric} {sign * good.max():.4g}",
+        fontsize=10,
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     write_whole(path, buffer.getvalue())
