@@ -1,8 +1,8 @@
 """Phantom: abdomen-like volumes drawn by the program, so that everything runs without a download.
 
 Two targets, ``lesion`` and ``cyst``, and a distractor: a bright ring-shaped vessel that appears in most
-slices with a lesion and in few others, and is in no mask. Image-level labels alone cannot tell it from
-the lesion; sub-classes can, because it is missing in some of the lesion's slices.
+slices with a lesion and in few others, and is in no mask. Image-level labels alone hardly tell it from
+the lesion; sub-classes are meant to, because it is missing in some of the lesion's slices (docs/study.md: do they?).
 """
 
 from __future__ import annotations
