@@ -115,6 +115,9 @@ def test_logits_are_the_pooled_evidence_whichever_comes_first(pooling):
     for head in (model.class_head, model.subclass_head):
         expected = model.pool(head(features), scan)
         assert torch.allclose(model.logits(head, features, scan), expected, atol=1e-6)
+        half = model.logits(head.bfloat16(), features.bfloat16(), scan)  # trainer.precision: bf16-true
+        assert half.dtype == torch.float32
+        assert torch.allclose(half, expected, atol=0.02)
 
 
 def test_pooling_is_the_one_chosen_and_leaves_the_padding_out():

@@ -185,7 +185,7 @@ class WeakMedSAM(LightningModule):
         if mean is None:
             mean = mean_inside(features, self.inside(scan, features.shape[-1]))
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(mean, head.weight.flatten(1))
+            return F.linear(mean, head.weight.flatten(1).float())
 
     def pool(self, evidence: Tensor, scan: Tensor) -> Tensor:
         """(B, C, h, w) evidence of each class (or sub-class) at every cell -> (B, C) logits.
@@ -224,11 +224,8 @@ class WeakMedSAM(LightningModule):
         features = self.features(batch["image"])
         # Augmentation has moved the scan in its frame.
         scan = batch["scan"] if "scan" in batch else batch["box"]
-        mean = (
-            mean_inside(features, self.inside(scan, features.shape[-1]))
-            if self.pooling == "average"
-            else None
-        )
+        inside = self.inside(scan, features.shape[-1])
+        mean = mean_inside(features, inside) if self.pooling == "average" else None
         class_logits = self.logits(self.class_head, features, scan, mean)
         class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
         loss, size = class_loss, len(batch["index"])
