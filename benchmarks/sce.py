@@ -142,7 +142,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    data, epochs = RandomSlices(960 if full else 128), 5 if full else 4
+    data, epochs = RandomSlices(960 if full else 128), 5 if full else 3
     own, local = (compare(data, epochs, local) for local in (False, True))
     table = Table(
         "", "own features, averaged", "local encoder, log-sum-exp",

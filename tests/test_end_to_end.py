@@ -155,10 +155,10 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
             torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True) for run in (ours, theirs)
         ]
         assert held[0]["lr_schedulers"] == held[1]["lr_schedulers"]
-        moments = [part["optimizer_states"][0]["state"] for part in held]
+        states = [part["optimizer_states"][0]["state"] for part in held]
         assert all(
-            torch.equal(moments[0][i][key], value)
-            for i, part in moments[1].items()
+            torch.equal(states[0][i][key], value)
+            for i, part in states[1].items()
             for key, value in part.items()
         )
         assert without_times(ours / stage / "history.csv") == without_times(theirs / stage / "history.csv")
