@@ -64,6 +64,7 @@ help:
 setup: $(STAMP)
 
 # The stamp comes last, so that a setup that was killed is begun anew; a finished one is updated in place.
+# Compiled at once, as pip does: where Python may not write bytecode later, every start would take three times as long.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
 		echo "$(PYTHON) is not a Python 3.10 to 3.13; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; \
@@ -71,7 +72,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -e $@ || $(PYTHON) -m venv --clear .venv || { \
 		echo "$(PYTHON) cannot make .venv (Debian and Ubuntu: install python3-venv)" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@
 
 ## All stages of a run: prepare, classify, pseudo-labels, segment, evaluate, report; continues where it stopped

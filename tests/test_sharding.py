@@ -1,19 +1,14 @@
 """``TRAINER=fsdp`` by two gloo processes: the same networks and files as with ``ddp``."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from commands import run_commands
 from tiny import same_state
 from torch import nn
 
 from weakmedsam.contracts import ConfigError
 from weakmedsam.sharding import FullySharded, large_layers
 
-ROOT = Path(__file__).parent.parent
 OPTIONS = {
     # The second process has one batch less of training slices, of validation slices, and one volume less.
     "--data.num_volumes": 7,
@@ -36,11 +31,12 @@ SEGMENT = {"--model.network_args": "{features: [8, 8, 8, 8, 8, 8]}", "--data.sup
 SHARDED = {
     "--trainer.strategy.least_parameters": 50_000
 }  # layers of pocket's decoder are shared out one by one
+KINDS = ("ddp", "fsdp")
 EVERY = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: %s, filename: '{epoch}', monitor: epoch, mode: max, save_top_k: -1, save_on_train_epoch_end: true}}"  # noqa: E501
 
 
-def call(folder, subcommand, stage, trainer, options, *more):
-    run = folder / trainer
+def words(folder, subcommand, stage, trainer, options, run, *more):
+    """Of a command whose files go to ``folder / run``."""
     names = [
         stage,
         "data/phantom",
@@ -48,18 +44,12 @@ def call(folder, subcommand, stage, trainer, options, *more):
         f"trainer/{trainer}",
     ]
     names += ["pseudo_labels"] if subcommand == "predict" else []
-    words = [word for name in names for word in ("--config", f"experiments/{name}.yaml")]
     given = OPTIONS | options | (SHARDED if trainer == "fsdp" else {})
     given |= {"--data.data_dir": folder / "scans", "--data.store_dir": folder / "store"}
-    words += [str(word) for pair in given.items() for word in pair]
-    if subcommand == "fit":
-        words += ["--trainer.callbacks+", EVERY % (run / stage / "every")]
-    done = subprocess.run(
-        [sys.executable, "-m", "weakmedsam", subcommand, *words, "--trainer.default_root_dir", str(run / stage), *more],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run / stage
+    given |= {"--trainer.callbacks+": EVERY % (folder / run / "every")} if subcommand == "fit" else {}
+    configs = [word for name in names for word in ("--config", f"experiments/{name}.yaml")]
+    given = [word for pair in given.items() for word in pair]
+    return [subcommand, *configs, *given, "--trainer.default_root_dir", folder / run, *more]
 
 
 def assert_same(one, two):
@@ -77,28 +67,31 @@ def assert_same(one, two):
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_sharded_training_gives_the_files_of_ddp_and_goes_on_under_either(tmp_path):
-    runs = {name: call(tmp_path, "fit", "classify", name, CLASSIFY) for name in ("ddp", "fsdp")}
-    assert_same(*(run / "checkpoints/last.ckpt" for run in runs.values()))
-    first, last = (tmp_path / name for name in ("first.ckpt", "last.ckpt"))
-    (runs["fsdp"] / "every/epoch=0.ckpt").rename(first)
-    (runs["fsdp"] / "checkpoints/last.ckpt").rename(last)
-    for name in runs:
-        runs[name].rename(tmp_path / f"{name}_whole")
-        run = call(tmp_path, "fit", "classify", name, CLASSIFY, "--ckpt_path", str(first))
-        assert_same(run / "checkpoints/last.ckpt", last)
-    for name in runs:
-        call(tmp_path, "predict", "classify", name, CLASSIFY, "--ckpt_path", str(last))
-    made = sorted(path.name for path in runs["ddp"].glob("*.safetensors"))
+    first, last = (tmp_path / f"fsdp/{name}.ckpt" for name in ("every/epoch=0", "checkpoints/last"))
+    run_commands(
+        [
+            *(words(tmp_path, "fit", "classify", name, CLASSIFY, name) for name in KINDS),
+            *(
+                words(tmp_path, "fit", "classify", name, CLASSIFY, f"{name}_on", "--ckpt_path", first)
+                for name in KINDS
+            ),
+            *(
+                words(tmp_path, "predict", "classify", name, CLASSIFY, f"{name}_maps", "--ckpt_path", last)
+                for name in KINDS
+            ),
+            *(words(tmp_path, "fit", "segment", name, SEGMENT, f"{name}_segment") for name in KINDS),
+        ],
+        processes=2,
+    )
+    assert torch.load(first, weights_only=True)["epoch"] == 0
+    for run in ("ddp", "ddp_on", "fsdp_on"):
+        assert_same(tmp_path / run / "checkpoints/last.ckpt", last)
+    assert_same(*(tmp_path / f"{name}_segment/checkpoints/last.ckpt" for name in KINDS))
+    made = sorted(path.name for path in (tmp_path / "ddp_maps").glob("*.safetensors"))
     assert len(made) == 5
     for name in made:  # with the settings and the network's fingerprint that they were made by
-        assert (runs["ddp"] / name).read_bytes() == (runs["fsdp"] / name).read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.ddp
-def test_the_segmentation_network_is_shared_out_too(tmp_path):
-    runs = [call(tmp_path, "fit", "segment", name, SEGMENT) for name in ("ddp", "fsdp")]
-    assert_same(*(run / "checkpoints/last.ckpt" for run in runs))
+        one, two = ((tmp_path / f"{kind}_maps" / name).read_bytes() for kind in KINDS)
+        assert one == two
 
 
 def test_large_layers_are_the_blocks_of_lists():

@@ -6,14 +6,13 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, run_commands
 from fakes import fake_abdomen
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parent.parent
 OPTIONS = {
     "--data.num_volumes": 5,
     "--data.phantom.slices": 8,
@@ -31,39 +30,31 @@ OPTIONS = {
 }
 
 
-def run(subcommand, scans, folder, devices, *more):
-    """One stage, by one process or two."""
+def words(subcommand, folder, run, devices, *more):
+    """Of a stage by one process or two; its files go to ``folder / run``."""
     names = ["classify", "data/phantom", "backbone/pocket"]
-    words = [word for name in names for word in ("--config", f"experiments/{name}.yaml")]
-    options = OPTIONS | {"--data.data_dir": scans / "scans", "--data.store_dir": scans / "store"}
-    options |= {"--trainer.default_root_dir": folder, "--trainer.devices": devices}
+    configs = [word for name in names for word in ("--config", f"experiments/{name}.yaml")]
+    options = OPTIONS | {"--data.data_dir": folder / "scans", "--data.store_dir": folder / "store"}
+    options |= {"--trainer.default_root_dir": folder / run, "--trainer.devices": devices}
     options |= {"--trainer.strategy": "ddp"} if devices > 1 else {}
-    words += [str(word) for pair in options.items() for word in pair]
-    done = subprocess.run(
-        [sys.executable, "-m", "weakmedsam", subcommand, *words, *more],
-        cwd=ROOT,
-        env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    return [subcommand, *configs, *(word for pair in options.items() for word in pair), *more]
 
 
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_train_one_network_and_a_process_without_a_volume_repeats_one(tmp_path):
-    run("fit", tmp_path, tmp_path / "fit", 2)
     last = tmp_path / "fit/checkpoints/last.ckpt"
+    scoring = ("--ckpt_path", last)
+    run_commands(
+        [words("fit", tmp_path, "fit", 2), words("test", tmp_path, "test2", 2, *scoring)], processes=2
+    )
+    run_commands([words("test", tmp_path, "test1", 1, *scoring)])
     saved = torch.load(last, weights_only=True)
     ids = saved["state_dict"]["subclass_ids"]
     assert len(ids) == 24
     assert saved["global_step"] == 3  # 24 slices, two processes of four
     assert ids.max() == 2
     assert ((ids > 0).sum(0) >= 2).all()
-    for devices in (1, 2):
-        run("test", tmp_path, tmp_path / f"test{devices}", devices, "--ckpt_path", str(last))
     rows = [table(tmp_path / f"test{n}/cam_cases.csv") for n in (1, 2)]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 2  # of one volume, which the second process has repeated
@@ -86,27 +77,13 @@ PIPELINE = {
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
-def start(words):
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def by_one_process(run, stage, folder):
-    """The stage's own command again, by one process, into another folder."""
+    """Words of the stage's own command, for one process and into another folder."""
     words = shlex.split(json.loads((run / stage / "stage.json").read_text())["command"])[1:]
     first = words.index(TWO[0])
     del words[first : first + len(TWO)]
-    words[words.index("--trainer.default_root_dir") + 1] = str(folder / stage)
-    start(["weakmedsam", *words])
+    words[words.index("--trainer.default_root_dir") + 1] = folder / stage
+    return words
 
 
 def table(path):
@@ -121,8 +98,17 @@ def test_two_processes_go_through_all_stages_and_each_volume_is_done_once(tmp_pa
     options = PIPELINE | {"--data.store_dir": tmp_path / "store"}
     words = [str(word) for pair in options.items() for word in pair]
     runs = ["--dataset", "abdomen", "--data-dir", str(scans), "--runs", str(tmp_path / "runs")]
-    said = start(["weakmedsam.pipeline", "train", *runs, "--", *words, *TWO])
-    assert "a step learns from 12 slices: 2 process(es) x data.batch_size 6" in said
+    done = subprocess.run(
+        [sys.executable, "-m", "weakmedsam.pipeline", "train", *runs, "--", *words, *TWO],
+        cwd=ROOT,
+        env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a step learns from 12 slices: 2 process(es) x data.batch_size 6" in done.stdout
     run = tmp_path / "runs/abdomen/default"
     assert (run / "report.html").stat().st_size > 0
     splits = json.loads((run / "prepare/data.json").read_text())["splits"]
@@ -130,8 +116,8 @@ def test_two_processes_go_through_all_stages_and_each_volume_is_done_once(tmp_pa
     assert len(made) == splits["train"]["cases"] >= 3  # more than ranks, so that both have some
     scored = [(row["case"], row["class"]) for row in table(run / "test/cases.csv")]
     assert len(scored) == len(set(scored)) == 4 * splits["test"]["cases"]
-    for stage in ("pseudo_labels", "test_maps", "test"):  # the networks are those of two processes
-        by_one_process(run, stage, tmp_path / "one")
+    stages = ("pseudo_labels", "test_maps", "test")  # the networks are those of two processes
+    run_commands([by_one_process(run, stage, tmp_path / "one") for stage in stages])
     assert made == sorted(path.name for path in (tmp_path / "one/pseudo_labels").glob("*.safetensors"))
     for name in made:
         one, two = (load_file(folder / "pseudo_labels" / name) for folder in (tmp_path / "one", run))
