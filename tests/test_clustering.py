@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.cluster import KMeans as Reference
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
@@ -78,3 +79,13 @@ def test_numbers_out_of_range_are_refused():
         KMeans(restarts=0)
     with pytest.raises(ConfigError, match=r"model\.sce\.points_per_centroid is 0"):
         KMeans(points_per_centroid=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_the_gpu_the_same_clusters_are_found():
+    points, owner = blobs(samples=4000)
+    cpu, gpu = (KMeans(gpu=device).fit(points, 8) for device in (None, 0))
+    assert adjusted_rand_score(owner, gpu.owner) == pytest.approx(1.0)
+    assert (gpu.owner == cpu.owner).all()
+    assert gpu.inertia == pytest.approx(cpu.inertia, rel=1e-3)

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_modules.folder import Folder, find_cases, read_table
@@ -59,6 +60,52 @@ def test_what_lacks_its_other_half_is_named(tmp_path):
     (root / "images" / "scan1.nii.gz").unlink()
     with pytest.raises(DataError, match=r"(?s)scan0\.nii\.gz: has neither.*scan1\.nii\.gz: has no image"):
         make(root).prepare_data()
+
+
+def harm(root: Path, kind: str) -> None:
+    """Spoil scan1."""
+    image, mask = root / "images" / "scan1.nii.gz", root / "masks" / "scan1.nii.gz"
+    voxels, classes = draw_scan(1)
+    if kind == "truncated":
+        image.write_bytes(image.read_bytes()[:-200])
+    elif kind == "no image at all":
+        image.write_bytes(b"<html>404</html>")
+    elif kind == "NaN":
+        save_nifti(image, np.where(voxels == voxels.max(), np.nan, voxels))
+    elif kind == "constant":
+        save_nifti(image, np.full_like(voxels, 7))
+    elif kind == "four axes":
+        save_nifti(image, np.stack([voxels, voxels], axis=-1))
+    elif kind == "other shape":
+        save_nifti(mask, classes[:-1])
+    else:
+        save_nifti(mask, np.where(classes == 1, 5, 0).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "said"),
+    [
+        ("truncated", "images/scan1", "cannot be read"),
+        ("no image at all", "images/scan1", "cannot be read"),
+        ("NaN", "images/scan1", "holds NaN"),
+        ("constant", "images/scan1", "constant"),
+        ("four axes", "images/scan1", "has 4 axes"),
+        ("other shape", "masks/scan1", "has .* voxels, its image"),
+        ("unknown value", "masks/scan1", r"unknown label values 5; expected \[0, 1\]"),
+    ],
+)
+def test_a_bad_scan_ends_the_run_before_training_or_is_left_out_and_listed(tmp_path, kind, named, said):
+    root = fake_folder(tmp_path, 6)
+    harm(root, kind)
+    with pytest.raises(DataError, match=rf"(?s)1 of 6 .*{named}\.nii\.gz: .*{said}.*on_bad_case.*skip"):
+        make(root).prepare_data()
+    module = make(root, on_bad_case="skip")
+    module.prepare_data()
+    module.setup("fit")
+    assert sorted(module.split) == ["scan0", "scan2", "scan3", "scan4", "scan5"]
+    (_, listed) = (module.store / "skipped.csv").read_text().splitlines()
+    assert listed.startswith("scan1,")
+    assert named in listed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import free_port
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tiny import same_state
 
@@ -25,8 +26,8 @@ ROOT = Path(__file__).parent.parent
 EPOCHS = 4
 
 
-def start(folder, *words):
-    """A training with sub-class exploration of a dozen steps an epoch."""
+def words(folder, *more):
+    """Of a training with sub-class exploration of a dozen steps an epoch, which goes on where there is a checkpoint."""
     options = {
         "--data.data_dir": folder.parent / "scans",
         "--data.store_dir": folder.parent / "store",
@@ -46,15 +47,30 @@ def start(folder, *words):
         "--trainer.default_root_dir": folder,
     }
     files = ("classify", "data/phantom", "backbone/pocket")
-    command = [sys.executable, "-m", "weakmedsam", "fit"]
+    command = ["-m", "weakmedsam", "fit"]
     command += [word for name in files for word in ("--config", f"experiments/{name}.yaml")]
     command += [str(word) for pair in options.items() for word in pair]
     last = folder / "checkpoints/last.ckpt"
     command += ["--ckpt_path", str(last)] if last.is_file() else []
+    return [*command, *more]
+
+
+def start(folder, *more, launcher=(sys.executable,)):
     return subprocess.Popen(
-        [*command, *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*launcher, *words(folder, *more)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def assert_same_training(one, two):
+    for name in ("last", "best"):
+        ours, theirs = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (one, two))
+        assert same_state(ours["state_dict"], theirs["state_dict"])
+        assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+        moments = [run["optimizer_states"][0]["state"] for run in (ours, theirs)]
+        assert all(torch.equal(moments[0][i][k], v) for i, s in moments[1].items() for k, v in s.items())
+    curves = [[{**row, "seconds": ""} for row in rows(run)] for run in (one, two)]
+    assert curves[0] == curves[1]
 
 
 def rows(folder):
@@ -101,16 +117,40 @@ def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_
     process = start(broken)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
-    for name in ("last", "best"):
-        ours, theirs = (
-            torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (broken, whole)
+    assert_same_training(broken, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_machines_train_what_two_processes_do_that_a_signal_has_stopped(tmp_path):
+    shared, broken = tmp_path / "shared", tmp_path / "broken"
+    port = str(free_port())
+    nodes = [
+        start(
+            shared, "--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp",
+            launcher=(
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node",
+                "1", "--master-addr", "127.0.0.1", "--master-port", port,
+            ),
         )
-        assert same_state(ours["state_dict"], theirs["state_dict"])
-        assert ours["lr_schedulers"] == theirs["lr_schedulers"]
-        moments = [run["optimizer_states"][0]["state"] for run in (ours, theirs)]
-        assert all(torch.equal(moments[0][i][k], v) for i, s in moments[1].items() for k, v in s.items())
-    curves = [[{**row, "seconds": ""} for row in rows(run)] for run in (broken, whole)]
-    assert curves[0] == curves[1]
+        for node in ("0", "1")
+    ]  # fmt: skip
+    said = [node.communicate(timeout=900)[0] for node in nodes]
+    assert all(node.returncode == 0 for node in nodes), "\n".join(said)
+    assert len(rows(shared)) == EPOCHS
+
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    process = start(broken, *two)
+    ended, output = signal_inside_an_epoch(
+        process, broken, signal.SIGTERM
+    )  # the first process tells the second
+    assert process.returncode == REQUEUE, output
+    assert "Traceback" not in output
+    assert len(rows(broken)) == ended + 1 < EPOCHS
+    process = start(broken, *two)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert_same_training(broken, shared)
 
 
 @pytest.fixture

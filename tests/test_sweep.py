@@ -1,5 +1,6 @@
 """Sweeps as they are written down: W&B takes them, our command line takes what is drawn, and the metric is logged."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from test_segment import Disks
 from tiny import TinyBackbone, tiny_phantom
 
 from weakmedsam import cli, sweep
@@ -16,8 +18,10 @@ from weakmedsam.contracts import ConfigError
 from weakmedsam.refine import Refinement
 from weakmedsam.segment import Segmenter
 from weakmedsam.stages import Request, parse_options
-from weakmedsam.sweep import PROGRAMS, claim, plan, read_definition
+from weakmedsam.sweep import PROGRAMS, check_stored, claim, plan, read_definition
+from weakmedsam.sweep_features import Head, write_head
 from weakmedsam.sweep_ledger import draw, words_of
+from weakmedsam.sweep_run import pam_settings
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "experiments/sweeps").glob("*.yaml"))
@@ -77,7 +81,41 @@ def test_every_drawn_setting_of_pam_is_one(tmp_path):
     found = plan("pam", request_for(tmp_path))
     for seed in range(20):
         values = draw(found.definition, [], seed)
-        Refinement(**{name.removeprefix("model.pam."): value for name, value in values.items()})
+        taken = pam_settings(words_of(values))  # as W&B's agent hands them to sweep_run
+        assert {f"model.pam.{name}": value for name, value in taken.items()} == values
+        Refinement(**taken)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "missing"),
+    [
+        ({"values": [4, 6]}, None),
+        ({"value": 6}, None),
+        ({"values": [4, 5, 9]}, "[5, 9]"),
+        ({"min": 4, "max": 6}, "[5]"),
+    ],
+)
+def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, monkeypatch, drawn, missing):
+    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    definition = yaml.safe_load((ROOT / "experiments/sweeps/pam.yaml").read_text())
+    definition["parameters"]["model.pam.grid"] = drawn
+    written(tmp_path, text=yaml.safe_dump(definition))
+    found = plan("own", request_for(tmp_path))
+    found.features.mkdir(parents=True)
+    write_head(found.features, Head(["lesion"], ["a"], 32, {}, [4, 6]))
+    if missing is None:
+        check_stored(found)
+    else:
+        with pytest.raises(
+            ConfigError, match=re.escape(f"own.yaml: model.pam.grid {missing} is not among the grids [4, 6]")
+        ):
+            check_stored(found)
+
+
+def test_the_grids_of_the_sweep_are_those_that_are_stored():
+    stored = yaml.safe_load((ROOT / "experiments/features.yaml").read_text())["trainer"]["callbacks"][0]
+    drawn = read_definition(ROOT / "experiments/sweeps/pam.yaml")["parameters"]["model.pam.grid"]["values"]
+    assert stored["init_args"]["grids"] == drawn
 
 
 class Points(CSVLogger):
@@ -115,8 +153,13 @@ def test_each_metric_of_a_sweep_is_logged_once_an_epoch(tmp_path):
     data = tiny_phantom(tmp_path, supervision="expert")
     network = Segmenter("monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6})
     seen = train(tmp_path, network, data)
-    # val/agreement and val/loss stand in for val/dice where there are no masks.
     wanted = ("val/score", "val/dice", "val/dice/lesion", "train/loss")
+    assert {name: seen.get(name) for name in wanted} == dict.fromkeys(wanted, 2)
+    data = Disks(has_val_masks=False)
+    seen = train(
+        tmp_path, Segmenter("monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6}), data
+    )
+    wanted = ("val/score", "val/agreement", "val/agreement/dark", "val/loss", "train/loss")
     assert {name: seen.get(name) for name in wanted} == dict.fromkeys(wanted, 2)
 
 
@@ -133,8 +176,8 @@ PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
         ({"program": "prepare"}, "program is 'prepare'; choose one of classify, segment, pam"),
         (PAM, "model.pam.every_n_epochs cannot be swept on stored"),
         (
-            PAM | {"parameters": {"model.pam.grid": {"values": [2, 4]}}},
-            "model.pam.grid cannot be swept on stored features; there are model.pam.radius",
+            PAM | {"parameters": {"model.pam.map_size": {"values": [32, 64]}}},
+            "model.pam.map_size cannot be swept on stored features; there are model.pam.grid, model.pam.radius",
         ),
         (
             PAM | {"parameters": {"model.pam.beta": {"values": [2, 4]}}},

@@ -30,7 +30,7 @@ def validate(folder, data, pam, *callbacks):
 def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     data = tiny_phantom(folder)
-    _, figures = validate(folder / "kept", data, PromptAffinityMining(**SETTINGS), KeepFeatures())
+    _, figures = validate(folder / "kept", data, PromptAffinityMining(**SETTINGS), KeepFeatures([2, 5]))
     return folder, data, figures
 
 
@@ -48,10 +48,12 @@ def test_the_runs_own_settings_give_the_runs_own_dice(stored):
     )
 
 
-def test_other_settings_give_what_a_new_run_with_them_gives(stored):
+@pytest.mark.parametrize("grid", [3, 5])
+def test_other_settings_give_what_a_new_run_with_them_gives(stored, grid):
     folder, data, figures = stored
     changes = {"beta": 0.5, "steps": 16, "radius": 2.0, "contrast": 2.0, "threshold": 0.3, "sigma": 2.0}
-    _, theirs = validate(folder / "new", data, PromptAffinityMining(**SETTINGS | changes))
+    changes |= {"grid": grid}
+    _, theirs = validate(folder / f"new{grid}", data, PromptAffinityMining(**SETTINGS | changes))
     ours = score(folder / "kept", changes)
     assert theirs["val/pam_dice"] != pytest.approx(
         figures["val/pam_dice"], abs=0.006
@@ -68,20 +70,26 @@ def test_chunks_change_nothing(stored):
 def test_a_slice_is_not_encoded_again(stored):
     prompts = torch.full((2, 4, 8, 8), 128, dtype=torch.uint8)
     prompts[1] = 255
-    stand_in = StoredPrompts(prompts, 32)
+    stand_in = StoredPrompts({2: prompts}, 32)
     logits = stand_in.masks_at_points(stand_in.stand_ins()[[1, 0]], torch.zeros(4, 2))
     assert torch.allclose(logits.sigmoid() * 255, prompts[[1, 0]].float(), atol=0.3)
     assert logits.isfinite().all()
     with pytest.raises(NotImplementedError):
         stand_in.encode(torch.zeros(1, 1, 32, 32))
-    with pytest.raises(DataError, match="4 prompt masks are stored, 9 are asked for"):
+    with pytest.raises(DataError, match=r"grids \[2\] a side are stored; 9 are asked for"):
         stand_in.masks_at_points(stand_in.stand_ins(), torch.zeros(9, 2))
 
 
 def test_what_cannot_be_scored_is_refused(stored, tmp_path):
     folder, data, _ = stored
-    with pytest.raises(DataError, match=r"model\.pam\.grid decides what is stored"):
+    with pytest.raises(DataError, match=r"model\.pam\.map_size decides what is stored"):
+        score(folder / "kept", {"map_size": 32})
+    with pytest.raises(
+        DataError, match=r"grid: 4 is not stored in .*kept, \[2, 3, 5\] are; name it in .*features\.yaml"
+    ):
         score(folder / "kept", {"grid": 4})
+    with pytest.raises(ConfigError, match=r"KeepFeatures\.grids is 0"):
+        KeepFeatures([0])
     with pytest.raises(ConfigError, match=r"model\.pam\.radius is 0\.5"):
         score(folder / "kept", {"radius": 0.5})
     with pytest.raises(DataError, match="no stored features; `make sweep SWEEP=pam`"):

@@ -149,6 +149,29 @@ def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
         raise ConfigError(f"{path}: a run of PAM has no epochs, so early_terminate never acts; remove it")
 
 
+def check_stored(sweep: Sweep) -> None:
+    """See that a store holds the prompt masks of every grid that a sweep of PAM may draw.
+
+    Raises:
+        ConfigError: it does not; names the grids that are missing and where to add them.
+    """
+    from weakmedsam.sweep_features import read_head
+
+    drawn = sweep.definition["parameters"].get("model.pam.grid")
+    if sweep.features is None or drawn is None:
+        return
+    wanted = drawn.get("values", [drawn["value"]] if "value" in drawn else None)
+    if wanted is None:
+        wanted = range(int(drawn["min"]), int(drawn["max"]) + 1)
+    held = read_head(sweep.features).grids
+    missing = sorted(set(wanted) - set(held))
+    if missing:
+        raise ConfigError(
+            f"{SWEEPS / sweep.name}.yaml: model.pam.grid {missing} is not among the grids {held} whose prompt "
+            f"masks are stored; add it to KeepFeatures's grids in {EXPERIMENTS / 'features.yaml'}"
+        )
+
+
 def plan(name: str, request: Request, title: str | None = None) -> Sweep:
     """Put a sweep together.
 
@@ -246,6 +269,7 @@ def start(sweep: Sweep, request: Request, count: int, local: bool, jobs: int | N
     """
     check_parameters(sweep)
     run(sweep.program.target, request)
+    check_stored(sweep)
     with alone(sweep.folder):
         claim(sweep)
         if local:

@@ -1,12 +1,14 @@
 """What PAM starts from, kept on disk, so that its settings can be tried without encoding again.
 
 A folder of parts, each a safetensors file of some validation slices, beside ``features.json``. Prompt
-masks are kept as uint8 on the map that is walked on: 64 KB a slice at 4 x 4 prompts and 64 cells.
+masks are kept as uint8 on the map that is walked on, for each grid that may be asked for: 64 KB a slice at
+4 x 4 prompts and 64 cells.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +26,9 @@ from weakmedsam.pseudo_labels import threshold_scores
 from weakmedsam.refine import Refinement, Slices, refine
 
 HEAD = "features.json"
+PROMPTS = "prompts."
 STORED = (
-    *("grid", "affinity", "map_size", "prompts", "content_share", "peaks"),
+    *("affinity", "map_size", "prompts", "content_share", "peaks"),
     *("min_quality", "weigh_by_quality"),
 )
 """Settings of PAM that decide the stored prompt masks: they cannot be swept on one store."""
@@ -40,12 +43,14 @@ class Head:
         cases: the case of each validation slice, by ``index``.
         image_size: side of the working frame, pixels.
         settings: PAM's, with which the prompt masks were made; sweeps vary those not in ``STORED``.
+        grids: prompts a side of each grid whose masks are stored.
     """
 
     class_names: list[str]
     cases: list[str]
     image_size: int
     settings: dict[str, float | int | str | None]
+    grids: list[int]
 
 
 class Part(NamedTuple):
@@ -56,7 +61,7 @@ class Part(NamedTuple):
         mask: (B, S, S) uint8 expert class ids.
         labelled: (L,) int64, rows of the slices that have a class; the following are theirs.
         cam: (L, C, h, w) float32 in [0, 1], class activation.
-        prompts: (L, P, s, s) uint8, masks of the prompts, 255 = inside.
+        prompts: by prompts a side g: (L, g * g, s, s) uint8, masks of the prompts, 255 = inside.
         label: (L, C) uint8, image-level label.
         box: (L, 4) int64, where the scan lies in the frame.
         image: (L, 1, S, S) uint8, 255 = 1, for affinities that look at grey values.
@@ -66,7 +71,7 @@ class Part(NamedTuple):
     mask: Tensor
     labelled: Tensor
     cam: Tensor
-    prompts: Tensor
+    prompts: dict[int, Tensor]
     label: Tensor
     box: Tensor
     image: Tensor
@@ -76,21 +81,21 @@ class StoredPrompts(Backbone):
     """Answers the grid of prompts from a part's stored masks; stands in for a network in ``refine``.
 
     Args:
-        prompts: (L, P, s, s) uint8.
+        prompts: a ``Part``'s.
         image_size: side of the working frame, pixels.
     """
 
     name = "stored"
     feature_dim = 0
 
-    def __init__(self, prompts: Tensor, image_size: int) -> None:
+    def __init__(self, prompts: Mapping[int, Tensor], image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
         self.prompts = prompts
 
     def stand_ins(self) -> Tensor:
         """(L, 1, 1, 1), what stands in for the embedding: which masks are a slice's."""
-        return torch.arange(len(self.prompts)).view(-1, 1, 1, 1)
+        return torch.arange(len(next(iter(self.prompts.values())))).view(-1, 1, 1, 1)
 
     def encode(self, image: Tensor) -> Encoded:
         """There is no encoder here.
@@ -104,11 +109,14 @@ class StoredPrompts(Backbone):
         """(B, P, s, s) logits of the slices whose rows ``embedding`` holds.
 
         Raises:
-            DataError: another number of prompts than is stored.
+            DataError: no grid of so many prompts is stored.
         """
-        chosen = self.prompts[embedding.flatten()]
-        if chosen.shape[1] != len(points):
-            raise DataError(f"{chosen.shape[1]} prompt masks are stored, {len(points)} are asked for")
+        side = math.isqrt(len(points))
+        if side not in self.prompts or side**2 != len(points):
+            raise DataError(
+                f"prompt masks of grids {sorted(self.prompts)} a side are stored; {len(points)} are asked for"
+            )
+        chosen = self.prompts[side][embedding.flatten()]
         # 0 and 255 stand for the outermost half steps, whose logits are finite.
         return chosen.float().div(255).clamp(1 / 1020, 1 - 1 / 1020).logit()
 
@@ -123,7 +131,9 @@ def write_head(folder: Path, head: Head) -> None:
 
 def write_part(folder: Path, part: Part) -> None:
     """Write a part, whole or not at all, named by its first slice."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in part._asdict().items()}
+    tensors = {name: value for name, value in part._asdict().items() if name != "prompts"}
+    tensors |= {f"{PROMPTS}{side}": masks for side, masks in part.prompts.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(folder / f"{int(part.rows[0]):07d}.safetensors") as path:
         save_file(tensors, path)
 
@@ -143,7 +153,10 @@ def read_head(folder: Path) -> Head:
 def read_parts(folder: Path) -> Iterator[Part]:
     """The parts of a store, one at a time, in order of their slices."""
     for path in sorted(folder.glob("*.safetensors")):
-        yield Part(**load_file(path))
+        tensors = load_file(path)
+        sides = [name for name in tensors if name.startswith(PROMPTS)]
+        prompts = {int(name.removeprefix(PROMPTS)): tensors.pop(name) for name in sides}
+        yield Part(**tensors, prompts=prompts)
 
 
 @torch.no_grad()
@@ -168,6 +181,11 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
     if fixed:
         raise DataError(f"model.pam.{fixed[0]} decides what is stored in {folder}; it cannot be swept there")
     settings = Refinement(**{**head.settings, **changes})  # type: ignore[arg-type]
+    if settings.grid not in head.grids:
+        raise DataError(
+            f"model.pam.grid: {settings.grid} is not stored in {folder}, {head.grids} are; name it in KeepFeatures's "
+            "grids, in experiments/features.yaml"
+        )
     dice = {name: VolumeDice(head.cases, len(head.class_names)) for name in ("cam", "pam")}
     for part in read_parts(folder):
         found = {name: torch.zeros_like(part.mask) for name in dice}

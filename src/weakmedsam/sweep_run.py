@@ -29,6 +29,12 @@ def stage_command(folder: Path, words: list[str]) -> list[str]:
     return [sys.executable, "-m", "weakmedsam", *words, *root, *last_checkpoint(folder)]
 
 
+def pam_settings(words: list[str]) -> dict[str, Any]:
+    """``["--model.pam.beta=4"]`` -> ``{"beta": 4}``."""
+    pairs = [word.removeprefix("--model.pam.").partition("=") for word in words]
+    return {name: yaml.safe_load(value) for name, _, value in pairs}
+
+
 def score_pam(folder: Path, words: list[str]) -> dict[str, float]:
     """Score a setting of PAM on stored features and send the figures to W&B.
 
@@ -40,11 +46,7 @@ def score_pam(folder: Path, words: list[str]) -> dict[str, float]:
 
     from weakmedsam.sweep_features import score
 
-    changes: dict[str, Any] = {}
-    for word in words[1:]:
-        name, _, value = word.removeprefix("--model.pam.").partition("=")
-        changes[name] = yaml.safe_load(value)
-    figures = score(Path(words[0]), changes)
+    figures = score(Path(words[0]), pam_settings(words[1:]))
     write_whole(folder / "scores.json", json.dumps(figures, indent=1) + "\n")
     with wandb.init(project="weakmedsam", dir=folder) as run:
         run.log(figures)

@@ -10,11 +10,14 @@ from typing import Protocol, cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from weakmedsam.affinity import grid_points, prompt_maps
+from weakmedsam.answers import MASKS
+from weakmedsam.backbones.base import Backbone
 from weakmedsam.callbacks.mine import PromptAffinityMining
 from weakmedsam.classify import Activation, WeakMedSAM
-from weakmedsam.contracts import ConfigError, DataError, SliceBatch
+from weakmedsam.contracts import ConfigError, DataError, SliceBatch, check_least
 from weakmedsam.files import write_whole
 from weakmedsam.refine import Refinement
 from weakmedsam.sweep_features import Head, Part, write_head, write_part
@@ -38,13 +41,22 @@ class KeepFeatures(Callback):
     They go into the run's folder in the form of ``sweep_features``; each process writes its share.
     ``scores.json`` beside them holds what the network reached with the settings of the run.
 
+    Args:
+        grids: prompts a side of the grids whose masks are kept, 1 or more, besides the run's own; a slice
+            takes 4 KB for each prompt on a map of 64 cells.
+
     Raises:
-        ConfigError: there is no PAM in the run, or one with summed prompts, whose logits uint8 cannot hold.
+        ConfigError: a grid out of range; there is no PAM in the run, or one with summed prompts, whose
+            logits uint8 cannot hold.
         DataError: no validation case has an expert mask.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grids: list[int] | None = None) -> None:
+        for side in grids or []:
+            check_least("KeepFeatures.grids", side, 1)
+        self._grids = grids or []
         self._settings = Refinement()
+        self._sides: list[int] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what PAM is set to, and write it."""
@@ -60,9 +72,10 @@ class KeepFeatures(Callback):
         if not data.has_val_masks:
             raise DataError("no validation case has an expert mask: a sweep of PAM has nothing to score with")
         self._settings = mining[0].settings
+        self._sides = sorted({self._settings.grid, *self._grids})
         if trainer.is_global_zero:
             size = module.backbone.image_size
-            head = Head(module.class_names, list(data.val_cases), size, asdict(self._settings))
+            head = Head(module.class_names, list(data.val_cases), size, asdict(self._settings), self._sides)
             write_head(Path(trainer.default_root_dir), head)
 
     def on_validation_batch_end(
@@ -77,13 +90,7 @@ class KeepFeatures(Callback):
         """Write the batch's part."""
         backbone, activation = cast(WeakMedSAM, pl_module).backbone, cast(Activation, outputs)
         rows = batch["label"].any(dim=1).nonzero().flatten()
-        points = grid_points(self._settings.grid, backbone.image_size).to(rows.device)
-        map_size = self._settings.map_size
-        shape = (0, len(points), map_size, map_size)
-        prompts = torch.zeros(shape, dtype=torch.uint8)
-        if len(rows):
-            logits = backbone.masks_at_points(activation.embedding[rows], points)
-            prompts = (prompt_maps(logits, map_size) * 255).round().to(torch.uint8)
+        prompts = {side: self._masks(backbone, activation.embedding[rows], side) for side in self._sides}
         part = Part(
             rows=batch["index"],
             mask=batch["mask"].to(torch.uint8),
@@ -95,6 +102,18 @@ class KeepFeatures(Callback):
             image=(batch["image"][rows] * 255).round().to(torch.uint8),
         )
         write_part(Path(trainer.default_root_dir), part)
+
+    def _masks(self, backbone: Backbone, embedding: Tensor, side: int) -> Tensor:
+        """(L, side * side, s, s) uint8."""
+        points = grid_points(side, backbone.image_size).to(embedding.device)
+        map_size = self._settings.map_size
+        if not len(embedding):
+            return torch.zeros((0, len(points), map_size, map_size), dtype=torch.uint8)
+        parts = []
+        for some in embedding.split(max(1, MASKS // len(points))):
+            maps = prompt_maps(backbone.masks_at_points(some, points), map_size)
+            parts.append((maps * 255).round().to(torch.uint8).cpu())
+        return torch.cat(parts)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was reached with the run's own settings."""
