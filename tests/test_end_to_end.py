@@ -207,7 +207,7 @@ def test_every_stage_is_a_run_with_its_settings_commit_versions_and_data(sent):
     assert sent.config(named(sent, "classify"))["config"]["model"]["init_args"]["sub_classes"] == 2
 
 
-@pytest.mark.parametrize("stage", ["classify", "segment", "test_maps", "test"])
+@pytest.mark.parametrize("stage", ["classify", "pseudo_labels", "segment", "test_maps", "test"])
 def test_all_figures_pictures_and_tables_stand_on_one_axis_of_steps(sent, stage):
     rows = sent.history(named(sent, stage))
     assert rows

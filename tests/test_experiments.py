@@ -4,6 +4,7 @@ Sweeps: test_sweep.py. Batch scripts: test_slurm.py.
 """
 
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from fakes import fake_abdomen, fake_brats, fake_cardiac, fake_folder
+from tensorboardX.proto.event_pb2 import Event
 
 from weakmedsam import cli
 from weakmedsam.files import read_table
@@ -139,6 +141,17 @@ def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(c
     assert {row["setting"] for row in read_table(run / "refinements_mean.csv")} == set(named)
 
 
+def scalars(events):
+    """Figures of a TensorBoard file: records of length, check sum, event, check sum."""
+    content, told = events.read_bytes(), {}
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        for value in Event.FromString(content[12 : 12 + length]).summary.value:
+            told.setdefault(value.tag, []).append(value.simple_value)
+        content = content[16 + length :]
+    return told
+
+
 @pytest.mark.parametrize("logger", names("logger"))
 def test_every_logger_takes_the_figures_of_an_epoch(call, logger):
     files = ["classify", f"logger/{logger}"]
@@ -152,7 +165,12 @@ def test_every_logger_takes_the_figures_of_an_epoch(call, logger):
             assert sum(bool(row[name]) for row in rows) == 1, name
         assert sum(bool(row["lr-AdamW"]) for row in rows) == 1
     elif logger == "tensorboard":
-        assert list(run.glob("tensorboard/version_0/events*"))
+        (events,) = run.glob("tensorboard/version_0/events*")
+        told = scalars(events)
+        assert len(told["lr-AdamW"]) == len(told["throughput/images_per_second"]) == 1
+        (kept,) = read_table(run / "history.csv")
+        for name in ("val/auroc", "val/cam_dice", "val/pam_dice/cyst", "val/loss"):
+            assert told[name] == [pytest.approx(float(kept[name]))], name
 
 
 def test_pseudo_labels_and_features_are_made_of_a_trained_network(call):

@@ -1,5 +1,6 @@
 """W&B that is there, is not there, or goes away; each run in a process of its own, as wandb wants it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -70,6 +72,18 @@ def train(folder, what):
     )  # fmt: skip
     trainer.fit(Slope(), Numbers())
     print("training went on to epoch", trainer.current_epoch, flush=True)
+    if what == "stays":
+        wandb.finish()
+        (Path(folder) / "told.json").write_text(json.dumps(what_was_told(server)))
+
+
+def what_was_told(server):
+    """Figures and settings that a server got, without what differs from one run to the next."""
+    (number,) = server.runs().values()
+    figures = [{k: v for k, v in row.items() if k[0] != "_"} for row in server.history()]
+    settings = {k: v for k, v in server.config(number).items() if k[0] != "_"}
+    settings["lineage_makes"] = list(settings["lineage_makes"])  # of a network there is a digest too
+    return {"name": list(server.runs()), "figures": figures, "settings": settings}
 
 
 def run(folder, what):
@@ -95,25 +109,48 @@ def sync(folder):
     return server
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What a training was run with -> its folder, what it printed, and what a later sync tells; each run once."""
+    held = {}
+
+    def train_once(what):
+        if what not in held:
+            folder = tmp_path_factory.mktemp(what) / "set/name/classify"
+            done = run(folder, what)
+            assert done.returncode == 0, done.stderr
+            held[what] = folder, done, sync(folder) if what != "stays" else None
+        return held[what]
+
+    return train_once
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["none", "dies"])
-def test_without_a_server_training_goes_on_and_nothing_is_lost(tmp_path, what):
-    folder = tmp_path / "set/name/classify"
-    done = run(folder, what)
-    assert done.returncode == 0, done.stderr
+def test_without_a_server_training_goes_on_and_nothing_is_lost(trained, what):
+    folder, done, told = trained(what)
     assert f"training went on to epoch {EPOCHS}" in done.stdout
     assert done.stderr.count("W&B cannot be reached") == (what == "none")
     assert "anonymous" not in done.stdout + done.stderr  # a warning of wandb's about what nobody set
     assert len(list((folder / "wandb").glob("offline-run-*"))) == (what == "none")
     wanted = list(range(EPOCHS))
     assert [float(row["train/epoch_number"]) for row in read_table(folder / "history.csv")] == wanted
-    told = sync(folder)
     assert [row["train/epoch_number"] for row in told.history() if "train/epoch_number" in row] == wanted
     assert told.variables("UpsertBucket")[0]["displayName"] == "set/name/classify"
     assert told.variables("UpsertBucket")[0]["groupName"] == "set/name"
     # Of the network a run that had gone offline keeps a copy; one whose server died says where it lies.
     assert len(told.variables("CommitArtifact")) == (what == "none")
     assert ("did not take model" in done.stderr) == (what == "dies")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_offline_tells_after_its_sync_what_one_with_a_server_tells_at_once(trained):
+    _, _, later = trained("none")
+    folder, _, _ = trained("stays")
+    at_once = json.loads((folder / "told.json").read_text())
+    assert what_was_told(later) == at_once
+    assert at_once["name"] == ["set/name/classify"]
+    assert sum("train/epoch_number" in row for row in at_once["figures"]) == EPOCHS
 
 
 @pytest.mark.parametrize("setting", ["init_timeout", "finish_timeout"])

@@ -1,6 +1,7 @@
 """A training that gets a signal, as SLURM sends it before a job's end: a real process, a real signal."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -77,14 +78,19 @@ def rows(folder):
     return read_table(folder / "history.csv")
 
 
-def signal_inside_an_epoch(process, folder, number):
-    """Send a signal a third into the next epoch; returns how many had ended before, and the output."""
+def wait_for_an_epoch(process, folder):
+    """Until one has left its checkpoint."""
     last, deadline = folder / "checkpoints/last.ckpt", time.monotonic() + 900
     before = last.stat().st_mtime_ns if last.exists() else 0
     while not last.exists() or last.stat().st_mtime_ns == before:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def signal_inside_an_epoch(process, folder, number):
+    """Send a signal a third into the next epoch; returns how many had ended before, and the output."""
+    wait_for_an_epoch(process, folder)
     ended = len(rows(folder))
     time.sleep(0.3 * float(rows(folder)[-1]["seconds"]))
     process.send_signal(number)
@@ -92,12 +98,18 @@ def signal_inside_an_epoch(process, folder, number):
     return ended, output
 
 
-@pytest.mark.slow
-def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_the_same_files(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    output, _ = start(whole).communicate(timeout=900)
-    assert len(rows(whole)) == EPOCHS, output
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted training."""
+    folder = tmp_path_factory.mktemp("trainings") / "whole"
+    output, _ = start(folder).communicate(timeout=900)
+    assert len(rows(folder)) == EPOCHS, output
+    return folder
 
+
+@pytest.mark.slow
+def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_the_same_files(whole):
+    broken = whole.parent / "broken"
     process = start(broken)
     ended, output = signal_inside_an_epoch(process, broken, signal.SIGTERM)
     assert process.returncode == REQUEUE, output
@@ -118,6 +130,27 @@ def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert_same_training(broken, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux can limit the files of another process")
+def test_a_disk_that_fills_up_leaves_the_last_epoch_whole_and_the_same_command_goes_on(whole):
+    folder = whole.parent / "full"
+    process = start(folder)
+    wait_for_an_epoch(process, folder)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # less than a checkpoint
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode not in (0, REQUEUE), output
+    assert "Traceback" not in output
+    assert "its disk is full" in output
+    assert "Free space there" in output
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    held = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert held["epoch"] < EPOCHS - 1
+    process = start(folder)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert_same_training(folder, whole)
 
 
 @pytest.mark.slow

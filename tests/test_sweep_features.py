@@ -7,6 +7,8 @@ import torch
 from lightning import Trainer
 from tiny import TinyBackbone, tiny_phantom
 
+from weakmedsam import answers
+from weakmedsam.affinity import grid_points
 from weakmedsam.callbacks import KeepFeatures, PromptAffinityMining
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import ConfigError, DataError
@@ -62,22 +64,29 @@ def test_other_settings_give_what_a_new_run_with_them_gives(stored, grid):
         assert value == pytest.approx(theirs[name], abs=0.002), name
 
 
-def test_chunks_change_nothing(stored):
+def test_chunks_change_nothing(stored, monkeypatch):
     folder, _, _ = stored
-    assert score(folder / "kept", {}, chunk=1) == pytest.approx(score(folder / "kept", {}, chunk=50))
+    whole = score(folder / "kept", {"grid": 5}, chunk=50)
+    assert score(folder / "kept", {"grid": 5}, chunk=1) == pytest.approx(whole)
+    monkeypatch.setattr(answers, "PAIRS", 30)  # the grid is asked for in parts
+    assert score(folder / "kept", {"grid": 5}, chunk=4) == pytest.approx(whole)
 
 
 def test_a_slice_is_not_encoded_again(stored):
     prompts = torch.full((2, 4, 8, 8), 128, dtype=torch.uint8)
     prompts[1] = 255
-    stand_in = StoredPrompts({2: prompts}, 32)
-    logits = stand_in.masks_at_points(stand_in.stand_ins()[[1, 0]], torch.zeros(4, 2))
-    assert torch.allclose(logits.sigmoid() * 255, prompts[[1, 0]].float(), atol=0.3)
+    prompts[:, 3] = 0
+    stand_in = StoredPrompts(prompts, 32)
+    large = StoredPrompts(prompts.new_zeros(1, 900, 8, 8), 256)  # where a rounded distance is not 0
+    assert large.masks_at_points(large.stand_ins(), grid_points(30, 256)).shape == (1, 900, 8, 8)
+    points = grid_points(2, 32)
+    logits = stand_in.masks_at_points(stand_in.stand_ins()[[1, 0]], points[1:])  # as in parts of the grid
+    assert torch.allclose(logits.sigmoid() * 255, prompts[[1, 0], 1:].float(), atol=0.3)
     assert logits.isfinite().all()
     with pytest.raises(NotImplementedError):
         stand_in.encode(torch.zeros(1, 1, 32, 32))
-    with pytest.raises(DataError, match=r"grids \[2\] a side are stored; 9 are asked for"):
-        stand_in.masks_at_points(stand_in.stand_ins(), torch.zeros(9, 2))
+    with pytest.raises(DataError, match="a grid of 2 x 2 prompts are stored; others are asked for"):
+        stand_in.masks_at_points(stand_in.stand_ins(), points + 1)
 
 
 def test_what_cannot_be_scored_is_refused(stored, tmp_path):

@@ -1,6 +1,7 @@
 """What a run says of its speed, with a clock that the test turns."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,23 @@ def test_each_epoch_says_how_fast_it_was_and_how_long_it_waited(tmp_path, clock,
     )  # those are compared bit for bit
     said = capsys.readouterr().out
     assert "a step learns from 8 slices: 1 process(es) x data.batch_size 8" in said
+
+
+def test_on_a_gpu_the_most_memory_of_the_epoch_is_told(tmp_path, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29 if device == gpu else 0)
+    trainer = SimpleNamespace(
+        is_global_zero=True, world_size=1, default_root_dir=tmp_path, current_epoch=0, loggers=[]
+    )
+    callback, module = Throughput(), SimpleNamespace(device=gpu)
+    callback.on_train_epoch_start(trainer, module)
+    callback.on_train_batch_end(trainer, module, None, {"image": torch.zeros(2, 1)}, 0)
+    callback.on_train_epoch_end(trainer, module)
+    (row,) = read_table(tmp_path / "throughput.csv")
+    assert row["gpu_memory_gib"] == "1.5"
+    assert reset == [gpu]
 
 
 def test_a_loader_that_starves_the_device_is_named_with_the_flag_to_turn(tmp_path, clock):

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from weakmedsam.affinity import grid_points
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.contracts import DataError
 from weakmedsam.files import replacing, write_whole
@@ -78,24 +79,25 @@ class Part(NamedTuple):
 
 
 class StoredPrompts(Backbone):
-    """Answers the grid of prompts from a part's stored masks; stands in for a network in ``refine``.
+    """Answers the points of a grid from a part's stored masks; stands in for a network in ``refine``.
 
     Args:
-        prompts: a ``Part``'s.
+        prompts: (L, g * g, s, s) uint8.
         image_size: side of the working frame, pixels.
     """
 
     name = "stored"
     feature_dim = 0
 
-    def __init__(self, prompts: Mapping[int, Tensor], image_size: int) -> None:
+    def __init__(self, prompts: Tensor, image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
         self.prompts = prompts
+        self.points = grid_points(math.isqrt(prompts.shape[1]), image_size)
 
     def stand_ins(self) -> Tensor:
         """(L, 1, 1, 1), what stands in for the embedding: which masks are a slice's."""
-        return torch.arange(len(next(iter(self.prompts.values())))).view(-1, 1, 1, 1)
+        return torch.arange(len(self.prompts)).view(-1, 1, 1, 1)
 
     def encode(self, image: Tensor) -> Encoded:
         """There is no encoder here.
@@ -106,17 +108,16 @@ class StoredPrompts(Backbone):
         raise NotImplementedError("prompt masks are stored; there is no image to encode")
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
-        """(B, P, s, s) logits of the slices whose rows ``embedding`` holds.
+        """(B, P, s, s) logits at P points of the grid, of the slices whose rows ``embedding`` holds.
 
         Raises:
-            DataError: no grid of so many prompts is stored.
+            DataError: a point that is not of the grid.
         """
-        side = math.isqrt(len(points))
-        if side not in self.prompts or side**2 != len(points):
-            raise DataError(
-                f"prompt masks of grids {sorted(self.prompts)} a side are stored; {len(points)} are asked for"
-            )
-        chosen = self.prompts[side][embedding.flatten()]
+        apart = torch.cdist(points, self.points, compute_mode="donot_use_mm_for_euclid_dist")
+        if len(points) and float(apart.amin(dim=1).max()) > 0.01:  # pixels
+            side = math.isqrt(len(self.points))
+            raise DataError(f"masks of a grid of {side} x {side} prompts are stored; others are asked for")
+        chosen = self.prompts[embedding.flatten()[:, None], apart.argmin(dim=1)]
         # 0 and 255 stand for the outermost half steps, whose logits are finite.
         return chosen.float().div(255).clamp(1 / 1020, 1 - 1 / 1020).logit()
 
@@ -190,7 +191,7 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
     for part in read_parts(folder):
         found = {name: torch.zeros_like(part.mask) for name in dice}
         if len(part.labelled):
-            stored = StoredPrompts(part.prompts, head.image_size)
+            stored = StoredPrompts(part.prompts[settings.grid], head.image_size)
             image = part.image.float() / 255
             slices = Slices(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
             refined = refine(stored, slices, settings, chunk)
