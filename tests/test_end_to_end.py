@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
-def command(folder):
+def command(folder, target="train", runs=None):
+    """Of a target; its scans lie in the folder, its results there too or in ``runs``."""
     options = {
         "--data.data_dir": folder / "scans",
         "--data.store_dir": folder / "store",
@@ -41,11 +42,11 @@ def command(folder):
         "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
     }
     words = [str(word) for pair in options.items() for word in pair]
-    run = ["--runs", str(folder / "runs"), "--logger", "lineage"]
-    return [sys.executable, "-m", "weakmedsam.pipeline", "train", *run, "--", *words]
+    run = ["--runs", str(runs or folder / "runs"), "--logger", "lineage"]
+    return [sys.executable, "-m", "weakmedsam.pipeline", target, *run, "--", *words]
 
 
-def start(folder):
+def start(folder, *target):
     environment = {
         **os.environ,
         "WANDB_MODE": "offline",
@@ -53,7 +54,7 @@ def start(folder):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        command(folder),
+        command(folder, *target),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -109,10 +110,10 @@ def test_a_second_run_says_that_all_is_up_to_date_at_once(whole):
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test")
 
 
-def kill_inside(folder, stage, seconds, after=None):
+def kill_inside(folder, stage, seconds, after=None, target=("train",)):
     """Start the command, and kill it some seconds into a stage, or after a file of it is there."""
-    process = start(folder)
-    run = folder / "runs/phantom/default" / stage
+    process = start(folder, *target)
+    run = (target[1] if len(target) > 1 else folder / "runs") / "phantom/default" / stage
     deadline = time.monotonic() + 300
     while not (run / "settings.json").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
@@ -131,6 +132,18 @@ def without_times(table):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
+def assert_same_training(ours, theirs):
+    for name in ("last", "best"):
+        held = [torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (ours, theirs)]
+        assert same_state(*(part["state_dict"] for part in held)), name
+    assert held[0]["lr_schedulers"] == held[1]["lr_schedulers"]
+    states = [part["optimizer_states"][0]["state"] for part in held]
+    assert all(
+        torch.equal(states[0][i][key], value) for i, part in states[1].items() for key, value in part.items()
+    )
+    assert without_times(ours / "history.csv") == without_times(theirs / "history.csv")
+
+
 def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(whole, tmp_path):
     reference, _ = whole
     moments = random.Random(0)
@@ -145,23 +158,7 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
     ours, theirs = tmp_path / "runs/phantom/default", reference / "runs/phantom/default"
     for stage in ("classify", "segment"):
         assert "--ckpt_path" in json.loads((ours / stage / "stage.json").read_text())["command"]
-        for name in ("last", "best"):
-            states = [
-                torch.load(run / stage / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
-                for run in (ours, theirs)
-            ]
-            assert same_state(*states), (stage, name)
-        held = [
-            torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True) for run in (ours, theirs)
-        ]
-        assert held[0]["lr_schedulers"] == held[1]["lr_schedulers"]
-        states = [part["optimizer_states"][0]["state"] for part in held]
-        assert all(
-            torch.equal(states[0][i][key], value)
-            for i, part in states[1].items()
-            for key, value in part.items()
-        )
-        assert without_times(ours / stage / "history.csv") == without_times(theirs / stage / "history.csv")
+        assert_same_training(ours / stage, theirs / stage)
     for file in theirs.glob("pseudo_labels/*.safetensors"):
         a, b = load_file(file), load_file(ours / "pseudo_labels" / file.name)
         # NaN, of an absent class or an unmeasured stability, equals NaN.
@@ -171,6 +168,19 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
         assert (ours / table).read_text() == (theirs / table).read_text()
     assert (ours / "test/summary.json").read_text() == (theirs / "test/summary.json").read_text()
     assert not list(ours.rglob("*.part"))
+
+
+def test_the_ceiling_is_continued_after_a_kill_too(whole, tmp_path):
+    folder, _ = whole
+    whole_runs, runs = tmp_path / "whole", tmp_path / "killed"
+    kill_inside(folder, "ceiling", 0.05, after="checkpoints/last.ckpt", target=("ceiling", runs))
+    for target in (("ceiling", runs), ("ceiling", whole_runs)):
+        process = start(folder, *target)
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, output
+    ours, theirs = (held / "phantom/default/ceiling" for held in (runs, whole_runs))
+    assert_same_training(ours, theirs)
+    assert (ours / "test/cases.csv").read_text() == (theirs / "test/cases.csv").read_text()
 
 
 @pytest.fixture(scope="module")
