@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +112,54 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, score
     asked = len(scored)
     run_local(broken, 6)
     assert len(scored) == asked  # nothing is run twice
+
+
+ALONE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from weakmedsam import sweep_local
+from weakmedsam.locks import alone
+from weakmedsam.preemption import Relay
+from test_sweep_local import sweep_of
+folder, record = Path(sys.argv[1]), Relay.start
+training = [sys.executable, str(folder / "training.py")]
+Relay.start = lambda self, command, environment, log: record(self, training + command[3:], environment, log)
+sweep_local.LOOK = 0.02
+sweep = sweep_of(folder, {"model.rate": {"values": [0.5, 0.6]}}, method="grid")
+with alone(sweep.folder) as lock:
+    sweep_local.run_local(sweep, 2, 1, [lock])
+"""
+
+
+def test_after_a_kill_of_the_sweep_alone_its_run_ends_before_the_sweep_goes_on(tmp_path):
+    """SIGKILL of one process leaves what it had started; nothing else may write there meanwhile."""
+    waits = "while (folder / 'wait').exists(): time.sleep(0.02)\nfor epoch"
+    (tmp_path / "training.py").write_text(TRAINING.replace("for epoch", waits))
+    first = tmp_path / "sweep/trials/000"
+    first.mkdir(parents=True)
+    (first / "wait").touch()
+    words = [sys.executable, "-c", ALONE, str(tmp_path), str(Path(__file__).parent)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    sweep = subprocess.Popen(words, env=environment)
+    until = time.monotonic() + 120
+    while not (first / "log.txt").exists():
+        assert sweep.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    sweep.kill()
+    sweep.wait()
+    again = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert "is being worked on by process" in again.stderr
+    (first / "wait").unlink()
+    while "is being worked on" in again.stderr:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+        again = subprocess.run(
+            words, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert again.returncode == 0, again.stderr
+    assert [row["state"] for row in read_table(tmp_path / "sweep/table.csv")] == ["finished", "finished"]
 
 
 def test_a_grid_ends_when_it_is_through(tmp_path, scored):

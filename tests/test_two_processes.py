@@ -9,9 +9,11 @@ import sys
 
 import pytest
 import torch
-from commands import ROOT, run_commands
+from commands import ROOT, free_port, run_commands
 from fakes import fake_abdomen
 from safetensors.numpy import load_file
+
+from weakmedsam.sweep_features import score
 
 OPTIONS = {
     "--data.num_volumes": 5,
@@ -75,6 +77,7 @@ PIPELINE = {
     "--trainer.enable_progress_bar": "false",
 }
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+TORCHRUN = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port {free_port()}"
 
 
 def by_one_process(run, stage, folder):
@@ -93,22 +96,32 @@ def table(path):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_processes_go_through_all_stages_and_each_volume_is_done_once(tmp_path):
+def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done_once(tmp_path):
     scans = fake_abdomen(tmp_path / "scans", numbers=(1, 2, 3, 4, 5, 6, 7, 8))
     options = PIPELINE | {"--data.store_dir": tmp_path / "store"}
     words = [str(word) for pair in options.items() for word in pair]
+    words += ["--trainer.callbacks+", "{class_path: seen.Seen}", *TWO]
     runs = ["--dataset", "abdomen", "--data-dir", str(scans), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run(
-        [sys.executable, "-m", "weakmedsam.pipeline", "train", *runs, "--", *words, *TWO],
-        cwd=ROOT,
-        env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "a step learns from 12 slices: 2 process(es) x data.batch_size 6" in done.stdout
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    for target in ("train", "features"):
+        command = [
+            sys.executable,
+            "-m",
+            "weakmedsam.pipeline",
+            target,
+            *runs,
+            "--launcher",
+            TORCHRUN,
+            "--",
+            *words,
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if target == "train":
+            assert "a step learns from 12 slices: 2 process(es) x data.batch_size 6" in done.stdout
     run = tmp_path / "runs/abdomen/default"
     assert (run / "report.html").stat().st_size > 0
     splits = json.loads((run / "prepare/data.json").read_text())["splits"]
@@ -116,8 +129,18 @@ def test_two_processes_go_through_all_stages_and_each_volume_is_done_once(tmp_pa
     assert len(made) == splits["train"]["cases"] >= 3  # more than ranks, so that both have some
     scored = [(row["case"], row["class"]) for row in table(run / "test/cases.csv")]
     assert len(scored) == len(set(scored)) == 4 * splits["test"]["cases"]
-    stages = ("pseudo_labels", "test_maps", "test")  # the networks are those of two processes
-    run_commands([by_one_process(run, stage, tmp_path / "one") for stage in stages])
+    seen = [(run / f"pseudo_labels/seen-{rank}.txt").read_text().split() for rank in (0, 1)]
+    assert all(seen)
+    assert sorted(seen[0] + seen[1]) == [name.removesuffix(".safetensors") for name in made]
+    for stage in ("test_maps", "test"):  # where ranks have unequal shares one repeats a volume
+        seen = [(run / stage / f"seen-{rank}.txt").read_text().split() for rank in (0, 1)]
+        assert len(seen[0]) == len(seen[1]) == -(-splits["test"]["cases"] // 2)
+        assert len({*seen[0], *seen[1]}) == splits["test"]["cases"]
+    stages = ("pseudo_labels", "features", "test_maps", "test")  # the networks are those of two processes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        run_commands([by_one_process(run, stage, tmp_path / "one") for stage in stages])
+    assert score(run / "features", {}) == score(tmp_path / "one/features", {})
     assert made == sorted(path.name for path in (tmp_path / "one/pseudo_labels").glob("*.safetensors"))
     for name in made:
         one, two = (load_file(folder / "pseudo_labels" / name) for folder in (tmp_path / "one", run))

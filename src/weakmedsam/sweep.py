@@ -270,12 +270,12 @@ def start(sweep: Sweep, request: Request, count: int, local: bool, jobs: int | N
     check_parameters(sweep)
     run(sweep.program.target, request)
     check_stored(sweep)
-    with alone(sweep.folder):
+    with alone(sweep.folder) as lock:
         claim(sweep)
         if local:
             from weakmedsam.sweep_local import run_local
 
-            run_local(sweep, count, jobs)
+            run_local(sweep, count, jobs, [lock])
         else:
             register(sweep, count)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,15 @@ Busy = dict[int, tuple[Trial, subprocess.Popen[bytes], float]]
 """Slot -> what runs there, since when."""
 
 
-def run_local(sweep: Sweep, count: int, jobs: int | None = None) -> None:
+def run_local(sweep: Sweep, count: int, jobs: int | None = None, held: Sequence[int] = ()) -> None:
     """Run a sweep here until it has ``count`` runs, those of earlier calls included.
 
     Args:
         sweep: what is run.
         count: runs in all.
         jobs: runs at once, each on a GPU of its own; None takes one a GPU, or one without.
+        held: descriptors that the runs keep open: of the lock of the sweep's folder. Where this process alone is
+            killed, the sweep cannot go on before its runs have ended.
 
     Raises:
         ConfigError: the first runs all failed, or log another metric than is named.
@@ -42,7 +45,7 @@ def run_local(sweep: Sweep, count: int, jobs: int | None = None) -> None:
     if sweep.features is not None:
         _score_stored(ledger, sweep.features, count)
     else:
-        _train(ledger, count, jobs or max(1, len(visible_gpus())))
+        _train(ledger, count, jobs or max(1, len(visible_gpus())), held)
     ledger.publish()
     done = [trial for trial in ledger.trials if trial.best is not None]
     if done:
@@ -72,7 +75,7 @@ def _score_stored(ledger: Ledger, features: Path, count: int) -> None:
         ledger.close(trial, "finished", time.monotonic() - begun, figures[metric])
 
 
-def _train(ledger: Ledger, count: int, jobs: int) -> None:
+def _train(ledger: Ledger, count: int, jobs: int, held: Sequence[int]) -> None:
     """Runs of a training stage, ``jobs`` at once.
 
     Raises:
@@ -83,7 +86,7 @@ def _train(ledger: Ledger, count: int, jobs: int) -> None:
     busy: Busy = {}
     waiting = [trial for trial in ledger.trials if trial.state == "running"]  # of a call that was killed
     drawn_out = False
-    with Relay().listening() as relay:
+    with Relay(held).listening() as relay:
         try:
             while True:
                 while len(busy) < jobs and not drawn_out and (waiting or len(ledger.trials) < count):
