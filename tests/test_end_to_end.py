@@ -47,9 +47,11 @@ def command(folder, target="train", runs=None):
 
 
 def start(folder, *target):
+    nowhere = "http://127.0.0.1:9"  # who asks the network gets no answer
     environment = {
-        **os.environ,
-        "WANDB_MODE": "offline",
+        **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), nowhere),
+        "NETRC": str(folder / "nobody"),
         "WANDB_DATA_DIR": str(folder),
         "OMP_NUM_THREADS": "1",
     }
@@ -98,27 +100,28 @@ def test_labels_go_in_and_a_scored_network_comes_out(whole):
     assert "Traceback" not in output
 
 
-def test_a_second_run_says_that_all_is_up_to_date_at_once(whole):
+def test_a_second_run_says_that_all_is_up_to_date_and_starts_nothing(whole):
     folder, _ = whole
-    begin = time.monotonic()
+    logs = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.name != ".lock"}
     process = start(folder)
     output, _ = process.communicate(timeout=60)
     assert output.count("up to date") == 6
-    assert time.monotonic() - begin < 30
+    rewritten = {path for path, at in logs.items() if path.stat().st_mtime_ns != at and path.is_file()}
+    assert {path.name for path in rewritten} <= {"report.html"}
 
 
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test")
 
 
 def kill_inside(folder, stage, seconds, after=None, target=("train",)):
-    """Start the command, and kill it some seconds into a stage, or after a file of it is there."""
+    """Start the command, and kill it some seconds into a stage, or after a file of it (a pattern) is there."""
     process = start(folder, *target)
     run = (target[1] if len(target) > 1 else folder / "runs") / "phantom/default" / stage
     deadline = time.monotonic() + 300
     while not (run / "settings.json").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    while after and not (run / after).exists() and time.monotonic() < deadline:
+    while after and not any(run.glob(after)) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     time.sleep(seconds)
@@ -146,12 +149,16 @@ def assert_same_training(ours, theirs):
 
 def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(whole, tmp_path):
     reference, _ = whole
-    moments = random.Random(0)
+    seed = int.from_bytes(os.urandom(4), "big")
+    print("moments drawn with seed", seed)  # shown where the test fails
+    moments = random.Random(seed)
     for stage in STAGES:
-        # Importing and building the parser take some four seconds of each stage.
-        kill_inside(tmp_path, stage, moments.uniform(1, 3) if stage == "prepare" else moments.uniform(3, 7))
+        told = json.loads((reference / "runs/phantom/default" / stage / "stage.json").read_text())
+        kill_inside(tmp_path, stage, moments.uniform(0.1, 0.8) * told["seconds"])
         if stage in ("classify", "segment"):  # with an epoch done, from which the training goes on
             kill_inside(tmp_path, stage, moments.uniform(0, 0.1), after="checkpoints/last.ckpt")
+        if stage == "pseudo_labels":  # with a volume done
+            kill_inside(tmp_path, stage, moments.uniform(0, 0.02), after="*.safetensors")
     process = start(tmp_path)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
