@@ -21,7 +21,7 @@ from rich.table import Table
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from benchmarks.phantom_modes import features_of_modes
+from benchmarks._phantom_modes import features_of_modes
 from weakmedsam.cluster_number import choose_number
 from weakmedsam.clustering import Clusters, KMeans, Points
 

@@ -17,6 +17,10 @@ from tensorboardX.proto.event_pb2 import Event
 from weakmedsam import cli
 from weakmedsam.files import read_table
 from weakmedsam.sharding import FullySharded
+from weakmedsam.sweep import read_definition
+from weakmedsam.sweep_features import score
+from weakmedsam.sweep_ledger import draw, words_of
+from weakmedsam.sweep_run import pam_settings
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -28,7 +32,11 @@ SCANS = {
     "phantom": lambda folder: folder,
 }
 PHANTOM = {"--data.num_volumes": 6, "--data.phantom.slices": 8, "--data.phantom.size": 64}
-RUN = ("cpu", "debug", "gpu")
+RUN = ("cpu", "debug", "gpu", "slurm")
+SLURM = {
+    **{f"SLURM_{name}": "0" for name in ("PROCID", "LOCALID", "NODEID")},
+    **{"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost"},
+}
 """Trainer files that run here, on a processor; the others are parsed, two processes in files of their own."""
 
 
@@ -103,12 +111,40 @@ def test_every_data_set_trains_a_step_of_each_stage(call, data):
     assert "segmenter" in saved
 
 
+@pytest.mark.parametrize("name", names("sweeps"))
+def test_a_drawn_setting_of_every_sweep_is_run_a_step(call, name):
+    definition = read_definition(EXPERIMENTS / f"sweeps/{name}.yaml")
+    drawn = words_of(draw(definition, [], seed=0))
+    if name == "pam":
+        one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
+        run = call("fit", ["classify"], "phantom", *one)
+        run = call(
+            "validate", ["classify", "features"], "phantom", "--ckpt_path", str(run / "checkpoints/last.ckpt")
+        )
+        assert "val/pam_dice" in score(run, pam_settings(drawn))
+        return
+    stage = "segment" if name == "segment" else "classify"
+    small = ["--model.network_args", "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision", "expert"]
+    more = small if stage == "segment" else ["--model.pam", "null"]
+    if any(word.startswith("--model.pam") for word in drawn):
+        more = []
+    run = call(
+        "fit", [stage], "phantom", "--trainer.max_steps", "1", "--trainer.logger", "false", *more, *drawn
+    )
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+
+
 @pytest.mark.parametrize("trainer", names("trainer"))
 def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
+    if trainer == "slurm":  # as the only process of a job
+        for name, value in SLURM.items():
+            monkeypatch.setenv(name, value)
     if trainer in RUN:
-        run = call("fit", ["classify"], "phantom", "--trainer.max_steps", "1", "--trainer.logger", "false",
-                   "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
-                   more=[f"trainer/{trainer}"])  # fmt: skip
+        one = ["--trainer.max_steps", "1", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
+        one += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+        run = call("fit", ["classify"], "phantom", *one, more=[f"trainer/{trainer}"])
+        held = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
+        assert (held["plugins"] is None) == (trainer != "slurm")
         assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
         return
     parsed = []
@@ -120,9 +156,7 @@ def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
         wanted = yaml.safe_load((EXPERIMENTS / f"trainer/{trainer}.yaml").read_text())["trainer"]
         assert (held["devices"], held["precision"]) == (wanted["devices"], wanted["precision"])
         built = parsed[-1].parser.instantiate_classes(parsed[-1].config)["fit"]["trainer"]
-        if trainer == "slurm":
-            assert [plugin.auto_requeue for plugin in built["plugins"]] == [False]
-        elif trainer == "fsdp":
+        if trainer == "fsdp":
             assert isinstance(built["strategy"], FullySharded)
 
 

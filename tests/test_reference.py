@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 
 from weakmedsam import reference
+from weakmedsam.affinity import AFFINITIES
 from weakmedsam.contracts import ConfigError
 from weakmedsam.reference import PAGE, Named, describe, find_named, load, main, page, table
 
@@ -82,3 +84,18 @@ def test_a_page_that_is_out_of_date_ends_with_what_to_do(tmp_path, monkeypatch):
         main(["--check"])
     main([])
     main(["--check"])
+
+
+def test_the_page_on_pam_gives_the_defaults_of_the_yaml_and_every_affinity():
+    text = (ROOT / "docs/pam.md").read_text()
+    held = yaml.safe_load((ROOT / "experiments/classify.yaml").read_text())
+    held = held["model"]["init_args"]["pam"]["init_args"]
+    written = {}
+    for line in text.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0] in held:
+            written[cells[0]] = yaml.safe_load(cells[3])
+    assert written == {key: value for key, value in held.items() if key in written}
+    assert held.keys() - written.keys() == {"affinity", "every_n_epochs", "flips", "pictures"}
+    assert f"`{held['affinity']}` (default)" in text
+    assert all(f"| `{name}` " in text for name in AFFINITIES)

@@ -84,6 +84,30 @@ def test_each_epoch_says_how_fast_it_was_and_how_long_it_waited(tmp_path, clock,
     assert "a step learns from 8 slices: 1 process(es) x data.batch_size 8" in said
 
 
+def test_a_test_and_a_prediction_say_it_too_and_do_not_count_what_was_there(tmp_path):
+    data = tiny_phantom(tmp_path)
+    model = WeakMedSAM(TinyBackbone(), data.class_names)
+    for stage in ("test", "predict"):
+        folder = tmp_path / stage
+        trainer = Trainer(
+            default_root_dir=folder, accelerator="cpu", logger=CSVLogger(folder, "log", "0"), callbacks=[Throughput()],
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        getattr(trainer, stage)(model, data)
+        (row,) = read_table(folder / "throughput.csv")
+        assert row["epoch"] == "0"
+        assert float(row["images_per_second"]) > 0
+        assert 0 < float(row["loader_wait"]) < 1
+        (logged,) = [row for row in read_table(folder / "log/0/metrics.csv") if row["throughput/loader_wait"]]
+        assert float(logged["throughput/images_per_second"]) == pytest.approx(
+            float(row["images_per_second"]), rel=1e-3
+        )
+    callback, module = Throughput(), SimpleNamespace(device=torch.device("cpu"))
+    callback.on_predict_start(None, module)
+    callback.on_predict_batch_end(None, module, None, {"image": torch.zeros(2, 1)}, 0)
+    assert callback._images == 0
+
+
 def test_on_a_gpu_the_most_memory_of_the_epoch_is_told(tmp_path, monkeypatch):
     gpu = torch.device("cuda", 0)
     reset = []

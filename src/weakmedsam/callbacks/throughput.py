@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
-from weakmedsam.contracts import ConfigError, SliceBatch, check_least
+from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.files import read_table, write_table
 
 COLUMNS = ("epoch", "images_per_second", "loader_wait", "gpu_memory_gib")
@@ -32,8 +32,12 @@ class LoadedData(Protocol):
     num_workers: int
 
 
+FETCHES = ("train_dataloader_next", "test_next", "predict_next")
+"""Ends of the names by which Lightning's loops announce that they want a batch; validation's is left out."""
+
+
 class LoaderClock(Profiler):
-    """Adds up the seconds that the training loop waits for its next batch; all else it lets pass.
+    """Adds up the seconds that a loop waits for its next batch; all else it lets pass.
 
     A profiler because that is where Lightning tells when it asks the loader and when it has the batch;
     a callback's hooks would count transfer and augmentation too.
@@ -46,24 +50,25 @@ class LoaderClock(Profiler):
 
     def start(self, action_name: str) -> None:
         """The loop asks for a batch."""
-        if action_name.endswith("train_dataloader_next"):
+        if action_name.endswith(FETCHES):
             self._asked = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
         """The loop has it."""
-        if action_name.endswith("train_dataloader_next"):
+        if action_name.endswith(FETCHES):
             self.waited += time.perf_counter() - self._asked
 
 
 class Throughput(Callback):
-    """Measure each epoch's training and say at the start what a step learns from.
+    """Measure each epoch's training, tests and predictions; say at a training's start what a step learns from.
 
-    Writes ``throughput.csv`` under the run's folder, one row an epoch, and sends the same to the loggers
-    as ``throughput/...``. These figures are not among the trainer's metrics: two runs of the same
-    settings have the same metrics, but not the same times.
+    Writes ``throughput.csv`` under the run's folder, one row an epoch (of a test or prediction, one row, epoch 0),
+    and sends the same to the loggers as ``throughput/...``. These figures are not among the trainer's metrics: two
+    runs of the same settings have the same metrics, but not the same times.
 
     - ``images_per_second``: of all processes, from the first batch of an epoch to its last, without
-      validation and without clustering.
+      validation and without clustering; of a test or prediction with all that is made of the slices. Volumes whose
+      pseudo-labels were there already do not count.
     - ``loader_wait``: share of that time in which process 0 waited for its loader; NaN with a profiler of
       the user's own (``trainer.profiler``).
     - ``gpu_memory_gib``: most that torch held at once on GPU 0 during the epoch; NaN without a GPU.
@@ -89,7 +94,7 @@ class Throughput(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the clock in, where the user has no profiler."""
-        if stage == "fit" and type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+        if stage in ("fit", "test", "predict") and type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
             self._clock = LoaderClock()
             trainer.profiler = self._clock  # type: ignore[attr-defined]
 
@@ -99,6 +104,62 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an epoch's account."""
+        self._begin(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the test's account."""
+        self._begin(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the prediction's account."""
+        self._begin(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: SliceBatch, batch_idx: int
+    ) -> None:
+        """Count the batch's slices."""
+        self._count(batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: VolumeBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the volume's slices."""
+        self._count(batch)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: VolumeBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the volume's slices, unless it was passed over."""
+        if outputs is not None:
+            self._count(batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the epoch's figures, and warn where the loader is too slow."""
+        wait = self._tell(trainer, pl_module, trainer.current_epoch)
+        if trainer.is_global_zero and wait > self.warn_share and self._batches >= self.warn_batches:
+            rank_zero_warn(_advice(wait, cast(LoadedData, trainer.datamodule).num_workers))  # type: ignore[attr-defined]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the test's figures."""
+        self._tell(trainer, pl_module, 0)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the prediction's figures."""
+        self._tell(trainer, pl_module, 0)
+
+    def _begin(self, pl_module: LightningModule) -> None:
         self._images = self._batches = 0
         self._begun = self._ended = time.perf_counter()
         if self._clock is not None:
@@ -106,30 +167,26 @@ class Throughput(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: SliceBatch, batch_idx: int
-    ) -> None:
-        """Count the batch's slices."""
+    def _count(self, batch: SliceBatch | VolumeBatch) -> None:
         self._images += len(batch["image"])
         self._batches += 1
         self._ended = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's row, send it to the loggers, and warn where the loader is too slow."""
+    def _tell(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> float:
+        """Write a row and send it to the loggers; returns the share of waiting, NaN if nothing was measured."""
         seconds = self._ended - self._begun
         if not trainer.is_global_zero or seconds <= 0:
-            return
+            return math.nan
         memory = math.nan
         if pl_module.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         wait = self._clock.waited / seconds if self._clock is not None else math.nan
         figures = (self._images * trainer.world_size / seconds, min(wait, 1.0), memory)
-        _keep(Path(trainer.default_root_dir) / "throughput.csv", trainer.current_epoch, figures)
+        _keep(Path(trainer.default_root_dir) / "throughput.csv", epoch, figures)
         found = {f"throughput/{name}": v for name, v in zip(COLUMNS[1:], figures, strict=True) if v == v}
         for logger in trainer.loggers:
-            logger.log_metrics(found | {"epoch": trainer.current_epoch}, step=trainer.global_step)
-        if wait > self.warn_share and self._batches >= self.warn_batches:
-            rank_zero_warn(_advice(wait, cast(LoadedData, trainer.datamodule).num_workers))  # type: ignore[attr-defined]
+            logger.log_metrics(found | {"epoch": epoch}, step=trainer.global_step)
+        return wait
 
 
 def describe_batch(trainer: Trainer) -> str:

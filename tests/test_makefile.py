@@ -1,0 +1,79 @@
+"""What ``make`` would run, and the files that say what is installed."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "Makefile").read_text()
+
+
+def make(*words, environment=None):
+    done = subprocess.run(
+        ["make", "--silent", "-o", ".venv/.installed", *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_help_lists_every_target_and_variable_once_without_python(tmp_path):
+    for tool in ("make", "awk", "sh"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    lines = make("help", environment={"PATH": str(tmp_path)}).splitlines()
+    named = [line.split()[0] for line in lines if line.startswith("  ")]
+    targets = (
+        re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", TEXT, re.MULTILINE).group(1).replace("\\\n", " ").split()
+    )
+    variables = re.findall(r"^([A-Z_]+) \?=", TEXT, re.MULTILINE)
+    assert sorted(named) == sorted(targets + variables)
+    assert all(len(line.split()) > 2 for line in lines if line.startswith("  "))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["RUNS=a/b c/d"], ["-m", "weakmedsam.compare", "a/b", "c/d", "--runs", "runs"]),
+        (["COMPARE=a/b c/d", "RUNS=here"], ["-m", "weakmedsam.compare", "a/b", "c/d", "--runs", "here"]),
+        (["DATASET=abdomen", "RUNS=here"], ["-m", "weakmedsam.pipeline", "report", "--dataset", "abdomen"]),
+    ],
+)
+def test_report_is_of_one_run_or_compares_several(tmp_path, words, command):
+    # The shell decides; what stands in for Python prints its words.
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    said = make("-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "report", *words).splitlines()
+    assert [word for word in said if not word.startswith("make")][: len(command)] == command
+
+
+def test_every_benchmark_that_make_runs_is_a_command():
+    said = make("--just-print", "bench")
+    names = re.search(r"for name in (.*?); do", said).group(1).split()
+    assert names == sorted(
+        path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if path.stem != "costs"
+    )
+    for name in names:
+        text = (ROOT / f"benchmarks/{name}.py").read_text()
+        assert re.search(r'^if __name__ == "__main__":$', text, re.MULTILINE), name
+        main = text[text.index("def main(") :]
+        assert re.search(r"print\(json\.dumps\(.*\)\)\n(\n|$)", main), (
+            f"{name}: its last line is no JSON object"
+        )
+
+
+def test_conda_installs_the_same_versions():
+    held = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [part["pip"] for part in held if isinstance(part, dict)]
+    assert pip == ["--constraint constraints.txt", "--editable .[dev]"]
+    (python,) = [part for part in held if isinstance(part, str) and part.startswith("python=")]
+    assert python.removeprefix("python=") in ("3.10", "3.11", "3.12", "3.13")
+    pins = [
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] not in "# "
+    ]
+    assert len(pins) > 50
+    assert all(re.match(r"[\w.-]+==[\w.+]+( ;.*)?$", pin) for pin in pins)
