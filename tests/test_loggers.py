@@ -58,19 +58,27 @@ class Cut(Callback):
             self.server.shut()
 
 
-def train(folder, what):
-    """A training with a server that dies ("dies"), never was ("none") or stays ("stays")."""
-    server = Server()
-    os.environ.update({"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY})
+def train(folder, what, url=""):
+    """A training with a server that dies ("dies"), never was ("none") or stays ("stays").
+
+    With a ``url``, that of a server elsewhere, half of it ("half"), or what is missing after that ("rest").
+    """
+    server = None if url else Server()
+    address = url or server.url
+    os.environ.update({"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": KEY})
     if what == "none":
         server.shut()
     logger = WeightsAndBiases(save_dir=folder, lineage=True, init_timeout=3, finish_timeout=2)
     best = ModelCheckpoint(Path(folder) / "checkpoints", "best", enable_version_counter=False)
     trainer = Trainer(
-        default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu", logger=logger, enable_progress_bar=False,
+        default_root_dir=folder, max_epochs=EPOCHS // 2 if what == "half" else EPOCHS, accelerator="cpu", logger=logger,
         callbacks=[History(), best, Lineage(), *([Cut(server)] if what == "dies" else [])], enable_model_summary=False,
+        enable_progress_bar=False,
     )  # fmt: skip
-    trainer.fit(Slope(), Numbers())
+    half = Path(folder) / "half.ckpt"
+    trainer.fit(Slope(), Numbers(), ckpt_path=half if what == "rest" else None, weights_only=True)
+    if what == "half":
+        trainer.save_checkpoint(half)
     print("training went on to epoch", trainer.current_epoch, flush=True)
     if what == "stays":
         wandb.finish()
@@ -86,9 +94,9 @@ def what_was_told(server):
     return {"name": list(server.runs()), "figures": figures, "settings": settings}
 
 
-def run(folder, what):
+def run(folder, *what):
     return subprocess.run(
-        [sys.executable, __file__, str(folder), what], capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, __file__, str(folder), *what], capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -153,6 +161,21 @@ def test_a_run_that_was_offline_tells_after_its_sync_what_one_with_a_server_tell
     assert sum("train/epoch_number" in row for row in at_once["figures"]) == EPOCHS
 
 
+@pytest.mark.slow
+def test_a_training_that_is_continued_goes_on_as_the_same_run(tmp_path):
+    folder, server = tmp_path / "set/name/classify", Server()
+    for what in ("half", "rest"):
+        done = run(folder, what, server.url)
+        assert done.returncode == 0, done.stderr
+    server.shut()
+    (number,) = {given["name"] for given in server.variables("UpsertBucket") if given["name"]}
+    assert (folder / "wandb_run.txt").read_text().strip() == number
+    figures = [row for row in server.history(number) if "train/epoch_number" in row]
+    assert [row["train/epoch_number"] for row in figures] == list(range(EPOCHS))
+    steps = [row["_step"] for row in figures]
+    assert steps == sorted(set(steps))
+
+
 @pytest.mark.parametrize("setting", ["init_timeout", "finish_timeout"])
 def test_times_that_cannot_be_are_refused_by_key(setting):
     with pytest.raises(ConfigError, match=rf"trainer\.logger\.{setting} is -1"):
@@ -160,5 +183,5 @@ def test_times_that_cannot_be_are_refused_by_key(setting):
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).mkdir(parents=True)
-    train(sys.argv[1], sys.argv[2])
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    train(*sys.argv[1:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,17 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_warn
 
 from weakmedsam.contracts import check_least
+from weakmedsam.files import write_whole
+
+NUMBER = "wandb_run.txt"
 
 
 class WeightsAndBiases(WandbLogger):
     """Lightning's logger, named after the run's folder, that goes on writing to disk without a server.
+
+    A stage that is stopped and continued with the server there goes on as the same run: its number lies in
+    ``wandb_run.txt`` of the stage's folder. Offline each part is a run of its own, of the same name and group,
+    because a sync of one would take the place of the other.
 
     wandb's own process writes every figure to a file under ``save_dir/wandb`` before it sends it. If the
     server is lost in the middle of a run, that file is whole at the end; if it is not there at the start,
@@ -69,6 +78,8 @@ class WeightsAndBiases(WandbLogger):
         """Wandb's run, started when first asked for; rank 0 only."""
         from wandb.errors import CommError
 
+        if self._experiment is None:
+            self._go_on()
         try:
             return super().experiment
         except CommError as error:
@@ -79,4 +90,16 @@ class WeightsAndBiases(WandbLogger):
             )
             # WANDB_MODE is read once a process, so a change of it would come too late.
             self._wandb_init["mode"] = "offline"
+            self._wandb_init["id"] = None
             return super().experiment
+
+    def _go_on(self) -> None:
+        """Take the number of the run that this stage has on the server, or keep a new one for later."""
+        # WANDB_RUN_ID is that of a sweep's agent.
+        online = os.environ.get("WANDB_MODE", "online") == "online" and "WANDB_RUN_ID" not in os.environ
+        if not online or self._wandb_init.get("id") or self._wandb_init.get("mode") not in (None, "online"):
+            return
+        path = Path(self.save_dir or ".") / NUMBER
+        if not path.is_file():
+            write_whole(path, secrets.token_hex(4) + "\n")
+        self._wandb_init["id"] = path.read_text(encoding="utf-8").strip()
