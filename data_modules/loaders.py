@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,17 @@ def as_is(volume: Any) -> Any:
     return volume
 
 
+def start_method(num_workers: int) -> str | None:
+    """How the processes that read are started; None leaves it to torch, which forks on Linux.
+
+    Among several training processes torch runs threads that communicate. A fork beside them can hang for
+    ever: Python 3.11.7 was seen to wait, in the child, for a lock that such a thread had held. There, workers come
+    from a server process without threads, some two seconds later.
+    """
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return "forkserver" if num_workers and together and os.name == "posix" else None
+
+
 def slice_loader(
     dataset: SliceDataset,
     sampler: DistributedSampler[Any],
@@ -65,6 +77,7 @@ def slice_loader(
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=start_method(num_workers),
     )
 
 
@@ -84,4 +97,5 @@ def volume_loader(dataset: VolumeDataset, rank: int, world: int, num_workers: in
         collate_fn=as_is,
         num_workers=min(num_workers, 1),
         prefetch_factor=1 if num_workers > 0 else None,
+        multiprocessing_context=start_method(num_workers),
     )

@@ -85,7 +85,9 @@ def call(monkeypatch, tmp_path, scans):
         cli.main()
         return tmp_path / "run"
 
-    return run
+    yield run
+    if torch.distributed.is_initialized():  # by TRAINER=slurm, for the tests that follow in this process
+        torch.distributed.destroy_process_group()
 
 
 def test_every_file_is_run_by_some_test():

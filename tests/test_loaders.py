@@ -1,7 +1,8 @@
 import pytest
+import torch
 from torch.utils.data import DistributedSampler
 
-from data_modules.loaders import ShareSampler
+from data_modules.loaders import ShareSampler, start_method
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 8])
@@ -18,3 +19,10 @@ def test_ranks_share_everything_and_nothing_twice(size, world):
 
 def test_lightning_takes_it_for_distributed():
     assert isinstance(ShareSampler(3), DistributedSampler)
+
+
+def test_beside_communicating_threads_workers_are_not_forked(monkeypatch):
+    assert start_method(2) is None
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert start_method(0) is None
+    assert start_method(2) == "forkserver"

@@ -88,9 +88,10 @@ def wait_for_an_epoch(process, folder):
         time.sleep(0.01)
 
 
-def signal_inside_an_epoch(process, folder, number):
+def signal_inside_an_epoch(process, folder, number, after=1):
     """Send a signal a third into the next epoch; returns how many had ended before, and the output."""
-    wait_for_an_epoch(process, folder)
+    for _ in range(after):
+        wait_for_an_epoch(process, folder)
     ended = len(rows(folder))
     time.sleep(0.3 * float(rows(folder)[-1]["seconds"]))
     process.send_signal(number)
@@ -174,9 +175,8 @@ def test_two_machines_train_what_two_processes_do_that_a_signal_has_stopped(tmp_
 
     two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     process = start(broken, *two)
-    ended, output = signal_inside_an_epoch(
-        process, broken, signal.SIGTERM
-    )  # the first process tells the second
+    # The first process tells the second. The first epoch is longer than others: loaders start their workers.
+    ended, output = signal_inside_an_epoch(process, broken, signal.SIGTERM, after=2)
     assert process.returncode == REQUEUE, output
     assert "Traceback" not in output
     assert len(rows(broken)) == ended + 1 < EPOCHS
