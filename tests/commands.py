@@ -1,10 +1,12 @@
 """Commands of the product, one after another in the same processes: a start costs more than a tiny training."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,24 +36,28 @@ def run_commands(commands: Sequence[Sequence[object]], processes: int = 1, timeo
             "WORLD_SIZE": str(processes),
             "NODE_RANK": "0",
         }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, words],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=shared | ({"LOCAL_RANK": str(rank)} if processes > 1 else {}),
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    # One that fails leaves the others waiting for it.
-    end = time.monotonic() + timeout
-    while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-        if time.monotonic() > end:
-            break
-        time.sleep(0.05)
-    for rank in ranks:
-        if any(other.poll() != 0 for other in ranks):
-            rank.kill()
-    said = [rank.communicate()[0] for rank in ranks]
+    # Into files: a pipe that nobody reads yet would stop a process that has much to say.
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, __file__, words],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                env=shared | ({"LOCAL_RANK": str(rank)} if processes > 1 else {}),
+            )
+            for rank, log in enumerate(logs)
+        ]  # fmt: skip
+        # One that fails leaves the others waiting for it.
+        end = time.monotonic() + timeout
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        for rank in ranks:
+            if any(other.poll() != 0 for other in ranks):
+                rank.kill()
+            rank.wait()
+        said = [(log.seek(0), log.read())[1] for log in logs]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
 
 

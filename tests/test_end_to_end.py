@@ -154,7 +154,7 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
     moments = random.Random(seed)
     for stage in STAGES:
         told = json.loads((reference / "runs/phantom/default" / stage / "stage.json").read_text())
-        kill_inside(tmp_path, stage, moments.uniform(0.1, 0.8) * told["seconds"])
+        kill_inside(tmp_path, stage, moments.uniform(0.1, 0.6) * told["seconds"])
         if stage in ("classify", "segment"):  # with an epoch done, from which the training goes on
             kill_inside(tmp_path, stage, moments.uniform(0, 0.1), after="checkpoints/last.ckpt")
         if stage == "pseudo_labels":  # with a volume done

@@ -33,11 +33,11 @@ SCANS = {
 }
 PHANTOM = {"--data.num_volumes": 6, "--data.phantom.slices": 8, "--data.phantom.size": 64}
 RUN = ("cpu", "debug", "gpu", "slurm")
+"""Trainer files that run here, on a processor; the others are parsed, two processes in files of their own."""
 SLURM = {
     **{f"SLURM_{name}": "0" for name in ("PROCID", "LOCALID", "NODEID")},
     **{"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost"},
 }
-"""Trainer files that run here, on a processor; the others are parsed, two processes in files of their own."""
 
 
 def names(folder):
