@@ -13,8 +13,9 @@ memory is wanted; they are told apart (``mapped_mib``).
 
 The last line is one JSON object: ``images_per_second`` (bar 2,000), ``loader_images_per_second`` (the same
 without augmentation), ``rss_growth_mib`` (bar 50), ``augmented_growth_mib``, ``worker_mib`` (what a worker
-owns beyond this process before its first epoch), ``mapped_mib`` and ``cpu_ms_per_image``, the profile:
-processor time of each part.
+owns beyond this process before its first epoch), ``mapped_mib`` and the profile: ``cpu_ms_per_image``, processor
+time of each part alone, and ``spent_ms_per_image``, what workers and this process spent in the epoch with
+augmentation, handing over and threads that wait for each other included.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler, default_collate
+from torch.utils.data import DistributedSampler
 
 from data_modules.datasets import SliceDataset, SliceTable
 from data_modules.loaders import slice_loader
@@ -41,6 +42,7 @@ from data_modules.transforms import (
     apply_intensity,
     augment_batch,
     draw,
+    inside,
     sampling_grid,
 )
 
@@ -83,6 +85,17 @@ def workers_of(process: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def spent(process: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def all_spent() -> tuple[float, float]:
+    """Seconds of processor time of the workers together, and of this process."""
+    return sum(spent(process) for process in workers_of(os.getpid())), spent(os.getpid())
+
+
 def all_memory() -> tuple[float, float]:
     """(owned, mapped) MiB of this process and its workers together."""
     found = [memory(process) for process in (os.getpid(), *workers_of(os.getpid()))]
@@ -98,30 +111,41 @@ def batches(table: SliceTable, store: Path) -> Iterator[dict[str, Any]]:
 
 def run_epoch(table: SliceTable, store: Path, seconds: float, augment: bool) -> dict[str, float]:
     """Images a second, and growth of memory, over an epoch or its first ``seconds``."""
-    seen, began, looked = 0, 0.0, 0.0
+    seen, counted, began, looked = 0, 1, 0.0, 0.0
     owned: list[tuple[float, float]] = []
     mapped = worker = 0.0
+    before = after = (0.0, 0.0)
     start = time.perf_counter()
     for number, batch in enumerate(batches(table, store)):
         if augment:
             augment_batch(batch, RANGES, 0, 0)  # type: ignore[arg-type]
         now = time.perf_counter()
         if number == WARM:
-            began, seen = now, 0
+            began, seen, before = now, 0, all_spent()
         seen += len(batch["image"])
         if now - looked > 1.0 and began:
             looked = now
             own, mapped = all_memory()
             owned.append((now - start, own))
             worker = max(memory(process)[0] for process in workers_of(os.getpid()))
+            after, counted = all_spent(), seen
         if now - start > seconds:
             break
-    spent = time.perf_counter() - began
+    elapsed = time.perf_counter() - began
     # Batches in flight make it go up and down by some 25 MiB, so medians.
-    end = owned[-1][0]
-    first = [own for at, own in owned if end / 10 <= at < end / 2]
-    growth = float(np.median([own for at, own in owned if at >= end / 2]) - np.median(first))
-    return {"rate": seen / spent, "seen": seen, "growth": growth, "mapped": mapped, "worker": worker}
+    last = owned[-1][0]
+    first = [own for at, own in owned if last / 10 <= at < last / 2]
+    growth = float(np.median([own for at, own in owned if at >= last / 2]) - np.median(first))
+    workers, here = (1e3 * (end - begin) / counted for begin, end in zip(before, after, strict=True))
+    return {
+        "rate": seen / elapsed,
+        "seen": seen,
+        "growth": growth,
+        "mapped": mapped,
+        "worker": worker,
+        "workers_ms": workers,
+        "here_ms": here,
+    }
 
 
 def cost(work: Callable[[int], object], rounds: int, images: int) -> float:
@@ -137,20 +161,20 @@ def cost(work: Callable[[int], object], rounds: int, images: int) -> float:
 
 
 def profile(table: SliceTable, store: Path, rounds: int = 20) -> dict[str, float]:
-    """Milliseconds of processor time an image takes in each part, in one process."""
+    """Milliseconds of processor time an image takes in each part, on one thread of one process."""
+    torch.set_num_threads(1)
     rng = np.random.default_rng(1)
     dataset = SliceDataset(table, SliceReader(store))
     order = rng.integers(0, len(table), (rounds, BATCH))
-    items = [dataset[int(index)] for index in order[0]]
     image = torch.from_numpy(rng.random((BATCH, 1, SIZE, SIZE), dtype=np.float32))
     draws = draw(RANGES, 0, 0, np.arange(BATCH))
+    grid, box = sampling_grid(draws, SIZE), torch.tensor([[0, SIZE, 0, SIZE]] * BATCH)
     return {
-        "read": cost(lambda n: [dataset[int(index)] for index in order[n]], rounds, BATCH),
-        "collate": cost(lambda n: default_collate(items), rounds, BATCH),
+        "read": cost(lambda n: dataset.__getitems__(order[n].tolist()), rounds, BATCH),
         "draw": cost(lambda n: draw(RANGES, 0, n, np.arange(BATCH)), rounds, BATCH),
-        "geometry": cost(
-            lambda n: apply_geometry(image, sampling_grid(draws, SIZE), "bilinear"), rounds, BATCH
-        ),
+        "grid": cost(lambda n: sampling_grid(draws, SIZE), rounds, BATCH),
+        "geometry": cost(lambda n: apply_geometry(image, grid, "bilinear"), rounds, BATCH),
+        "scan": cost(lambda n: inside(box, grid), rounds, BATCH),
         "intensity": cost(lambda n: apply_intensity(image, draws), rounds, BATCH),
     }
 
@@ -176,6 +200,10 @@ def main() -> None:
         "worker_mib": round(max(0.0, alone["worker"] - idle), 1),
         "mapped_mib": round(alone["mapped"]),
         "cpu_ms_per_image": {part: round(value, 3) for part, value in parts.items()},
+        "spent_ms_per_image": {
+            "workers": round(whole["workers_ms"], 3),
+            "this_process": round(whole["here_ms"], 3),
+        },
     }
     processors = os.cpu_count() or 1
     print(f"{len(table):,} slices of {SIZE} x {SIZE}, {WORKERS} workers, {processors} processors")
@@ -188,6 +216,8 @@ def main() -> None:
     for part, value in parts.items():
         print(f"{part:36}{value:10.3f} ms of processor time an image")
     print(f"{'all parts':36}{total:10.3f} ms: {1e3 * processors / total:.0f} images/s fill all processors")
+    print(f"{'spent in the epoch by the workers':36}{whole['workers_ms']:10.3f} ms an image")
+    print(f"{'and by this process':36}{whole['here_ms']:10.3f} ms, with what its threads wait for each other")
     print(json.dumps(result))
 
 

@@ -38,9 +38,9 @@ class ShareSampler(DistributedSampler[int]):
         return len(self._share)
 
 
-def as_is(volume: Any) -> Any:
-    """A volume is a batch already: nothing to collate."""
-    return volume
+def as_is(batch: Any) -> Any:
+    """What the datasets give, a batch of slices or a volume, is a batch already: nothing to collate."""
+    return batch
 
 
 def start_method(num_workers: int) -> str | None:
@@ -74,6 +74,7 @@ def slice_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
+        collate_fn=as_is,
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -133,8 +133,8 @@ def _invert(
 def sampling_grid(draws: Draws, size: int, device: torch.device | None = None) -> Tensor:
     """Where in the slice each pixel of the result comes from, as ``grid_sample`` takes it.
 
-    The numbers are those of ``affine_grid``, which fills its base of B H W 3 numbers anew for each slice and
-    so takes twice as long.
+    ``affine_grid`` multiplies a matrix with every place, and that was two thirds of the geometry's time on a
+    processor. Rows and columns enter an affine map apart: one sum is enough.
 
     Args:
         draws: B draws.
@@ -142,14 +142,14 @@ def sampling_grid(draws: Draws, size: int, device: torch.device | None = None) -
         device: where to; the processor by default.
 
     Returns:
-        (B, S, S, 2) float32, (x, y) in [-1, 1] over the frame's pixel edges.
+        (B, S, S, 2) float32, (x, y) in [-1, 1] over the frame's pixel edges. All x lie together in memory, then
+        all y.
     """
-    centres = torch.linspace(-1, 1, size, device=device) * ((size - 1) / size)
-    base = torch.ones(size, size, 3, device=device)
-    base[..., 0], base[..., 1] = centres, centres[:, None]
-    matrix = draws.to_source.to(base.device)
-    grid = base.view(1, size * size, 3).expand(len(matrix), -1, -1).bmm(matrix.transpose(1, 2))
-    return grid.view(len(matrix), size, size, 2)
+    matrix = draws.to_source.to(device or torch.device("cpu"))
+    centres = torch.linspace(-1, 1, size, device=matrix.device) * ((size - 1) / size)
+    of_x, of_y, shift = matrix[..., None].unbind(dim=2)  # each (B, 2, 1)
+    columns, rows = of_x * centres + shift, of_y * centres  # (B, 2, S)
+    return (columns[:, :, None] + rows[..., None]).permute(0, 2, 3, 1)
 
 
 def apply_geometry(values: Tensor, grid: Tensor, mode: str) -> Tensor:
@@ -161,6 +161,13 @@ def apply_geometry(values: Tensor, grid: Tensor, mode: str) -> Tensor:
         mode: "bilinear" or "nearest".
     """
     return F.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def inside(box: Tensor, grid: Tensor) -> Tensor:
+    """(B, 1, S, S) bool, which pixels of the result come from within each slice's box (B, 4)."""
+    top, bottom, left, right = (box.float() * (2 / grid.shape[1]) - 1)[:, None, :, None, None].unbind(dim=2)
+    x, y = grid[:, None].unbind(dim=-1)
+    return (y >= top) & (y < bottom) & (x >= left) & (x < right)
 
 
 def apply_intensity(image: Tensor, draws: Draws) -> Tensor:
@@ -212,7 +219,7 @@ def augment_batch(batch: SliceBatch, ranges: Augmentation, seed: int, epoch: int
     changed = SliceBatch(**batch)
     changed["image"] = apply_intensity(apply_geometry(image, grid, "bilinear"), draws)
     if "box" in batch:
-        changed["scan"] = _inside(batch["box"].to(image.device), grid)
+        changed["scan"] = inside(batch["box"].to(image.device), grid)
     if "target" in batch:
         # Ids are raised by one, so that the 0 from outside is told from background.
         both = torch.stack([(batch["target"] + 1).float(), batch["confidence"]], dim=1)
@@ -221,10 +228,3 @@ def augment_batch(batch: SliceBatch, ranges: Augmentation, seed: int, epoch: int
         changed["target"] = torch.where(raised == 0, IGNORE, raised - 1)
         changed["confidence"] = confidence
     return changed
-
-
-def _inside(box: Tensor, grid: Tensor) -> Tensor:
-    """(B, 1, S, S) bool, which pixels of the result come from within each slice's box (B, 4)."""
-    top, bottom, left, right = (box.float() * (2 / grid.shape[1]) - 1)[:, None, :, None, None].unbind(dim=2)
-    x, y = grid[:, None].unbind(dim=-1)
-    return (y >= top) & (y < bottom) & (x >= left) & (x < right)

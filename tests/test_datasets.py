@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from torch.utils.data import default_collate
 
 from data_modules.cases import Case, Intensity
 from data_modules.datasets import (
@@ -16,6 +17,7 @@ from data_modules.datasets import (
     tabulate,
 )
 from data_modules.index import StoreSpec
+from data_modules.loaders import slice_loader
 from data_modules.prepare import prepare
 from data_modules.store import SliceReader
 from tests.fakes import SHAPE, draw_scan, fake_folder
@@ -109,6 +111,28 @@ def test_pseudo_labels_are_read_by_slice(stored, tmp_path):
         assert "mask" not in item
     assert len(reader._open) == 1
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset))[3]["target"], dataset[3]["target"])
+
+
+@pytest.mark.parametrize("kind", ["mask", "pseudo", "expert_target"])
+def test_a_batch_is_its_slices_collated(stored, tmp_path, kind):
+    write_pseudo(tmp_path / "pseudo", stored[0])
+    options = {
+        "mask": {"with_mask": True},
+        "pseudo": {"pseudo": PseudoLabelReader(tmp_path / "pseudo")},
+        "expert_target": {"expert_target": True},
+    }
+    dataset = SliceDataset(tabulate(stored[0], 10), stored[1], **options[kind])
+    order = [8, 3, 11]
+    found = next(iter(slice_loader(dataset, order, 3, 0)))
+    wanted = default_collate([dataset[row] for row in order])
+    assert list(found) == list(wanted)
+    for key, value in wanted.items():
+        assert type(found[key]) is type(value), key
+        if isinstance(value, torch.Tensor):
+            assert found[key].dtype == value.dtype, key
+            assert torch.equal(found[key], value), key
+        else:
+            assert found[key] == value, key
 
 
 def test_a_slice_is_as_good_as_its_worst_class(tmp_path):
