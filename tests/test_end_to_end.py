@@ -1,6 +1,5 @@
 """The whole chain as a user runs it, on five small drawn volumes: with kills, and without; and what W&B gets of it."""
 
-import csv
 import json
 import os
 import random
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
-from tiny import same_state
+from trainings import assert_same_training
 from wandb_server import KEY, Server
 
 pytestmark = pytest.mark.slow
@@ -128,23 +126,6 @@ def kill_inside(folder, stage, seconds, after=None, target=("train",)):
     assert not (run / "stage.json").exists(), f"{stage} was over before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-
-
-def without_times(table):
-    with table.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
-def assert_same_training(ours, theirs):
-    for name in ("last", "best"):
-        held = [torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (ours, theirs)]
-        assert same_state(*(part["state_dict"] for part in held)), name
-    assert held[0]["lr_schedulers"] == held[1]["lr_schedulers"]
-    states = [part["optimizer_states"][0]["state"] for part in held]
-    assert all(
-        torch.equal(states[0][i][key], value) for i, part in states[1].items() for key, value in part.items()
-    )
-    assert without_times(ours / "history.csv") == without_times(theirs / "history.csv")
 
 
 def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(whole, tmp_path):

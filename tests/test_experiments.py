@@ -125,13 +125,14 @@ def test_a_drawn_setting_of_every_sweep_is_run_a_step(call, name):
         )
         assert "val/pam_dice" in score(run, pam_settings(drawn))
         return
-    stage = "segment" if name == "segment" else "classify"
-    small = ["--model.network_args", "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision", "expert"]
-    more = small if stage == "segment" else ["--model.pam", "null"]
-    if any(word.startswith("--model.pam") for word in drawn):
-        more = []
+    stage, options = "classify", ["--model.pam", "null"]
+    if name == "segment":
+        stage = "segment"
+        options = ["--model.network_args", "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision", "expert"]
+    elif any(word.startswith("--model.pam") for word in drawn):
+        options = []  # null and a setting of it contradict each other
     run = call(
-        "fit", [stage], "phantom", "--trainer.max_steps", "1", "--trainer.logger", "false", *more, *drawn
+        "fit", [stage], "phantom", "--trainer.max_steps", "1", "--trainer.logger", "false", *options, *drawn
     )
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
 

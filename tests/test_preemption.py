@@ -14,7 +14,7 @@ import pytest
 import torch
 from commands import free_port
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from tiny import same_state
+from trainings import assert_same_training
 
 from weakmedsam import cli
 from weakmedsam.callbacks import preempt
@@ -61,17 +61,6 @@ def start(folder, *more, launcher=(sys.executable,)):
         [*launcher, *words(folder, *more)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-
-
-def assert_same_training(one, two):
-    for name in ("last", "best"):
-        ours, theirs = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (one, two))
-        assert same_state(ours["state_dict"], theirs["state_dict"])
-        assert ours["lr_schedulers"] == theirs["lr_schedulers"]
-        moments = [run["optimizer_states"][0]["state"] for run in (ours, theirs)]
-        assert all(torch.equal(moments[0][i][k], v) for i, s in moments[1].items() for k, v in s.items())
-    curves = [[{**row, "seconds": ""} for row in rows(run)] for run in (one, two)]
-    assert curves[0] == curves[1]
 
 
 def rows(folder):

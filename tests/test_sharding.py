@@ -3,8 +3,8 @@
 import pytest
 import torch
 from commands import run_commands
-from tiny import same_state
 from torch import nn
+from trainings import assert_same_checkpoint
 
 from weakmedsam.contracts import ConfigError
 from weakmedsam.sharding import FullySharded, large_layers
@@ -52,18 +52,6 @@ def words(folder, subcommand, stage, trainer, options, run, *more):
     return [subcommand, *configs, *given, "--trainer.default_root_dir", folder / run, *more]
 
 
-def assert_same(one, two):
-    held = [torch.load(path, weights_only=True) for path in (one, two)]
-    assert same_state(*(state["state_dict"] for state in held))
-    optimizers = [state["optimizer_states"][0] for state in held]
-    assert optimizers[0]["param_groups"] == optimizers[1]["param_groups"]
-    moments = [optimizer["state"] for optimizer in optimizers]
-    assert moments[0].keys() == moments[1].keys()
-    assert all(
-        torch.equal(moments[0][i][key], value) for i, s in moments[1].items() for key, value in s.items()
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_sharded_training_gives_the_files_of_ddp_and_goes_on_under_either(tmp_path):
@@ -85,8 +73,8 @@ def test_sharded_training_gives_the_files_of_ddp_and_goes_on_under_either(tmp_pa
     )
     assert torch.load(first, weights_only=True)["epoch"] == 0
     for run in ("ddp", "ddp_on", "fsdp_on"):
-        assert_same(tmp_path / run / "checkpoints/last.ckpt", last)
-    assert_same(*(tmp_path / f"{name}_segment/checkpoints/last.ckpt" for name in KINDS))
+        assert_same_checkpoint(tmp_path / run / "checkpoints/last.ckpt", last)
+    assert_same_checkpoint(*(tmp_path / f"{name}_segment/checkpoints/last.ckpt" for name in KINDS))
     made = sorted(path.name for path in (tmp_path / "ddp_maps").glob("*.safetensors"))
     assert len(made) == 5
     for name in made:  # with the settings and the network's fingerprint that they were made by
