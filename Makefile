@@ -153,7 +153,7 @@ weights: $(STAMP)
 costs: $(STAMP)
 	$(BIN)/python -m benchmarks.costs $(ARGS)
 
-## Pre-train the embedded backbone on procedural images (5,000 steps, an hour or two on 2 cores)
+## Pre-train the embedded backbone on procedural images (5,000 steps, about two hours on 2 cores)
 pocket: $(STAMP)
 	$(BIN)/python -m weakmedsam.pretraining $(ARGS)
 

@@ -171,7 +171,7 @@ def main() -> None:
     """Train, write the weights, print the figures."""
     parser = argparse.ArgumentParser(prog="python -m weakmedsam.pretraining", description=__doc__)
     parser.add_argument(
-        "--steps", type=int, default=5000, help="optimiser steps; 1 to 1.5 s each on two cores"
+        "--steps", type=int, default=5000, help="optimiser steps; 1.0 to 1.6 s each on two cores"
     )
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--prompts", type=int, default=3, help="points an image")
