@@ -133,7 +133,7 @@ def _invert(
 def sampling_grid(draws: Draws, size: int, device: torch.device | None = None) -> Tensor:
     """Where in the slice each pixel of the result comes from, as ``grid_sample`` takes it.
 
-    ``affine_grid`` multiplies a matrix with every place, and that was two thirds of the geometry's time on a
+    ``affine_grid`` multiplies a matrix with every place, and that was more than half of the geometry's time on a
     processor. Rows and columns enter an affine map apart: one sum is enough.
 
     Args:
