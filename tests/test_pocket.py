@@ -112,6 +112,13 @@ def test_the_embedded_weights_segment_what_a_point_touches():
     assert evaluate(Pocket().eval(), images=64)["best_of_three"] > 0.70
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_the_gpu_it_answers_as_on_a_processor():
+    cpu, gpu = (evaluate(Pocket().eval().to(device), images=16) for device in ("cpu", "cuda"))
+    assert gpu == pytest.approx(cpu, abs=5e-3)
+
+
 def test_every_training_batch_can_be_drawn_again():
     data = DrawnPrompts(batch=2, prompts=2, steps=10)
     first, again, other = data[7], data[7], data[8]

@@ -92,10 +92,12 @@ def prompt_loss(logits: Tensor, quality: Tensor, masks: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(model: Pocket, images: int = 256) -> dict[str, float]:
     """Mean IoU at one point on unseen drawn images: best of three candidates, and the one chosen."""
+    device = next(model.parameters()).device
     best, chosen = [], []
     for batch in DataLoader(DrawnPrompts(16, 4, images // 16, UNSEEN), batch_size=None):
-        logits, quality = model.candidates_at_points(model.embed(batch.image), batch.points)
-        iou = overlap(logits, batch.masks[:, :, None])
+        image, points, masks = (tensor.to(device) for tensor in batch[:3])
+        logits, quality = model.candidates_at_points(model.embed(image), points)
+        iou = overlap(logits, masks[:, :, None])
         best.append(iou.amax(-1).flatten())
         chosen.append(iou.gather(-1, quality.argmax(-1, keepdim=True)).flatten())
     return {"best_of_three": torch.cat(best).mean().item(), "chosen": torch.cat(chosen).mean().item()}
