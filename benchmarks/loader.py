@@ -31,16 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler
 
 from data_modules.datasets import SliceDataset, SliceTable
-from data_modules.loaders import slice_loader
+from data_modules.loaders import Order, training_loader
 from data_modules.store import SliceReader
 from data_modules.transforms import (
     Augmentation,
     apply_geometry,
     apply_intensity,
-    augment_batch,
     draw,
     inside,
     sampling_grid,
@@ -102,11 +100,10 @@ def all_memory() -> tuple[float, float]:
     return sum(own for own, _ in found), sum(mapped for _, mapped in found)
 
 
-def batches(table: SliceTable, store: Path) -> Iterator[dict[str, Any]]:
-    """An epoch as in training: shuffled, by two workers."""
-    dataset = SliceDataset(table, SliceReader(store))
-    sampler: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True)
-    yield from slice_loader(dataset, sampler, BATCH, WORKERS)
+def batches(table: SliceTable, store: Path, augment: bool) -> Iterator[dict[str, Any]]:
+    """An epoch as in training on processors: shuffled, by two workers, which augment."""
+    slices = SliceDataset(table, SliceReader(store))
+    yield from training_loader(slices, Order(0), BATCH, WORKERS, RANGES if augment else None)
 
 
 def run_epoch(table: SliceTable, store: Path, seconds: float, augment: bool) -> dict[str, float]:
@@ -116,9 +113,7 @@ def run_epoch(table: SliceTable, store: Path, seconds: float, augment: bool) -> 
     mapped = worker = 0.0
     before = after = (0.0, 0.0)
     start = time.perf_counter()
-    for number, batch in enumerate(batches(table, store)):
-        if augment:
-            augment_batch(batch, RANGES, 0, 0)  # type: ignore[arg-type]
+    for number, batch in enumerate(batches(table, store, augment)):
         now = time.perf_counter()
         if number == WARM:
             began, seen, before = now, 0, all_spent()

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from data_modules.about import (
     count_splits,
@@ -32,7 +32,7 @@ from data_modules.datasets import (
     tabulate,
 )
 from data_modules.index import Entry, Index, StoreSpec, read_index, write_rows
-from data_modules.loaders import ShareSampler, slice_loader, volume_loader
+from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
 from data_modules.prepare import OnBadCase, prepare
 from data_modules.splits import split_cases
 from data_modules.store import SliceReader
@@ -298,13 +298,14 @@ class SliceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training slices, shuffled; the order depends on seed and epoch only."""
-        dataset = self._train_dataset()
         rank, world = self._place()
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=False
+        return training_loader(
+            self._train_dataset(),
+            Order(self.seed, self._first_epoch, rank, world),
+            self.batch_size,
+            self.num_workers,
+            self.augment if self._workers_augment else None,
         )
-        sampler.set_epoch(self._first_epoch)
-        return slice_loader(dataset, sampler, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation slices with ``mask``; without masks, with pseudo-labels as ``target`` if those train."""
@@ -344,12 +345,21 @@ class SliceDataModule(LightningDataModule):
         return self._in_order(dataset, rank, world, persistent=False)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment training slices, on the device they are on."""
-        if self.augment is None or self.trainer is None or not self.trainer.training:
+        """Augment training slices on the GPU they are on, unless the loader's processes have done it."""
+        if self.augment is None or self.trainer is None or not self.trainer.training or self._workers_augment:
             return batch
         return augment_batch(batch, self.augment, self.seed, self.trainer.current_epoch)
 
     # Details
+
+    @property
+    def _workers_augment(self) -> bool:
+        """On processors each worker augments what it reads, with one thread.
+
+        The training process's threads would wait for each other in it: half as many images a second.
+        """
+        on_cpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
+        return on_cpu and self.num_workers > 0
 
     def _split(self, index: Index) -> tuple[dict[str, str], str]:
         return split_cases(

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from data_modules.frames import frame_box
 from data_modules.index import Entry
 from data_modules.store import FULL_SCALE, SliceReader
+from data_modules.transforms import Augmentation, augment_batch
 from weakmedsam.contracts import DataError, PseudoLabelKeys, SliceBatch, VolumeBatch
 
 CERTAIN = 255
@@ -230,6 +231,27 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return torch.from_numpy(
             np.stack([self.reader.mask(case)[number] for case, number in places]).astype(np.int64)
         )
+
+
+class AugmentedSlices(Dataset[SliceBatch]):
+    """Training slices, augmented where they are read: in the processes of the loader.
+
+    Args:
+        slices: that are read.
+        ranges: of augmentation.
+        seed: of augmentation.
+    """
+
+    def __init__(self, slices: SliceDataset, ranges: Augmentation, seed: int) -> None:
+        self.slices, self.ranges, self.seed = slices, ranges, seed
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> SliceBatch:
+        """A whole batch of (epoch, index): the processes outlive an epoch, so each batch says of which it is."""
+        batch = self.slices.__getitems__([index for _, index in places])
+        return augment_batch(batch, self.ranges, self.seed, places[0][0])
 
 
 class VolumeDataset(Dataset[VolumeBatch]):

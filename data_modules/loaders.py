@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from data_modules.datasets import SliceDataset, VolumeDataset
+from data_modules.datasets import AugmentedSlices, SliceDataset, VolumeDataset
+from data_modules.transforms import Augmentation
 
 
 class ShareSampler(DistributedSampler[int]):
@@ -38,6 +39,13 @@ class ShareSampler(DistributedSampler[int]):
         return len(self._share)
 
 
+class EpochSampler(DistributedSampler[Any]):
+    """As its base, shuffled, but of (epoch, index): for ``AugmentedSlices``."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
 def as_is(batch: Any) -> Any:
     """What the datasets give, a batch of slices or a volume, is a batch already: nothing to collate."""
     return batch
@@ -55,7 +63,7 @@ def start_method(num_workers: int) -> str | None:
 
 
 def slice_loader(
-    dataset: SliceDataset,
+    dataset: SliceDataset | AugmentedSlices,
     sampler: DistributedSampler[Any],
     batch_size: int,
     num_workers: int,
@@ -80,6 +88,47 @@ def slice_loader(
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=start_method(num_workers),
     )
+
+
+class Order(NamedTuple):
+    """What the order of training slices follows from.
+
+    Attributes:
+        seed: of the order, and of augmentation.
+        epoch: number of the first epoch; the sampler is told of each later one.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    seed: int
+    epoch: int = 0
+    rank: int = 0
+    world: int = 1
+
+
+def training_loader(
+    slices: SliceDataset,
+    order: Order,
+    batch_size: int,
+    num_workers: int,
+    augment: Augmentation | None = None,
+) -> DataLoader[Any]:
+    """Batches of slices in an order of their own each epoch.
+
+    Args:
+        slices: the slices.
+        order: seed, epoch and share.
+        batch_size: slices a batch.
+        num_workers: processes that read.
+        augment: ranges of augmentation by these processes; None leaves it to whoever gets the batches.
+    """
+    kind: type[DistributedSampler[Any]] = DistributedSampler
+    dataset: SliceDataset | AugmentedSlices = slices
+    if augment is not None:
+        kind, dataset = EpochSampler, AugmentedSlices(slices, augment, order.seed)
+    sampler = kind(slices, num_replicas=order.world, rank=order.rank, shuffle=True, seed=order.seed)
+    sampler.set_epoch(order.epoch)
+    return slice_loader(dataset, sampler, batch_size, num_workers)
 
 
 def volume_loader(dataset: VolumeDataset, rank: int, world: int, num_workers: int) -> DataLoader[Any]:

@@ -63,7 +63,10 @@ def run_commands(commands: Sequence[Sequence[object]], processes: int = 1, timeo
 
 def main(words: str) -> None:
     """Run them; the first that fails ends the process."""
-    from weakmedsam import cli
+    from weakmedsam.starting import many_imports
+
+    with many_imports():
+        from weakmedsam import cli
 
     for command in json.loads(words):
         sys.argv[1:] = command

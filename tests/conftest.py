@@ -1,8 +1,11 @@
 """Order of the tests: files with slow ones first, so that no worker is left alone with one at the end."""
 
+import gc
+
 import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ddp")}
     items.sort(key=lambda item: item.path not in slow)
+    gc.freeze()  # all modules are imported by now; a worker would look through them for garbage in every test

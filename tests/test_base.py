@@ -2,6 +2,7 @@ import inspect
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonargparse
 import lightning
@@ -188,6 +189,27 @@ def test_lightning_shuffles_by_epoch_and_augments_training_only(root, tmp_path):
     assert flat == [epoch_order(make(root), 0), epoch_order(make(root), 1)]
     assert all(torch.equal(a, b) for a, b in zip(plain["val"], moved["val"], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(plain["train"], moved["train"], strict=True))
+
+
+def test_on_processors_workers_augment_as_the_training_process_would(root, tmp_path, monkeypatch):
+    wild = Augmentation(rotation=20, noise=0.1, flip_rows=0.5)
+    here = run_epochs(make(root, augment=wild), 2, tmp_path)
+    monkeypatch.setattr("data_modules.base.augment_batch", None)  # nothing is left to do for it
+    there = run_epochs(make(root, augment=wild, num_workers=2), 2, tmp_path)
+    assert there["order"] == here["order"]
+    assert all(torch.equal(a, b) for a, b in zip(there["train"], here["train"], strict=True))
+
+
+@pytest.mark.parametrize(("device", "augmented"), [("cpu", True), ("cuda", False)])
+def test_a_gpu_augments_itself(root, device, augmented):
+    module = make(root, augment=Augmentation(rotation=20), num_workers=1)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    module.trainer = SimpleNamespace(
+        strategy=strategy, training=True, current_epoch=0, global_rank=0, world_size=1
+    )
+    batch = next(iter(module.train_dataloader()))
+    assert ("scan" in batch) == augmented
+    assert "scan" in module.on_after_batch_transfer(batch, 0)
 
 
 def test_lightning_hands_whole_volumes_to_prediction_and_test(root, tmp_path):

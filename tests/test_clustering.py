@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -6,7 +7,7 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.kmeans import draw
-from weakmedsam.clustering import KMeans, member_means
+from weakmedsam.clustering import TEMPORARY, KMeans, member_means
 from weakmedsam.contracts import ConfigError
 
 
@@ -79,6 +80,24 @@ def test_numbers_out_of_range_are_refused():
         KMeans(restarts=0)
     with pytest.raises(ConfigError, match=r"model\.sce\.points_per_centroid is 0"):
         KMeans(points_per_centroid=0)
+
+
+def test_one_index_of_the_named_gpu_measures_all_distances_of_a_fit(monkeypatch):
+    asked = []
+
+    class Resources:
+        def setTempMemory(self, size):  # noqa: N802
+            asked.append(size)
+
+    def move(resources, gpu, index):
+        asked.append(gpu)
+        return index
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", Resources, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
+    points, owner = blobs(centers=4)
+    assert adjusted_rand_score(owner, KMeans(gpu=3).fit(points, 4).owner) == pytest.approx(1.0)
+    assert asked == [TEMPORARY, 3]
 
 
 @pytest.mark.gpu

@@ -2,6 +2,9 @@
 
 if __name__ == "__main__":
     # Inside the guard: processes that only prepare volumes import this file, and need no torch.
-    from weakmedsam.cli import main
+    from weakmedsam.starting import many_imports
+
+    with many_imports():
+        from weakmedsam.cli import main
 
     main()

@@ -19,6 +19,10 @@ from weakmedsam.contracts import check_least
 
 Points: TypeAlias = NDArray[np.float32]
 
+TEMPORARY = 64 * 2**20
+"""Bytes of a GPU that FAISS sets aside while it clusters: more than a chunk needs. Its default is 1.5 GB, beside a
+network that may fill the card."""
+
 
 class Clusters(NamedTuple):
     """What k-means found.
@@ -109,12 +113,13 @@ class KMeans:
                 points -= shift
                 yield points
 
+        index = self._index(features.shape[1])
         if start is not None:
-            found = self._refine(chunks, self.place(start.copy()) - shift)
+            found = self._refine(chunks, self.place(start.copy()) - shift, index)
             if len(np.unique(found.owner)) < clusters:
                 start = None
         if start is None:
-            found = self._refine(chunks, self._best_start(sample - shift, clusters))
+            found = self._refine(chunks, self._best_start(sample - shift, clusters, index), index)
         return found._replace(centroids=found.centroids + shift)
 
     def place(self, points: Points) -> Points:
@@ -133,15 +138,16 @@ class KMeans:
         return self.place(features[rows])
 
     def _index(self, dimension: int) -> faiss.Index:
+        """Measures all distances of a ``fit``: on a GPU, making one costs more than using it."""
         index = faiss.IndexFlatL2(dimension)
+        if self.gpu is None:
+            return index
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(TEMPORARY)
         # FAISS's own switch would spread over *all* GPUs; every process has one of its own.
-        return (
-            index
-            if self.gpu is None
-            else faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), self.gpu, index)
-        )
+        return faiss.index_cpu_to_gpu(resources, self.gpu, index)
 
-    def _best_start(self, sample: Points, clusters: int) -> Points:
+    def _best_start(self, sample: Points, clusters: int, index: faiss.Index) -> Points:
         """(K, D) centroids of the start that ends with the least inertia on the sample."""
         from sklearn.cluster import kmeans_plusplus  # here: a second to import, and only SCE needs it
 
@@ -153,7 +159,7 @@ class KMeans:
                 sample.shape[1], clusters, niter=self.iterations, seed=self.seed + restart,
                 spherical=self.spherical, min_points_per_centroid=1, max_points_per_centroid=len(sample),
             )  # fmt: skip
-            machine.index = self._index(sample.shape[1])
+            machine.index = index
             machine.train(sample, init_centroids=np.ascontiguousarray(begin, dtype=np.float32))
             inertia = float(machine.assign(sample)[0].mean())
             if inertia < least:
@@ -161,9 +167,10 @@ class KMeans:
                 best, least = machine.centroids.copy(), inertia
         return best
 
-    def _refine(self, chunks: Callable[[], Iterator[Points]], centroids: Points) -> Clusters:
+    def _refine(
+        self, chunks: Callable[[], Iterator[Points]], centroids: Points, index: faiss.Index
+    ) -> Clusters:
         """Lloyd's iterations over all points, a chunk at a time."""
-        index = self._index(centroids.shape[1])
         before: Clusters | None = None
         for _ in range(self.passes):
             found, means = self._pass(chunks, centroids, index)
