@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from data_modules.frames import frame_box
 from data_modules.index import Entry
@@ -233,6 +234,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         )
 
 
+TOGETHER = 4
+"""Slices that are read and augmented at once: what is computed on the way then stays in the processor's cache."""
+
+
 class AugmentedSlices(Dataset[SliceBatch]):
     """Training slices, augmented where they are read: in the processes of the loader.
 
@@ -250,8 +255,20 @@ class AugmentedSlices(Dataset[SliceBatch]):
 
     def __getitems__(self, places: Sequence[tuple[int, int]]) -> SliceBatch:
         """A whole batch of (epoch, index): the processes outlive an epoch, so each batch says of which it is."""
-        batch = self.slices.__getitems__([index for _, index in places])
-        return augment_batch(batch, self.ranges, self.seed, places[0][0])
+        indices, epoch = [index for _, index in places], places[0][0]
+        parts = [
+            augment_batch(
+                self.slices.__getitems__(indices[at : at + TOGETHER]), self.ranges, self.seed, epoch
+            )
+            for at in range(0, len(indices), TOGETHER)
+        ]
+        # default_collate puts them into the memory that the training process shares, so nothing is copied again.
+        return SliceBatch(**{key: _join([part[key] for part in parts]) for key in parts[0]})  # type: ignore[literal-required, typeddict-item]
+
+
+def _join(values: list[Any]) -> Any:
+    every = list(chain.from_iterable(values))
+    return default_collate(every) if isinstance(values[0], Tensor) else every
 
 
 class VolumeDataset(Dataset[VolumeBatch]):
