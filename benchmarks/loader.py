@@ -1,14 +1,12 @@
 """The loader: slices a second from a store of 200,000, and what memory an epoch takes.
 
 The store is 1,000 volumes of 200 slices at 256 x 256 whose files are one file under many names (links), so
-that 26 GB of slices take 26 MB of disk. What is read is mapped, copied, scaled, batched by two workers and
-handed to this process, as in training; augmentation, which belongs to the device, is done here on the
-processor. ``images_per_second`` has all of it.
+that 26 GB of slices take 26 MB of disk. What is read is mapped, copied, scaled, augmented and batched by two
+workers and handed to this process, as in a training on processors. ``images_per_second`` has all of it.
 
 Memory is counted over the processes together as what they own, anonymous and shared pages: the second half
-of an epoch against its first, without the first tenth. ``rss_growth_mib`` is that of the loader; with
-augmentation on the processor (``augmented_growth_mib``) the temporaries of this process come and go by
-hundreds of MiB, without a trend. Pages of mapped files are the system's cache, which it takes back when
+of an epoch against its first, without the first tenth. ``rss_growth_mib`` is that of the loader, with
+augmentation it is ``augmented_growth_mib``. Pages of mapped files are the system's cache, which it takes back when
 memory is wanted; they are told apart (``mapped_mib``).
 
 The last line is one JSON object: ``images_per_second`` (bar 2,000), ``loader_images_per_second`` (the same
@@ -205,7 +203,7 @@ def main() -> None:
     print(f"{'with augmentation':36}{whole['rate']:10.0f} images/s   bar 2,000 ({whole['seen']:,.0f} seen)")
     print(f"{'without augmentation':36}{alone['rate']:10.0f} images/s   ({alone['seen']:,.0f} seen)")
     print(f"{'memory owned, growth over the epoch':36}{alone['growth']:10.1f} MiB        bar 50")
-    print(f"{'the same with augmentation':36}{whole['growth']:10.1f} MiB        it comes and goes")
+    print(f"{'the same with augmentation':36}{whole['growth']:10.1f} MiB")
     print(f"{'memory owned by a worker':36}{result['worker_mib']:10.1f} MiB        beyond this process, idle")
     print(f"{'pages of mapped files':36}{alone['mapped']:10.0f} MiB        cache, all processes")
     for part, value in parts.items():
