@@ -1,0 +1,23 @@
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from weakmedsam.starting import many_imports
+
+
+def test_what_is_imported_is_out_of_the_collectors_way_and_what_comes_later_is_not():
+    code = (
+        "import gc\nfrom weakmedsam.starting import many_imports\n"
+        "with many_imports():\n    assert not gc.isenabled()\n    import json.tool\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
+def test_an_import_that_fails_leaves_the_collector_on():
+    with pytest.raises(ModuleNotFoundError), many_imports():
+        import no_such_module  # type: ignore[import-not-found]  # noqa: F401
+    assert gc.isenabled()
