@@ -262,13 +262,12 @@ class AugmentedSlices(Dataset[SliceBatch]):
             )
             for at in range(0, len(indices), TOGETHER)
         ]
-        # default_collate puts them into the memory that the training process shares, so nothing is copied again.
-        return SliceBatch(**{key: _join([part[key] for part in parts]) for key in parts[0]})  # type: ignore[literal-required, typeddict-item]
-
-
-def _join(values: list[Any]) -> Any:
-    every = list(chain.from_iterable(values))
-    return default_collate(every) if isinstance(values[0], Tensor) else every
+        # In a worker default_collate joins them in the memory that the training process shares: no further copy.
+        joined = {
+            key: default_collate(list(chain.from_iterable(part[key] for part in parts)))  # type: ignore[literal-required]
+            for key in parts[0]
+        }
+        return SliceBatch(**joined)  # type: ignore[typeddict-item]
 
 
 class VolumeDataset(Dataset[VolumeBatch]):
