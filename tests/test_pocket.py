@@ -49,7 +49,7 @@ def test_the_candidate_with_the_best_predicted_quality_is_chosen(pocket):
         )
     for b in range(2):
         for p in range(3):
-            assert torch.equal(masks[b, p], logits[b, p, quality[b, p].argmax()])
+            assert torch.allclose(masks[b, p], logits[b, p, quality[b, p].argmax()], atol=1e-4)
 
 
 def test_detail_reaches_the_pixel_it_was_seen_at(pocket):
@@ -63,7 +63,7 @@ def test_detail_reaches_the_pixel_it_was_seen_at(pocket):
         changed = (pocket.candidates_at_points(folded, points)[0] - without).abs().amax(dim=(0, 1, 2)) > 1e-6
         plain, _ = decode_points(pocket.prompt_encoder, pocket.mask_decoder, cells, points)
     assert changed.nonzero().tolist() == [[50, 77]]
-    assert torch.allclose(without, plain[:, :, 1:])
+    assert torch.allclose(without, plain[:, :, 1:], atol=1e-5)
 
 
 def test_another_input_size_is_refused(pocket):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.checkpoints import REPLACED, check_fit, read_weights
-from weakmedsam.backbones.prompting import best_candidate, decode_points
+from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.contracts import ConfigError
 
 WEIGHTS = Path(__file__).with_name("pocket.safetensors")
@@ -253,18 +253,28 @@ class Pocket(Backbone):
         Returns:
             logits (B, P, 3, 128, 128) and predicted IoU (B, P, 3).
         """
-        cells, *detail = split_embedding(embedding)
-        logits, quality = decode_points(
-            self.prompt_encoder, self.mask_decoder, cells, points, detail=(detail[0], detail[1])
-        )
-        return logits[:, :, 1:], quality[:, :, 1:]
+        return self._decode(embedding, points, best=False)
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
         """The candidate with the best predicted quality at each point: (B, P, 128, 128) logits."""
         return self.prompted(embedding, points)[0]
 
     def prompted(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return best_candidate(*self.candidates_at_points(embedding, points))
+        logits, quality = self._decode(embedding, points, best=True)
+        return logits.squeeze(2), quality.squeeze(2)
+
+    def _decode(self, embedding: Tensor, points: Tensor, best: bool) -> tuple[Tensor, Tensor]:
+        cells, half, full = split_embedding(embedding)
+        # Token 0 is SAM's answer to several prompts at once; it was not trained.
+        return decode_points(
+            self.prompt_encoder,
+            self.mask_decoder,
+            cells,
+            points,
+            detail=(half, full),
+            candidates=slice(1, None),
+            best=best,
+        )
 
     def set_trainable(self, policy: str) -> None:
         """Freeze by name.

@@ -1,16 +1,23 @@
 """Point prompts through segment-anything's prompt encoder and mask decoder, for every backbone.
 
 segment-anything's decoder repeats *all* image embeddings by the number of prompts, so a batch of
-images cannot go in as it is (its issue 365). Here image and prompt are paired first, and the pairs
-decoded a chunk at a time: on a CPU 64 pairs of a full-size decoder at once took 2.7 times as long as
-four calls of 16.
+images cannot go in as it is (its issue 365), and answers each prompt as if its image were a new one. Here
+the prompts of an image share it (``two_way.py``). The transposed convolutions that follow have kernel and
+stride 2, so each sees one cell: they are products over a cell's channels, whose pixels lie beside each other
+until the masks are done, and are put in their place then. Pairs of image and prompt are decoded a chunk at a
+time: on a CPU 64 pairs of a full-size decoder at once took 2.7 times as long as four calls of 16.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder
-from torch import Tensor
+from torch import Tensor, nn
+
+from weakmedsam.backbones.two_way import attend_both_ways
+
+Detail = tuple[Tensor, Tensor]
 
 
 def decode_points(
@@ -19,9 +26,13 @@ def decode_points(
     embedding: Tensor,
     points: Tensor,
     chunk: int = 16,
-    detail: tuple[Tensor, Tensor] | None = None,
+    detail: Detail | None = None,
+    candidates: slice = slice(None),
+    best: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Decode one positive point at a time for each image.
+
+    Equal to ``mask_decoder.predict_masks`` of each point by itself, but for rounding.
 
     Args:
         prompt_encoder: knows the input frame's size, in which points are given.
@@ -33,9 +44,11 @@ def decode_points(
         chunk: pairs of image and point decoded at once; bounds memory, changes no result.
         detail: (B, E / 4, 2h, 2w) and (B, E / 8, 4h, 4w), added before the two non-linearities of the
             decoder's upscaling; None leaves the decoder as published.
+        candidates: which of the T masks are drawn.
+        best: draw only that candidate of each point whose predicted IoU is highest.
 
     Returns:
-        logits (B, P, T, 4h, 4w) and predicted IoU (B, P, T).
+        logits (B, P, T', 4h, 4w) and predicted IoU (B, P, T') of the T' candidates, 1 with ``best``.
     """
     if points.dim() == 2:
         points = points.expand(embedding.shape[0], -1, -1)
@@ -43,18 +56,24 @@ def decode_points(
     positive = torch.ones(images * prompts, 1, dtype=torch.int64, device=points.device)
     sparse, dense = prompt_encoder(points=(points.reshape(-1, 1, 2) - 0.5, positive), boxes=None, masks=None)
     sparse = sparse.unflatten(0, (images, prompts))
-    image_pe = prompt_encoder.get_dense_pe()
+    position = prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)
     # The prompt encoder's dense part is one constant without mask prompts: added once per image.
-    source = embedding + dense[:1]
+    source = (embedding + dense[:1]).flatten(2).transpose(1, 2).contiguous()
+    finer = None if detail is None else (_by_cell(detail[0], 1), _by_cell(detail[1], 2))
     together = max(1, chunk // prompts)
     rows = []
     for i in range(0, images, together):
         some = slice(i, i + together)
-        finer = None if detail is None else (detail[0][some], detail[1][some])
-        columns = [
-            _decode_pairs(mask_decoder, source[some], image_pe, asked, finer)
-            for asked in sparse[some].split(chunk, dim=1)
-        ]
+        columns = []
+        for asked in sparse[some].split(chunk, dim=1):
+            tokens, cells = attend_both_ways(
+                mask_decoder.transformer, source[some], position, _with_outputs(mask_decoder, asked)
+            )
+            kernels, quality = _kernels(mask_decoder, tokens, candidates, best)
+            inside = _upscale(
+                mask_decoder, cells, None if finer is None else (finer[0][some], finer[1][some])
+            )
+            columns.append((_draw(kernels, inside, embedding.shape[-2:]), quality))
         rows.append([torch.cat(column, dim=1) for column in zip(*columns, strict=True)])
     logits, quality = (torch.cat(row) for row in zip(*rows, strict=True))
     return logits, quality
@@ -74,39 +93,57 @@ def best_candidate(logits: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
     return logits.take_along_dim(chosen[:, :, None, None, None], dim=2).squeeze(2), best
 
 
-def _decode_pairs(
-    decoder: MaskDecoder,
-    source: Tensor,
-    image_pe: Tensor,
-    sparse: Tensor,
-    detail: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """``MaskDecoder.predict_masks`` for some images, each with prompts of its own.
-
-    Source (b, E, h, w), sparse (b, p, t, E) -> logits (b, p, T, 4h, 4w), quality (b, p, T).
-    """
-    images, prompts = sparse.shape[:2]
-    height, width = source.shape[-2:]
-    tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([tokens.expand(images * prompts, -1, -1), sparse.flatten(0, 1)], dim=1)
-    # Expanded, not indexed: the gradient of an index is scattered back one row at a time.
-    paired = source[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
-    tokens, paired = decoder.transformer(paired, image_pe.expand(len(paired), -1, -1, -1), tokens)
-    maps = _upscale(decoder, paired.transpose(1, 2).unflatten(2, (height, width)), detail, prompts)
-    weights = [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-    logits = torch.einsum("ntc,nchw->nthw", torch.stack(weights, dim=1), maps)
-    quality = decoder.iou_prediction_head(tokens[:, 0])
-    return logits.unflatten(0, (images, prompts)), quality.unflatten(0, (images, prompts))
+def _with_outputs(decoder: MaskDecoder, sparse: Tensor) -> Tensor:
+    """(B, P, t, E) of the prompts -> (B, P, 1 + T + t, E), those of quality and masks before them."""
+    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    return torch.cat([outputs.expand(*sparse.shape[:2], -1, -1), sparse], dim=2)
 
 
-def _upscale(
-    decoder: MaskDecoder, cells: Tensor, detail: tuple[Tensor, Tensor] | None, prompts: int
-) -> Tensor:
-    """(b * p, E, h, w) -> (b * p, E / 8, 4h, 4w)."""
-    if detail is None:
-        return decoder.output_upscaling(cells)
+def _kernels(decoder: MaskDecoder, tokens: Tensor, candidates: slice, best: bool) -> tuple[Tensor, Tensor]:
+    """What each mask is drawn with, (B, P, T', E / 8), and its predicted IoU, (B, P, T')."""
+    quality = decoder.iou_prediction_head(tokens[:, :, 0])[..., candidates]
+    numbers = range(decoder.num_mask_tokens)[candidates]
+    kernels = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in numbers], dim=2)
+    if best:
+        quality, chosen = quality.max(dim=2, keepdim=True)
+        kernels = kernels.take_along_dim(chosen[..., None], dim=2)
+    return kernels, quality
+
+
+def _upscale(decoder: MaskDecoder, cells: Tensor, detail: Detail | None) -> Tensor:
+    """(B, P, N, E) -> (B, P, N, 2, 2, 2, 2, E / 8): in each cell row and column of a quarter, then of its pixel."""
     double, norm, activation, again, last = decoder.output_upscaling
-    coarse, fine = (one[:, None] for one in detail)
-    cells = (double(cells).unflatten(0, (-1, prompts)) + coarse).flatten(0, 1)
-    cells = (again(activation(norm(cells))).unflatten(0, (-1, prompts)) + fine).flatten(0, 1)
-    return last(cells)
+    coarse, fine = (None, None) if detail is None else detail
+    quarters = _divided(double, cells, coarse)
+    quarters = F.layer_norm(quarters, quarters.shape[-1:], norm.weight, norm.bias, norm.eps)
+    return last(_divided(again, activation(quarters), fine))
+
+
+def _divided(conv: nn.ConvTranspose2d, x: Tensor, detail: Tensor | None) -> Tensor:
+    """A transposed convolution of kernel and stride 2, plus detail.
+
+    (B, P, ..., C) and detail (B, ..., 2, 2, O) -> (B, P, ..., 2, 2, O).
+    """
+    assert conv.bias is not None
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    if detail is None:
+        return F.linear(x, weight, conv.bias.repeat(4)).unflatten(-1, (2, 2, -1))
+    return F.linear(x, weight).unflatten(-1, (2, 2, -1)) + (detail + conv.bias)[:, None]
+
+
+def _by_cell(maps: Tensor, halvings: int) -> Tensor:
+    """(B, C, f * h, f * w), f = 2^halvings -> (B, h * w, 2, 2, ..., C), as ``_upscale`` divides a cell."""
+    twos = (2,) * halvings
+    split = maps.unflatten(3, (-1, *twos)).unflatten(2, (-1, *twos))
+    # (B, C, h, 2.., w, 2..): row and column of each division beside each other, channels last.
+    rows, columns = range(2, 3 + halvings), range(3 + halvings, 4 + 2 * halvings)
+    pairs = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
+    return split.permute(0, *pairs, 1).flatten(1, 2).contiguous()
+
+
+def _draw(kernels: Tensor, inside: Tensor, shape: torch.Size) -> Tensor:
+    """(B, P, T, c) times (B, P, h * w, 2, 2, 2, 2, c) -> (B, P, T, 4h, 4w)."""
+    height, width = shape
+    masks = kernels.flatten(0, 1) @ inside.flatten(0, 1).flatten(1, 5).transpose(1, 2)
+    placed = masks.view(*kernels.shape[:3], height, width, 2, 2, 2, 2).permute(0, 1, 2, 3, 5, 7, 4, 6, 8)
+    return placed.reshape(*kernels.shape[:3], 4 * height, 4 * width)

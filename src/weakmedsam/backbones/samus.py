@@ -165,9 +165,14 @@ class SAMUS(Backbone):
 
     def prompted(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         logits, quality = decode_points(
-            self.prompt_encoder, self.mask_decoder, embedding, points, self.points_per_call
+            self.prompt_encoder,
+            self.mask_decoder,
+            embedding,
+            points,
+            self.points_per_call,
+            candidates=slice(0, 1),
         )
-        return logits[:, :, 0], quality[:, :, 0]
+        return logits.squeeze(2), quality.squeeze(2)
 
     def set_trainable(self, policy: str) -> None:
         """Freeze by name.
