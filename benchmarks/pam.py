@@ -34,7 +34,7 @@ from weakmedsam.affinity import edge_weights, grid_points, half_disc, prompt_map
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import PromptAffinityMining
-from weakmedsam.callbacks.mine_volumes import draw_row, select
+from weakmedsam.callbacks.mine_volumes import draw_row
 from weakmedsam.cam import min_max
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.metrics import VolumeDice
@@ -169,7 +169,7 @@ def callback_overhead(slices: int, positive: float, repeats: int) -> tuple[float
 
     def mine() -> tuple[Tensor, Tensor]:
         label = torch.ones(len(chosen), 1)
-        refined = miner.refine(model, image[chosen], select(seen, chosen), label, box[chosen])
+        refined = miner.refine(model, image[chosen], seen.rows(chosen), label, box[chosen])
         before, after = (
             threshold_scores(scores, miner.settings.threshold)[0]
             for scores in (refined.before, refined.after)

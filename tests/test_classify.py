@@ -150,7 +150,10 @@ def test_with_a_local_encoder_the_backbone_only_answers_prompts(scans):
     with torch.no_grad():
         found = model.eval()(batch["image"], batch["box"])
     assert found.cam.shape[-1] == 8
-    assert torch.equal(found.embedding, model.backbone.encode(batch["image"]).embedding)
+    assert found.embedding is None
+    assert model.backbone.encodings == 0
+    embedding = model.embedding(found, batch["image"])
+    assert torch.equal(embedding, model.backbone.encode(batch["image"]).embedding)
 
 
 class _Die(Callback):

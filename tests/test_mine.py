@@ -11,6 +11,7 @@ from data_modules.transforms import Augmentation
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classify import Activation
 from weakmedsam.contracts import ConfigError
+from weakmedsam.local import LocalEncoder
 from weakmedsam.pseudo_labels import read_settings
 
 
@@ -70,6 +71,17 @@ def test_images_are_encoded_once_in_validation(scans, tmp_path):
     data.prepare_data()
     trainer(tmp_path).validate(model, data, verbose=False)
     assert model.backbone.encodings == len(data.val_cases)
+
+
+def test_beside_a_local_encoder_only_slices_that_are_prompted_are_encoded(scans, tmp_path):
+    local = LocalEncoder(32, cells=8, widths=(8, 16))
+    model, data = module(pam=True, local_encoder=local, pooling="log_sum_exp"), tiny_phantom(scans)
+    miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
+    miner.every_n_epochs = 2
+    trainer(tmp_path, 3).fit(model, data)  # refines after epochs 2 and 3
+    labelled = sum(int(batch["label"].any(dim=1).sum()) for batch in data.val_dataloader())
+    assert 0 < labelled < len(data.val_cases)
+    assert model.backbone.encodings == 2 * labelled
 
 
 @pytest.mark.parametrize(("columns", "rows", "views"), [(0.5, 0.0, 2), (0.0, 0.0, 1), (0.2, 0.5, 4)])

@@ -6,6 +6,7 @@ class head and a sub-class head; loss = BCE(class) + 0.5 * BCE(sub-class).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -38,17 +39,23 @@ NETWORK = ("backbone.", "local_encoder.", "class_head.", "subclass_head.")
 
 
 class Activation(NamedTuple):
-    """What one look at B slices gives; PAM starts from it without encoding again.
+    """What one look at B slices gives; PAM starts from it, and no slice is encoded twice.
 
     Attributes:
         logits: (B, C) class logits.
         cam: (B, C, h, w) in [0, 1].
-        embedding: (B, E, h', w') for the mask decoder.
+        embedding: (B, E, h', w') for the mask decoder, where it comes with the features; None beside a local
+            encoder: ``WeakMedSAM.embedding`` makes it for those slices that are prompted.
     """
 
     logits: Tensor
     cam: Tensor
-    embedding: Tensor
+    embedding: Tensor | None
+
+    def rows(self, rows: Tensor) -> Activation:
+        """That of some slices."""
+        embedding = None if self.embedding is None else self.embedding[rows]
+        return Activation(self.logits[rows], self.cam[rows], embedding)
 
 
 class WeakMedSAM(LightningModule):
@@ -163,12 +170,29 @@ class WeakMedSAM(LightningModule):
         if self.local_encoder is None:
             features, embedding = self.backbone.encode(image)
         else:
-            features, embedding = self.local_encoder(image), self.backbone.embed(image)
+            features, embedding = self.local_encoder(image), None
         logits = self.logits(self.class_head, features, scan)
         # The class head is linear: its evidence of the sum of the views is the sum of its evidence.
         views = [self.features(image.flip(axes)).flip(axes).float() for axes in self.views[1:]]
         cam = class_activation_map(sum(views, features.float()), self.class_head.weight.flatten(1))
         return Activation(logits, cam, embedding)
+
+    def embedding(self, seen: Activation, image: Tensor) -> Tensor:
+        """What prompts of slices are answered from: as it came with their features, or encoded now.
+
+        Args:
+            seen: of B slices.
+            image: (B, 1, S, S), the same slices.
+
+        Returns:
+            (B, E, h', w').
+        """
+        if seen.embedding is not None:
+            return seen.embedding
+        # Callbacks run outside the precision that the trainer's own steps have.
+        attached = self._trainer is not None
+        with self.trainer.precision_plugin.forward_context() if attached else nullcontext():
+            return torch.cat([self.backbone.embed(some) for some in image.split(self.slices_per_step)])
 
     def features(self, image: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, D, h, w): what is classified and clustered."""
@@ -271,7 +295,12 @@ class WeakMedSAM(LightningModule):
             self(chunk, batch["box"].expand(len(chunk), 4))
             for chunk in batch["image"].split(self.slices_per_step)
         ]
-        return Activation(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        embeddings = [part.embedding for part in parts if part.embedding is not None]
+        return Activation(
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.cam for part in parts]),
+            torch.cat(embeddings) if embeddings else None,
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/auroc`` and ``val/ap``, per class and as their mean."""

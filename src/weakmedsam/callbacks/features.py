@@ -88,9 +88,10 @@ class KeepFeatures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the batch's part."""
-        backbone, activation = cast(WeakMedSAM, pl_module).backbone, cast(Activation, outputs)
+        module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
         rows = batch["label"].any(dim=1).nonzero().flatten()
-        prompts = {side: self._masks(backbone, activation.embedding[rows], side) for side in self._sides}
+        embedding = module.embedding(activation.rows(rows), batch["image"][rows]) if len(rows) else None
+        prompts = {side: self._masks(module.backbone, embedding, side) for side in self._sides}
         part = Part(
             rows=batch["index"],
             mask=batch["mask"].to(torch.uint8),
@@ -103,12 +104,12 @@ class KeepFeatures(Callback):
         )
         write_part(Path(trainer.default_root_dir), part)
 
-    def _masks(self, backbone: Backbone, embedding: Tensor, side: int) -> Tensor:
+    def _masks(self, backbone: Backbone, embedding: Tensor | None, side: int) -> Tensor:
         """(L, side * side, s, s) uint8."""
-        points = grid_points(side, backbone.image_size).to(embedding.device)
         map_size = self._settings.map_size
-        if not len(embedding):
-            return torch.zeros((0, len(points), map_size, map_size), dtype=torch.uint8)
+        if embedding is None:
+            return torch.zeros((0, side * side, map_size, map_size), dtype=torch.uint8)
+        points = grid_points(side, backbone.image_size).to(embedding.device)
         parts = []
         for some in embedding.split(max(1, MASKS // len(points))):
             maps = prompt_maps(backbone.masks_at_points(some, points), map_size)

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases, write_cases, write_quality
-from weakmedsam.callbacks.mine_volumes import draw_row, fingerprint, label_volume, score_volume, select
+from weakmedsam.callbacks.mine_volumes import draw_row, fingerprint, label_volume, score_volume
 from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, send_overlays
 from weakmedsam.cam import mirror_axes
 from weakmedsam.classify import Activation, WeakMedSAM
@@ -55,8 +55,8 @@ class PromptAffinityMining(Callback):
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
     W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
     same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Images are not encoded again (``flips`` and ``views`` apart). Validation has slices, not volumes: it walks on each
-    by itself, and Otsu's rule takes each by itself.
+    Slices without a class are not prompted, and none is encoded twice (``flips`` and ``views`` apart).
+    Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
 
     Args:
         grid: this and all that follow but the last: see ``refine.Refinement``, which states meaning, range
@@ -146,7 +146,7 @@ class PromptAffinityMining(Callback):
         self, module: WeakMedSAM, image: Tensor, activation: Activation, label: Tensor, box: Tensor
     ) -> Refined:
         """Refine B slices with these settings: image (B, 1, S, S), label (B, C), box (B, 4)."""
-        slices = Slices(image, activation.cam, activation.embedding, label, box)
+        slices = Slices(image, activation.cam, module.embedding(activation, image), label, box)
         return refine(module.backbone, slices, self.settings, module.slices_per_step)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -196,7 +196,7 @@ class PromptAffinityMining(Callback):
         refined = self.refine(
             module,
             batch["image"][chosen],
-            select(activation, chosen),
+            activation.rows(chosen),
             batch["label"][chosen],
             batch["box"][chosen],
         )

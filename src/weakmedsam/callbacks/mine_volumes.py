@@ -27,11 +27,6 @@ def labelled_rows(batch: VolumeBatch) -> Tensor:
     return batch["label"].any(dim=1).nonzero().flatten()
 
 
-def select(activation: Activation, rows: Tensor) -> Activation:
-    """The activation of some slices."""
-    return Activation(*(part[rows] for part in activation))
-
-
 def refine_volume(
     module: WeakMedSAM,
     activation: Activation,
@@ -55,7 +50,8 @@ def refine_volume(
     if not len(rows):
         return
     box = batch["box"].expand(len(rows), 4)
-    slices = Slices(batch["image"][rows], activation.cam, activation.embedding, batch["label"][rows], box)
+    image = batch["image"][rows]
+    slices = Slices(image, activation.cam, module.embedding(activation, image), batch["label"][rows], box)
     thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.map_size)
     chunk = module.slices_per_step
     mined = mine(module.backbone if backbone is None else backbone, slices, settings, chunk, rows, thickness)
@@ -87,7 +83,7 @@ def score_volume(
     # What lies in slices without a label is missed by both.
     missed = overlap_counts(torch.zeros_like(truth[empty]), truth[empty], len(names)).sum(0).cpu()
     counts = {"cam": missed, "pam": missed}
-    labelled = select(activation, labelled_rows(batch))
+    labelled = activation.rows(labelled_rows(batch))
     for rows, refined in refine_volume(module, labelled, batch, settings, backbone):
         for name, scores in (("cam", refined.before), ("pam", refined.after)):
             ids, _ = threshold_scores(to_native(scores, batch["frame"]), settings.threshold)
@@ -117,7 +113,7 @@ def label_volume(
     )
     shown: Row | None = None
     largest = -1
-    labelled = select(activation, labelled_rows(batch))
+    labelled = activation.rows(labelled_rows(batch))
     for some, refined in refine_volume(module, labelled, batch, settings):
         after, confidence = threshold_scores(refined.after, settings.threshold)
         before, _ = threshold_scores(refined.before, settings.threshold)

@@ -110,6 +110,7 @@ class CompareRefinements(Callback):
         """Score a volume under every setting."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
         backbone = Remembering(module.backbone)
+        activation = activation._replace(embedding=module.embedding(activation, batch["image"]))
         for name, settings in self.settings.items():
             self._cases[name] += score_volume(module, activation, batch, settings, backbone)
 
