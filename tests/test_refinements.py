@@ -8,6 +8,7 @@ from tiny import TinyBackbone, tiny_phantom
 from weakmedsam.callbacks import CompareRefinements
 from weakmedsam.callbacks.refinements import Remembering
 from weakmedsam.contracts import ConfigError
+from weakmedsam.local import LocalEncoder
 
 TINY = {"map_size": 16, "radius": 2.0}
 
@@ -42,6 +43,20 @@ def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path,
     means = {(row["setting"], row["class"]): row for row in read(tmp_path / "both/refinements_mean.csv")}
     assert means["walkless", "cyst"]["pam_dice"] != means["long", "cyst"]["pam_dice"]
     assert len(means) == 6
+
+
+@pytest.mark.parametrize(
+    ("affinities", "times"), [(["per_prompt", "intensity"], 1), (["intensity", "none"], 0)]
+)
+def test_beside_a_local_encoder_slices_are_encoded_once_if_some_setting_prompts(tmp_path, affinities, times):
+    local = LocalEncoder(32, cells=8, widths=(8, 16))
+    model, data = module(local_encoder=local, pooling="log_sum_exp"), tiny_phantom(tmp_path)
+    compare = CompareRefinements({name: {**TINY, "affinity": name} for name in affinities})
+    trainer(tmp_path / "both", 3, compare).test(model, data, verbose=False)
+    labelled = sum(int(batch["label"].any(dim=1).sum()) for batch in data.test_dataloader())
+    assert labelled > 0
+    assert model.backbone.encodings == times * labelled
+    assert len(read(tmp_path / "both/refinements_mean.csv")) == 4
 
 
 def test_an_answer_from_memory_is_the_answer():

@@ -55,6 +55,27 @@ def test_so_do_its_gradients():
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
 
 
+def test_in_bfloat16_the_masks_are_as_near_to_the_exact_ones_as_segment_anythings():
+    torch.manual_seed(0)
+    model = Pocket(weights="none").eval()
+    prompts, decoder = model.prompt_encoder, model.mask_decoder
+    embedding, points = torch.randn(2, 128, 32, 32), torch.rand(4, 2) * 128
+
+    def theirs():
+        sparse, dense = prompts(points=(points[:, None] - 0.5, torch.ones(4, 1)), boxes=None, masks=None)
+        images = (
+            decoder.predict_masks(one[None], prompts.get_dense_pe(), sparse, dense)[0] for one in embedding
+        )
+        return torch.stack(list(images))
+
+    with torch.no_grad():
+        exact = theirs()
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, ours = theirs().float(), decode_points(prompts, decoder, embedding, points)[0].float()
+    error = (rough - exact).abs().mean()
+    assert 0 < (ours - exact).abs().mean() < 1.5 * error < 0.1 * exact.abs().mean()
+
+
 def test_the_best_candidate_is_the_one_drawn():
     torch.manual_seed(0)
     model = Pocket(weights="none").eval()

@@ -42,7 +42,10 @@ class TinyBackbone(Backbone):
         return Encoded(features, self.neck(features))
 
     def masks_at_points(self, embedding, points):
-        return decode_points(self.prompt_encoder, self.mask_decoder, embedding, points)[0][:, :, 0]
+        masks, _ = decode_points(
+            self.prompt_encoder, self.mask_decoder, embedding, points, candidates=slice(0, 1)
+        )
+        return masks.squeeze(2)
 
     def set_trainable(self, policy: str) -> None:
         self.requires_grad_(False)

@@ -25,7 +25,7 @@ class Slices(NamedTuple):
     Attributes:
         image: (B, 1, S, S) in [0, 1].
         cam: (B, C, h, w) class activation in [0, 1].
-        embedding: (B, E, h', w') of ``backbone.encode``.
+        embedding: (B, E, h', w') of ``backbone.embed``; None where no prompt is asked.
         label: (B, C) image-level label; an absent class gets an empty map.
         box: (B, 4) where the scan lies in the frame; the padding around it is background, takes no part
             in the walk and does not scale a map.
@@ -33,13 +33,15 @@ class Slices(NamedTuple):
 
     image: Tensor
     cam: Tensor
-    embedding: Tensor
+    embedding: Tensor | None
     label: Tensor
     box: Tensor
 
     def rows(self, rows: Tensor | slice) -> Slices:
         """Some of them."""
-        return Slices(*(part[rows] for part in self))
+        image, cam, embedding, label, box = self
+        kept = None if embedding is None else embedding[rows]
+        return Slices(image[rows], cam[rows], kept, label[rows], box[rows])
 
 
 class Answers(NamedTuple):
@@ -75,6 +77,7 @@ def ask(backbone: Backbone, some: Slices, prompts: Prompts, settings: Refinement
     grey = onto_map(some.image.float(), size) if looks else None
     if not settings.prompted:
         return Answers(None, None, grey, None)
+    assert some.embedding is not None
     parts: list[Tensor] = []
     trusts: list[Tensor] = []
     for asked in prompts.split(max(1, PAIRS // len(some.cam))):

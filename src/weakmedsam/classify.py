@@ -39,7 +39,7 @@ NETWORK = ("backbone.", "local_encoder.", "class_head.", "subclass_head.")
 
 
 class Activation(NamedTuple):
-    """What one look at B slices gives; PAM starts from it, and no slice is encoded twice.
+    """What one look at B slices gives; PAM starts from it.
 
     Attributes:
         logits: (B, C) class logits.
@@ -179,6 +179,8 @@ class WeakMedSAM(LightningModule):
 
     def embedding(self, seen: Activation, image: Tensor) -> Tensor:
         """What prompts of slices are answered from: as it came with their features, or encoded now.
+
+        It is not kept: who needs it twice holds it.
 
         Args:
             seen: of B slices.

@@ -5,7 +5,7 @@ images cannot go in as it is (its issue 365), and answers each prompt as if its 
 the prompts of an image share it (``two_way.py``). The transposed convolutions that follow have kernel and
 stride 2, so each sees one cell: they are products over a cell's channels, whose pixels lie beside each other
 until the masks are done, and are put in their place then. Pairs of image and prompt are decoded a chunk at a
-time: on a CPU 64 pairs of a full-size decoder at once took 2.7 times as long as four calls of 16.
+time: on a CPU 64 pairs at once took segment-anything's full-size decoder 2.7 times as long as four calls of 16.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class PromptAffinityMining(Callback):
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
     W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
     same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Slices without a class are not prompted, and none is encoded twice (``flips`` and ``views`` apart).
+    Slices without a class are not prompted, and PAM encodes none twice (``flips`` and ``views`` apart).
     Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
 
     Args:
@@ -146,7 +146,8 @@ class PromptAffinityMining(Callback):
         self, module: WeakMedSAM, image: Tensor, activation: Activation, label: Tensor, box: Tensor
     ) -> Refined:
         """Refine B slices with these settings: image (B, 1, S, S), label (B, C), box (B, 4)."""
-        slices = Slices(image, activation.cam, module.embedding(activation, image), label, box)
+        embedding = module.embedding(activation, image) if self.settings.prompted else None
+        slices = Slices(image, activation.cam, embedding, label, box)
         return refine(module.backbone, slices, self.settings, module.slices_per_step)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -51,7 +51,8 @@ def refine_volume(
         return
     box = batch["box"].expand(len(rows), 4)
     image = batch["image"][rows]
-    slices = Slices(image, activation.cam, module.embedding(activation, image), batch["label"][rows], box)
+    embedding = module.embedding(activation, image) if settings.prompted else None
+    slices = Slices(image, activation.cam, embedding, batch["label"][rows], box)
     thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.map_size)
     chunk = module.slices_per_step
     mined = mine(module.backbone if backbone is None else backbone, slices, settings, chunk, rows, thickness)

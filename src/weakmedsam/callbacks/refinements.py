@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases
-from weakmedsam.callbacks.mine_volumes import score_volume
+from weakmedsam.callbacks.mine_volumes import labelled_rows, score_volume
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import ConfigError, VolumeBatch
 from weakmedsam.files import write_table
@@ -71,7 +71,7 @@ def _digest(embedding: Tensor, points: Tensor, question: bytes) -> bytes:
 class CompareRefinements(Callback):
     """Score many settings of PAM in one test: ``refinements.csv`` and ``refinements_mean.csv``.
 
-    Volumes are looked at once and every prompt is put once, however many settings there are. No network is
+    Slices are encoded once and every prompt is put once, however many settings there are. No network is
     chosen and nothing is tuned here: it is for the table of a study.
 
     Args:
@@ -110,7 +110,12 @@ class CompareRefinements(Callback):
         """Score a volume under every setting."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
         backbone = Remembering(module.backbone)
-        activation = activation._replace(embedding=module.embedding(activation, batch["image"]))
+        rows = labelled_rows(batch)
+        if len(rows) and any(settings.prompted for settings in self.settings.values()):
+            made = module.embedding(activation.rows(rows), batch["image"][rows])
+            embedding = made.new_zeros(len(batch["image"]), *made.shape[1:])
+            embedding[rows] = made
+            activation = activation._replace(embedding=embedding)
         for name, settings in self.settings.items():
             self._cases[name] += score_volume(module, activation, batch, settings, backbone)
 
