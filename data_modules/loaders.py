@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -56,10 +57,14 @@ def start_method(num_workers: int) -> str | None:
 
     Among several training processes torch runs threads that communicate. A fork beside them can hang for
     ever: Python 3.11.7 was seen to wait, in the child, for a lock that such a thread had held. There, workers come
-    from a server process without threads, some two seconds later.
+    from a server process without threads. It imports torch once, some two seconds before the first; without that
+    each worker would, at every start of a loader.
     """
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return "forkserver" if num_workers and together and os.name == "posix" else None
+    if not num_workers or not together or os.name != "posix":
+        return None
+    multiprocessing.set_forkserver_preload(["__main__", __name__])  # of no effect once the server is there
+    return "forkserver"
 
 
 def slice_loader(

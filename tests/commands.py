@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from warm import serving
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,12 +24,17 @@ def free_port() -> int:
 
 
 def run_commands(commands: Sequence[Sequence[object]], processes: int = 1, timeout: float = 600) -> None:
-    """``python -m weakmedsam`` with the words of each command, by one process or by the ranks of a launcher.
+    """``python -m weakmedsam`` with the words of each command; see ``run_processes``."""
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    run_processes([__file__, words], processes, timeout)
+
+
+def run_processes(words: Sequence[object], processes: int = 1, timeout: float = 600) -> None:
+    """``python`` with these words, by one process or by the ranks of a launcher.
 
     Raises:
         AssertionError: a process failed; the message has what all have printed.
     """
-    words = json.dumps([[str(word) for word in command] for command in commands])
     shared = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     if processes > 1:
         shared |= {
@@ -41,7 +48,7 @@ def run_commands(commands: Sequence[Sequence[object]], processes: int = 1, timeo
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
         ranks = [
             subprocess.Popen(
-                [sys.executable, __file__, words],
+                [*serving(), *map(str, words)],
                 cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                 env=shared | ({"LOCAL_RANK": str(rank)} if processes > 1 else {}),
             )

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,13 @@ import pytest
 from safetensors.numpy import load_file
 from trainings import assert_same_training
 from wandb_server import KEY, Server
+from warm import serving
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
-def command(folder, target="train", runs=None):
+def command(launcher, folder, target="train", runs=None):
     """Of a target; its scans lie in the folder, its results there too or in ``runs``."""
     options = {
         "--data.data_dir": folder / "scans",
@@ -42,10 +44,10 @@ def command(folder, target="train", runs=None):
     }
     words = [str(word) for pair in options.items() for word in pair]
     run = ["--runs", str(runs or folder / "runs"), "--logger", "lineage"]
-    return [sys.executable, "-m", "weakmedsam.pipeline", target, *run, "--", *words]
+    return [sys.executable, "-m", "weakmedsam.pipeline", target, *run, *launcher, "--", *words]
 
 
-def start(folder, *target):
+def start(folder, *target, launcher=None):
     nowhere = "http://127.0.0.1:9"  # who asks the network gets no answer
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
@@ -55,7 +57,7 @@ def start(folder, *target):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        command(folder, *target),
+        command(["--launcher", shlex.join(serving())] if launcher is None else launcher, folder, *target),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -67,9 +69,9 @@ def start(folder, *target):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run."""
+    """An uninterrupted run, whose stages are processes as a user has them."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
+    process = start(folder, launcher=[])
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return folder, output

@@ -1,14 +1,12 @@
 """SCE as a callback: sources, sharing between processes, figures, pictures, resuming."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from commands import run_processes
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from test_classify import _Die, module, trainer
@@ -85,15 +83,7 @@ def test_two_processes_find_the_ids_of_one(tmp_path):
     runs = []
     for devices in (1, 2):
         file = tmp_path / str(devices)
-        done = subprocess.run(
-            [sys.executable, str(HERE / "two_ranks.py"), str(devices), str(file)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_processes([HERE / "two_ranks.py", devices, file], processes=devices)
         runs += [torch.load(f"{file}.{rank}", weights_only=True) for rank in range(devices)]
     one = runs[0]["ids"]  # before epoch 0 by a pass, before epoch 1 and after it from the bank
     assert one.shape == (3, 41, 2)

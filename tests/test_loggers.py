@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 from wandb_server import KEY, Server
+from warm import serving
 
 from weakmedsam.callbacks import History
 from weakmedsam.callbacks.lineage import Lineage
@@ -96,7 +98,7 @@ def what_was_told(server):
 
 def run(folder, *what):
     return subprocess.run(
-        [sys.executable, __file__, str(folder), *what], capture_output=True, text=True, check=False, timeout=300,
+        [*serving(), __file__, str(folder), *what], capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -108,7 +110,7 @@ def sync(folder):
     # A start without a server leaves the try behind too.
     (place,) = [path for path in runs if path.name.startswith("offline")] or runs
     done = subprocess.run(
-        [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(place)],
+        [*serving(), "-m", "wandb", "sync", "--no-skip-online", str(place)],
         capture_output=True, text=True, check=False, timeout=120,
         env={**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"},
     )  # fmt: skip
@@ -119,18 +121,20 @@ def sync(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What a training was run with -> its folder, what it printed, and what a later sync tells; each run once."""
-    held = {}
+    """What a training was run with -> its folder, what it printed, and what a later sync tells.
+
+    All run at once: most of their time they wait for a server that does not answer.
+    """
 
     def train_once(what):
-        if what not in held:
-            folder = tmp_path_factory.mktemp(what) / "set/name/classify"
-            done = run(folder, what)
-            assert done.returncode == 0, done.stderr
-            held[what] = folder, done, sync(folder) if what != "stays" else None
-        return held[what]
+        folder = tmp_path_factory.mktemp(what) / "set/name/classify"
+        done = run(folder, what)
+        assert done.returncode == 0, done.stderr
+        return folder, done, sync(folder) if what != "stays" else None
 
-    return train_once
+    with ThreadPoolExecutor() as pool:
+        held = {what: pool.submit(train_once, what) for what in ("none", "dies", "stays")}
+        yield lambda what: held[what].result()
 
 
 @pytest.mark.slow

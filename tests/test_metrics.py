@@ -1,9 +1,12 @@
 """Metrics against values worked out by hand."""
 
 import math
+import os
+import sys
 
 import pytest
 import torch
+from commands import run_processes
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
 from weakmedsam.contracts import IGNORE
@@ -120,7 +123,8 @@ def test_volume_dice_leaves_nothing_in_a_checkpoint_and_starts_anew():
     assert metric.compute().isnan().all()
 
 
-def _volume_dice_on_rank(rank, folder):
+def volume_dice_on_rank(folder):
+    rank = int(os.environ["LOCAL_RANK"])
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
     # DistributedSampler's way: slice 0 again, so that both ranks have three.
     dice = volume_dice([[0, 2, 4]] if rank == 0 else [[1, 3, 0]]).compute()
@@ -131,7 +135,7 @@ def _volume_dice_on_rank(rank, folder):
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_volume_dice_of_two_processes_equals_one(tmp_path):
-    torch.multiprocessing.spawn(_volume_dice_on_rank, args=(str(tmp_path),), nprocs=2)
+    run_processes([__file__, tmp_path], processes=2)
     want = volume_dice([[0, 1, 2, 3, 4]]).compute()
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True).equal(want)
@@ -244,3 +248,7 @@ def test_slice_scores_of_an_absent_class():
     assert math.isnan(score.slice_dice)
     assert math.isnan(score.slice_hd95_mm)
     assert score.published_dice == 1
+
+
+if __name__ == "__main__":
+    volume_dice_on_rank(sys.argv[1])

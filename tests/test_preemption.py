@@ -15,6 +15,7 @@ import torch
 from commands import free_port
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from trainings import assert_same_training
+from warm import WARM, serving
 
 from weakmedsam import cli
 from weakmedsam.callbacks import preempt
@@ -56,9 +57,9 @@ def words(folder, *more):
     return [*command, *more]
 
 
-def start(folder, *more, launcher=(sys.executable,)):
+def start(folder, *more, launcher=None):
     return subprocess.Popen(
-        [*launcher, *words(folder, *more)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*(launcher or serving()), *words(folder, *more)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -126,7 +127,7 @@ def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux can limit the files of another process")
 def test_a_disk_that_fills_up_leaves_the_last_epoch_whole_and_the_same_command_goes_on(whole):
     folder = whole.parent / "full"
-    process = start(folder)
+    process = start(folder, launcher=[sys.executable])
     wait_for_an_epoch(process, folder)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # less than a checkpoint
     output, _ = process.communicate(timeout=900)
@@ -152,8 +153,8 @@ def test_two_machines_train_what_two_processes_do_that_a_signal_has_stopped(tmp_
         start(
             shared, "--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp",
             launcher=(
-                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node",
-                "1", "--master-addr", "127.0.0.1", "--master-port", port,
+                *WARM, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node",
+                "1", "--master-addr", "127.0.0.1", "--master-port", port, "--no-python", *serving(),
             ),
         )
         for node in ("0", "1")
@@ -162,7 +163,8 @@ def test_two_machines_train_what_two_processes_do_that_a_signal_has_stopped(tmp_
     assert all(node.returncode == 0 for node in nodes), "\n".join(said)
     assert len(rows(shared)) == EPOCHS
 
-    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    # No loaders' workers here: they change nothing, and both ranks' servers of them would be started twice.
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0")
     process = start(broken, *two)
     # The first process tells the second. The first epoch is longer than others: loaders start their workers.
     ended, output = signal_inside_an_epoch(process, broken, signal.SIGTERM, after=2)

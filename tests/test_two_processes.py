@@ -12,6 +12,7 @@ import torch
 from commands import ROOT, free_port, run_commands
 from fakes import fake_abdomen
 from safetensors.numpy import load_file
+from warm import serving
 
 from weakmedsam.sweep_features import score
 
@@ -77,7 +78,6 @@ PIPELINE = {
     "--trainer.enable_progress_bar": "false",
 }
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-TORCHRUN = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port {free_port()}"
 
 
 def by_one_process(run, stage, folder):
@@ -104,6 +104,9 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
     runs = ["--dataset", "abdomen", "--data-dir", str(scans), "--runs", str(tmp_path / "runs")]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    warm = shlex.join(serving())
+    port = f"--master-port {free_port()}"
+    torchrun = f"{warm} -m torch.distributed.run --nproc-per-node 2 {port} --no-python {warm}"
     for target in ("train", "features"):
         command = [
             sys.executable,
@@ -112,7 +115,7 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
             target,
             *runs,
             "--launcher",
-            TORCHRUN,
+            torchrun,
             "--",
             *words,
         ]
