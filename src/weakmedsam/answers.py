@@ -91,7 +91,7 @@ def ask(backbone: Backbone, some: Slices, prompts: Prompts, settings: Refinement
     if settings.affinity == "per_prompt":
         return Answers(masks, trust, masks, trust)
     if settings.affinity == "with_intensity" and grey is not None:
-        return Answers(masks, trust, *_with_grey(masks, trust, grey))
+        return Answers(masks, trust, *_with_grey(masks, trust, grey, settings.intensity_share))
     if settings.affinity not in PROMPTED:
         return Answers(masks, trust, grey, None)
     known = None if trust is None else (trust.sum(dim=1, keepdim=True) > 0).float()
@@ -118,9 +118,10 @@ def _mean(masks: Tensor, trust: Tensor | None) -> Tensor:
     return torch.einsum("bphw,bp->bhw", masks, trust)[:, None] / total[:, None, None, None]
 
 
-def _with_grey(masks: Tensor, trust: Tensor | None, grey: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, P + 1, s, s) maps and their weights: the grey values weigh as much as all masks together."""
+def _with_grey(masks: Tensor, trust: Tensor | None, grey: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(B, P + 1, s, s) maps and their weights, of which the grey values have a share."""
     weight = masks.new_ones(masks.shape[:2]) if trust is None else trust
     whole = weight.sum(dim=1, keepdim=True)
     # Where no mask is trusted the grey values stand alone.
-    return torch.cat([masks, grey], dim=1), torch.cat([weight, whole.where(whole > 0, 1)], dim=1)
+    weights = [(1 - share) * weight, share * whole.where(whole > 0, 1)]
+    return torch.cat([masks, grey], dim=1), torch.cat(weights, dim=1)

@@ -21,9 +21,11 @@ class Refinement:
     Attributes:
         grid: points a side, 1 or more; the paper uses 4.
         affinity: what two pixels are compared by: ``per_prompt`` each prompt's mask (not in the paper),
-            ``with_intensity`` half by these and half by the image's grey values (not in the paper),
+            ``with_intensity`` by these and the image's grey values (not in the paper),
             ``summed_masks`` their mean, ``summed`` the summed logits as published, ``intensity`` the
             image's grey values (no prompt is asked), ``none`` (no walk).
+        intensity_share: weight of the grey values in ``with_intensity``, that of all masks together being
+            the rest, in [0, 1].
         radius: of the neighbourhood, cells of the map, above 1 and at most ``map_size``; the paper uses 5.
         beta: exponent of the affinity, 0 or more; the paper uses 4.
         contrast: scale of differences before the exponent, 0 or more; published: 1, on summed logits.
@@ -61,6 +63,7 @@ class Refinement:
 
     grid: int = 4
     affinity: str = "per_prompt"
+    intensity_share: float = 0.5
     radius: float = 5.0
     beta: float = 4.0
     contrast: float = 10.0
@@ -138,6 +141,7 @@ class Refinement:
             ("map_size", self.map_size, self.map_size >= 2, "2 or more"),
             # Within a radius of 1 a cell has no neighbour.
             ("radius", self.radius, 1 < self.radius <= self.map_size, "above 1 and at most map_size"),
+            ("intensity_share", self.intensity_share, 0 <= self.intensity_share <= 1, "in [0, 1]"),
             ("beta", self.beta, self.beta >= 0, "0 or more"),
             ("contrast", self.contrast, self.contrast >= 0, "0 or more"),
             ("steps", self.steps, self.steps is None or self.steps >= 0, "0 or more, or null"),

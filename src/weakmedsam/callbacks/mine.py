@@ -62,6 +62,7 @@ class PromptAffinityMining(Callback):
         grid: this and all that follow but the last: see ``refine.Refinement``, which states meaning, range
             and the paper's values.
         affinity: what two pixels are compared by.
+        intensity_share: weight of the grey values beside the masks.
         radius: of the neighbourhood, cells of the map.
         beta: exponent of the affinity.
         contrast: scale of differences before the exponent.
@@ -99,6 +100,7 @@ class PromptAffinityMining(Callback):
         self,
         grid: int = 4,
         affinity: str = "per_prompt",
+        intensity_share: float = 0.5,
         radius: float = 5.0,
         beta: float = 4.0,
         contrast: float = 10.0,
@@ -127,8 +129,8 @@ class PromptAffinityMining(Callback):
         pictures: int = 6,
     ) -> None:
         self.settings = Refinement(
-            grid, affinity, radius, beta, contrast, steps, map_size, threshold, sigma, rescale, restart,
-            prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, vote, vote_power,
+            grid, affinity, intensity_share, radius, beta, contrast, steps, map_size, threshold, sigma, rescale,
+            restart, prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, vote, vote_power,
             vote_normalise, competition, background_power, threshold_rule, flips,
         )  # fmt: skip
         check_least("model.pam.pictures", pictures, 1)
