@@ -179,7 +179,7 @@ PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
         (PAM, "model.pam.every_n_epochs cannot be swept on stored"),
         (
             PAM | {"parameters": {"model.pam.map_size": {"values": [32, 64]}}},
-            "model.pam.map_size cannot be swept on stored features; there are model.pam.grid, model.pam.intensity_share, model.pam.radius",
+            "model.pam.map_size cannot be swept on stored features; there are model.pam.grid, model.pam.intensity_",
         ),
         (
             PAM | {"parameters": {"model.pam.beta": {"values": [2, 4]}}},

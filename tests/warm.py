@@ -6,13 +6,14 @@ folder and open files over to its double, passes on the signals that it gets, an
 client is killed, so is the double with all that it has started.
 
 Not the same: what is read while Python or a library starts (``OMP_NUM_THREADS``, ``PYTHONWARNINGS``) is the
-server's; the double has a session and a number of its own. Without a server (``serving`` was not called, or no
+server's; the double has a number and a process group of its own. Without a server (``serving`` was not called, or no
 Linux) the client becomes ``python ARGUMENTS`` itself.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import random
@@ -41,10 +42,12 @@ def serving() -> tuple[str, ...]:
         if hasattr(os, "pidfd_open") and ADDRESS not in os.environ:
             folder = tempfile.TemporaryDirectory(prefix="warm-")
             address = str(Path(folder.name) / "socket")
+            # No threads, and no CUDA: neither survives a fork.
+            own = {ADDRESS: address, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            own |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
             server = subprocess.Popen(
-                [*WARM, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env={**os.environ, ADDRESS: address, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            )  # fmt: skip
+                [*WARM, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **own}
+            )
             atexit.register(folder.cleanup)
             atexit.register(server.communicate)  # closes what it reads, and so ends it
             assert server.stdout is not None
@@ -97,6 +100,7 @@ def attend(link: socket.socket) -> list[str]:
     while len(order) < int.from_bytes(head, "big"):
         order += link.recv(1 << 16)
     double = os.fork()
+    os.setpgid(double, double)  # by both, so that it is done before either goes on
     if double == 0:
         link.close()
         return become(files, *json.loads(order))
@@ -110,13 +114,14 @@ def attend(link: socket.socket) -> list[str]:
             os._exit(0)
         for number in signals:
             os.kill(double, number)
-    link.sendall(os.waitstatus_to_exitcode(os.waitpid(double, 0)[1]).to_bytes(4, "big", signed=True))
+    code = os.waitstatus_to_exitcode(os.waitpid(double, 0)[1])
+    with contextlib.suppress(BrokenPipeError):  # killed just now
+        link.sendall(code.to_bytes(4, "big", signed=True))
     os._exit(0)
 
 
 def become(files: list[int], words: list[str], environment: dict[str, str], folder: str) -> list[str]:
     """The double: take over what the client is known by; returns its arguments."""
-    os.setsid()
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
