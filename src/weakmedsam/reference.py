@@ -29,6 +29,8 @@ PAGE = Path("docs/configuration.md")
 SEGMENT = "weakmedsam.segment."
 MODEL = ("model", "model.sce", "model.pam")
 OWN = ("weakmedsam", "data_modules")
+LONG = 500
+"""Characters from which on a mapping is counted, not shown: the file it stands in is named beside it."""
 
 INTRODUCTION = """# Settings
 
@@ -203,7 +205,8 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "`[" + ", ".join(_value(part).strip("`") for part in value) + "]`"
     if isinstance(value, dict):
-        return "`{" + ", ".join(f"{key}: {_value(part).strip('`')}" for key, part in value.items()) + "}`"
+        written = "`{" + ", ".join(f"{key}: {_value(part).strip('`')}" for key, part in value.items()) + "}`"
+        return written if len(written) < LONG else f"{len(value)} entries"
     return f"`{value}`"
 
 
