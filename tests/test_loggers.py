@@ -127,13 +127,16 @@ def trained(tmp_path_factory):
     """
 
     def train_once(what):
-        folder = tmp_path_factory.mktemp(what) / "set/name/classify"
+        folder = folders[what]
         done = run(folder, what)
         assert done.returncode == 0, done.stderr
         return folder, done, sync(folder) if what != "stays" else None
 
+    folders = {
+        what: tmp_path_factory.mktemp(what) / "set/name/classify" for what in ("none", "dies", "stays")
+    }
     with ThreadPoolExecutor() as pool:
-        held = {what: pool.submit(train_once, what) for what in ("none", "dies", "stays")}
+        held = {what: pool.submit(train_once, what) for what in folders}
         yield lambda what: held[what].result()
 
 

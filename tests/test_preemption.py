@@ -163,15 +163,14 @@ def test_two_machines_train_what_two_processes_do_that_a_signal_has_stopped(tmp_
     assert all(node.returncode == 0 for node in nodes), "\n".join(said)
     assert len(rows(shared)) == EPOCHS
 
-    # No loaders' workers here: they change nothing, and both ranks' servers of them would be started twice.
-    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0")
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     process = start(broken, *two)
     # The first process tells the second. The first epoch is longer than others: loaders start their workers.
     ended, output = signal_inside_an_epoch(process, broken, signal.SIGTERM, after=2)
     assert process.returncode == REQUEUE, output
     assert "Traceback" not in output
     assert len(rows(broken)) == ended + 1 < EPOCHS
-    process = start(broken, *two)
+    process = start(broken, *two, "--data.num_workers", "0")  # workers change nothing
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert_same_training(broken, shared)

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 
 import pytest
-from warm import serving
+from warm import ADDRESS, serving
 
 SAYS = """
 import os, signal, subprocess, sys, time
@@ -57,6 +58,16 @@ def test_signals_reach_it_and_it_ends_as_it_would(talking, number, status):
     process.send_signal(number)
     assert process.wait(timeout=20) == status
     os.kill(child, signal.SIGKILL)  # which a started process would leave behind too
+
+
+def test_a_client_that_is_killed_before_it_has_said_all_leaves_nobody_behind():
+    serving()
+    for said in (b"", (1000).to_bytes(8, "big"), (1000).to_bytes(8, "big") + b"[["):
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(os.environ[ADDRESS])
+            link.sendall(said)
+            link.shutdown(socket.SHUT_WR)
+            assert link.recv(4) == b""  # whoever attended to it has left
 
 
 def test_where_it_is_killed_all_that_it_has_started_ends(talking):

@@ -6,7 +6,8 @@ folder and open files over to its double, passes on the signals that it gets, an
 client is killed, so is the double with all that it has started.
 
 Not the same: what is read while Python or a library starts (``OMP_NUM_THREADS``, ``PYTHONWARNINGS``) is the
-server's; the double has a number and a process group of its own. Without a server (``serving`` was not called, or no
+server's, and so is the order of sets; the double has a number and a process group of its own, and no other files
+than the three. Without a server (``serving`` was not called, or no
 Linux) the client becomes ``python ARGUMENTS`` itself.
 """
 
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 WARM = (sys.executable, __file__)
@@ -46,11 +48,14 @@ def serving() -> tuple[str, ...]:
             own = {ADDRESS: address, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             own |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
             server = subprocess.Popen(
-                [*WARM, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **own}
-            )
+                [*WARM, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **own},
+                start_new_session=True,  # a Ctrl-C is for the clients, who pass it on
+            )  # fmt: skip
             atexit.register(folder.cleanup)
-            atexit.register(server.communicate)  # closes what it reads, and so ends it
+            assert server.stdin is not None
             assert server.stdout is not None
+            atexit.register(server.wait)
+            atexit.register(server.stdin.close)  # which ends it
             assert server.stdout.readline(), "the server of tests/warm.py did not start"
             os.environ[ADDRESS] = address
     return WARM
@@ -58,14 +63,21 @@ def serving() -> tuple[str, ...]:
 
 def ask(address: str, words: list[str]) -> NoReturn:
     """The client: let a double do it, and end as it does."""
+    told = b""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):  # the double has just ended
+            link.sendall(bytes([number]))
+
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(address)
         order = json.dumps([words, dict(os.environ), str(Path.cwd())]).encode()
         socket.send_fds(link, [len(order).to_bytes(8, "big")], [0, 1, 2])
         link.sendall(order)
         for number in PASSED_ON:
-            signal.signal(number, lambda number, frame: link.sendall(bytes([number])))
-        told = link.recv(4)
+            signal.signal(number, pass_on)
+        with contextlib.suppress(ConnectionResetError):
+            told = link.recv(4)
     code = int.from_bytes(told, "big", signed=True) if told else -signal.SIGKILL
     if code >= 0:
         os._exit(code)
@@ -96,9 +108,12 @@ def serve(address: str) -> list[str]:
 def attend(link: socket.socket) -> list[str]:
     """To one client, in a fork of the server, until its double has ended. What returns is the double."""
     head, files, _, _ = socket.recv_fds(link, 8, 3)
-    order = b""
-    while len(order) < int.from_bytes(head, "big"):
-        order += link.recv(1 << 16)
+    order, length = b"", int.from_bytes(head, "big")
+    while not head or len(order) < length:
+        part = link.recv(1 << 16) if head else b""
+        if not part:  # the client was killed before it had said all
+            os._exit(0)
+        order += part
     double = os.fork()
     os.setpgid(double, double)  # by both, so that it is done before either goes on
     if double == 0:
@@ -130,7 +145,10 @@ def become(files: list[int], words: list[str], environment: dict[str, str], fold
     os.environ.update(environment)
     first = folder if words[0] == "-m" else str(Path(words[0]).parent)
     sys.path[:1] = [first, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    import numpy as np  # here, so that a client need not
+
     random.seed()
+    np.random.seed()  # noqa: NPY002 - what others may draw from
     return words
 
 
