@@ -15,7 +15,7 @@ import torch
 from commands import free_port
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from trainings import assert_same_training
-from warm import WARM, serving
+from warm import serving
 
 from weakmedsam import cli
 from weakmedsam.callbacks import preempt
@@ -153,8 +153,8 @@ def test_two_machines_train_what_two_processes_do_that_a_signal_has_stopped(tmp_
         start(
             shared, "--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp",
             launcher=(
-                *WARM, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node",
-                "1", "--master-addr", "127.0.0.1", "--master-port", port, "--no-python", *serving(),
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node",
+                "1", "--master-addr", "127.0.0.1", "--master-port", port,
             ),
         )
         for node in ("0", "1")

@@ -40,9 +40,8 @@ def test_every_value_that_a_file_sets_is_there_with_the_file():
     assert row.rstrip("| ").endswith("in classify")
     study = yaml.safe_load(Path("experiments/study/pam.yaml").read_text(encoding="utf-8"))
     (compared,) = study["trainer"]["callbacks"]
-    assert (
-        f"| {len(compared['init_args']['settings'])} entries in study/pam" in text
-    )  # what would not fit on any screen is only counted
+    # What would not fit on any screen is only counted.
+    assert f"| {len(compared['init_args']['settings'])} entries in study/pam" in text
     assert max(map(len, text.splitlines())) < 1000
     # A backbone's file says another learning rate for the class that classify.yaml names.
     assert "`0.0001` in backbone/samus" in text

@@ -7,8 +7,8 @@ client is killed, so is the double with all that it has started.
 
 Not the same: what is read while Python or a library starts (``OMP_NUM_THREADS``, ``PYTHONWARNINGS``) is the
 server's, and so is the order of sets; the double has a number and a process group of its own, and no other files
-than the three. Without a server (``serving`` was not called, or no
-Linux) the client becomes ``python ARGUMENTS`` itself.
+than the three. Without a server (``serving`` was not called, or no Linux) the client becomes ``python ARGUMENTS``
+itself.
 """
 
 from __future__ import annotations
@@ -109,11 +109,10 @@ def attend(link: socket.socket) -> list[str]:
     """To one client, in a fork of the server, until its double has ended. What returns is the double."""
     head, files, _, _ = socket.recv_fds(link, 8, 3)
     order, length = b"", int.from_bytes(head, "big")
-    while not head or len(order) < length:
-        part = link.recv(1 << 16) if head else b""
-        if not part:  # the client was killed before it had said all
-            os._exit(0)
+    while len(order) < length and (part := link.recv(1 << 16)):
         order += part
+    if not head or len(order) < length:  # the client was killed before it had said all
+        os._exit(0)
     double = os.fork()
     os.setpgid(double, double)  # by both, so that it is done before either goes on
     if double == 0:
