@@ -114,7 +114,7 @@ def test_the_callback_has_the_same_settings_and_defaults():
     assert defaults == asdict(Refinement())
     changed = Refinement(
         9, "summed", 0.3, 3.0, 2.0, 1.0, None, 32, 0.4, 2.0, False, 0.2, "content", 0.3, 5, 0.4, True, "volume", 2,
-        "before", 3.0, "coverage", "share", 2.0, "otsu", True,
+        0.5, 0.6, "before", 3.0, "coverage", "share", 2.0, "otsu", True,
     )  # fmt: skip
     assert all(value != asdict(Refinement())[name] for name, value in asdict(changed).items())
     assert PromptAffinityMining(**asdict(changed)).settings == changed

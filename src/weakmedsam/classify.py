@@ -6,7 +6,7 @@ class head and a sub-class head; loss = BCE(class) + 0.5 * BCE(sub-class).
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -191,10 +191,22 @@ class WeakMedSAM(LightningModule):
         """
         if seen.embedding is not None:
             return seen.embedding
-        # Callbacks run outside the precision that the trainer's own steps have.
-        attached = self._trainer is not None
-        with self.trainer.precision_plugin.forward_context() if attached else nullcontext():
+        with self._precision():
             return torch.cat([self.backbone.embed(some) for some in image.split(self.slices_per_step)])
+
+    def evidence(self, image: Tensor, scan: Tensor) -> Tensor:
+        """(B, C) class logits of slices, however many, without what ``forward`` gives beside them."""
+        with self._precision():
+            return torch.cat([
+                self.logits(self.class_head, self.features(some), box)
+                for some, box in zip(
+                    image.split(self.slices_per_step), scan.split(self.slices_per_step), strict=True
+                )
+            ])  # fmt: skip
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The trainer's, for what callbacks ask: they run outside of its own steps."""
+        return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
 
     def features(self, image: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, D, h, w): what is classified and clustered."""

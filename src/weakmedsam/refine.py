@@ -1,6 +1,6 @@
 """Prompt affinity mining, put together: activation of slices in, scores for their pseudo-labels out.
 
-The formulas are in ``affinity.py``, ``volume_walk.py``, ``voting.py`` and ``pseudo_labels.py``, the settings in
+The formulas are in ``affinity.py``, ``volume_walk.py``, ``erasing.py``, ``voting.py`` and ``pseudo_labels.py``, the settings in
 ``refinement.py``, the prompts' answers in ``answers.py``; ``callbacks/mine.py`` does it in a run.
 """
 
@@ -17,6 +17,7 @@ from weakmedsam.affinity import Offset, border_map, edge_weights, half_disc, ran
 from weakmedsam.answers import MASKS, Answers, Slices, ask, place_prompts
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.cam import inside_box, min_max_inside
+from weakmedsam.erasing import Losses, smallest_telling, with_telling_mask
 from weakmedsam.pseudo_labels import centre_scores, compete, gated_scores, otsu_threshold
 from weakmedsam.refinement import Refinement
 from weakmedsam.volume_walk import half_ball, volume_weights
@@ -81,7 +82,9 @@ class Levels(NamedTuple):
 
 
 @torch.no_grad()
-def refine(backbone: Backbone, slices: Slices, settings: Refinement, chunk: int) -> Refined:
+def refine(
+    backbone: Backbone, slices: Slices, settings: Refinement, chunk: int, losses: Losses | None = None
+) -> Refined:
     """Mine the affinity of slices, each by itself, and walk their activation along it.
 
     Images are not encoded again. Otsu's rule takes each slice by itself.
@@ -91,11 +94,12 @@ def refine(backbone: Backbone, slices: Slices, settings: Refinement, chunk: int)
         slices: B of them.
         settings: the numbers of PAM.
         chunk: slices at once; bounds memory, changes nothing else.
+        losses: as in ``mine``.
     """
     parts = []
     for first in range(0, len(slices.cam), chunk):
         some = slices.rows(slice(first, first + chunk))
-        mined = mine(backbone, some, settings, chunk)
+        mined = mine(backbone, some, settings, chunk, losses=losses)
         levels = find_levels(mined, some, settings, whole=False)
         parts.append(score(mined, some, settings, levels))
     return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -109,6 +113,7 @@ def mine(
     chunk: int,
     positions: Tensor | None = None,
     thickness: float | None = None,
+    losses: Losses | None = None,
 ) -> Mined:
     """Walk and vote, on maps.
 
@@ -121,15 +126,16 @@ def mine(
             are neighbours. None: they all do.
         thickness: ``volume_walk.relative_thickness``. None, or ``settings.walk`` "slice": every slice is
             walked by itself.
+        losses: what erasing each mask takes from each class; needed where ``settings.erasing`` is above 0.
     """
     if settings.prompted:
         chunk = min(chunk, max(1, MASKS // settings.grid**2))
     if not settings.volumetric or thickness is None:
         chunks = [slices.rows(slice(i, i + chunk)) for i in range(0, len(slices.cam), chunk)]
-        parts = [_mine_slices(backbone, some, settings) for some in chunks]
+        parts = [_mine_slices(backbone, some, settings, losses) for some in chunks]
     else:
         parts = [
-            _mine_run(backbone, slices.rows(run), settings, chunk, thickness)
+            _mine_run(backbone, slices.rows(run), settings, chunk, thickness, losses)
             for run in _runs(len(slices.cam), positions)
         ]
     return Mined(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -143,12 +149,12 @@ def _runs(length: int, positions: Tensor | None) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *breaks], [*breaks, length], strict=True)]
 
 
-def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement) -> Mined:
+def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement, losses: Losses | None) -> Mined:
     """Each slice by itself."""
     offsets = half_disc(settings.radius)
     cam, start, inside = _start(backbone, some, settings)
     answers = ask(backbone, some, place_prompts(some, settings), settings)
-    walked = _voted(start, answers, inside, settings) if settings.vote in ("alone", "before") else start
+    walked = _begun(start, answers, inside, some, settings, losses)
     picture = torch.zeros_like(start[:, 0])
     if answers.maps is not None:
         trust = None if answers.weight is None else answers.weight[..., None, None]
@@ -160,7 +166,14 @@ def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement) -> Mine
     return Mined(cam, picture, start, walked)
 
 
-def _mine_run(backbone: Backbone, run: Slices, settings: Refinement, chunk: int, thickness: float) -> Mined:
+def _mine_run(
+    backbone: Backbone,
+    run: Slices,
+    settings: Refinement,
+    chunk: int,
+    thickness: float,
+    losses: Losses | None,
+) -> Mined:
     """Adjacent slices of a volume, together. Prompts' masks are held for some slices at a time only."""
     offsets = half_ball(settings.radius, settings.slice_reach, thickness)
     cam, start, inside = _start(backbone, run, settings)
@@ -170,16 +183,16 @@ def _mine_run(backbone: Backbone, run: Slices, settings: Refinement, chunk: int,
 
     def compared() -> Iterator[tuple[Tensor, Tensor | None]]:
         for piece in pieces:
-            answers = ask(backbone, run.rows(piece), prompts.rows(piece), settings)
-            if settings.vote == "before":
-                begun.append(_voted(start[piece], answers, inside[piece], settings))
+            some = run.rows(piece)
+            answers = ask(backbone, some, prompts.rows(piece), settings)
+            begun.append(_begun(start[piece], answers, inside[piece], some, settings, losses))
             assert answers.maps is not None
             yield answers.maps, answers.weight
 
     weights = volume_weights(
         compared(), offsets, settings.radius, thickness, settings.beta, settings.contrast
     )
-    walked = torch.cat(begun) if begun else start
+    walked = torch.cat(begun)
     # A slice without the class has no say about it: neither its own score nor its neighbours'.
     taking_part = inside & (run.label > 0)[:, :, None, None]
     walked = _walked(_deep(walked), weights, offsets, _deep(taking_part), settings)[0].movedim(0, 1)
@@ -224,6 +237,25 @@ def _voted(maps: Tensor, answers: Answers, inside: Tensor, settings: Refinement)
     assert answers.masks is not None
     masks = answers.masks * inside
     return vote(maps, masks, settings.vote_power, settings.vote_normalise, answers.trust)
+
+
+def _begun(
+    start: Tensor,
+    answers: Answers,
+    inside: Tensor,
+    some: Slices,
+    settings: Refinement,
+    losses: Losses | None,
+) -> Tensor:
+    """What is walked: the activation, with the mask that tells most, or what the masks vote."""
+    if settings.erasing > 0:
+        assert answers.masks is not None and losses is not None
+        masks = answers.masks * inside
+        telling = smallest_telling(masks, losses(some, masks), settings.erasing_share, answers.trust)
+        start = with_telling_mask(start, telling, settings.erasing)
+    if settings.vote in ("alone", "before"):
+        start = _voted(start, answers, inside, settings)
+    return start
 
 
 def find_levels(mined: Mined, slices: Slices, settings: Refinement, whole: bool) -> Levels | None:

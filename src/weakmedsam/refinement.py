@@ -46,6 +46,9 @@ class Refinement:
         walk: ``slice``, or ``volume`` with neighbours in adjacent slices where whole volumes are there
             (pseudo-labels and test; validation has slices and walks on each).
         slice_reach: slices either way that ``volume`` looks, 1 or more.
+        erasing: weight in the walk's start of the smallest mask without which a class loses most of its evidence,
+            in [0, 1]; 0 as published: the activation alone. Asks the classifier once for each mask.
+        erasing_share: of the most that any mask takes from the evidence, what that mask has to take, in (0, 1].
         vote: masks weighted by their agreement with the activation: ``none`` as published; ``alone``
             instead of the walk, ``before`` or ``after`` it.
         vote_power: exponent of the agreement, 0 or more.
@@ -80,6 +83,8 @@ class Refinement:
     weigh_by_quality: bool = False
     walk: str = "slice"
     slice_reach: int = 1
+    erasing: float = 0.0
+    erasing_share: float = 0.7
     vote: str = "none"
     vote_power: float = 4.0
     vote_normalise: str = "none"
@@ -105,7 +110,7 @@ class Refinement:
     @property
     def prompted(self) -> bool:
         """Whether prompts are asked at all."""
-        return self.affinity in PROMPTED or self.vote != "none"
+        return self.affinity in PROMPTED or self.vote != "none" or self.erasing > 0
 
     @property
     def walks(self) -> bool:
@@ -152,6 +157,8 @@ class Refinement:
             ("peaks", self.peaks, self.peaks >= 1, "1 or more"),
             ("min_quality", self.min_quality, 0 <= self.min_quality <= 1, "in [0, 1]"),
             ("slice_reach", self.slice_reach, self.slice_reach >= 1, "1 or more"),
+            ("erasing", self.erasing, 0 <= self.erasing <= 1, "in [0, 1]"),
+            ("erasing_share", self.erasing_share, 0 < self.erasing_share <= 1, "above 0 and at most 1"),
             ("vote_power", self.vote_power, self.vote_power >= 0, "0 or more"),
             ("background_power", self.background_power, self.background_power > 0, "above 0"),
         ):

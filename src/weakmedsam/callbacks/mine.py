@@ -19,6 +19,7 @@ from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, s
 from weakmedsam.cam import mirror_axes
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
+from weakmedsam.erasing import by_erasing
 from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
@@ -79,6 +80,8 @@ class PromptAffinityMining(Callback):
         weigh_by_quality: masks count by their predicted IoU.
         walk: through slices or volumes.
         slice_reach: slices either way.
+        erasing: weight of the mask that tells most in the walk's start.
+        erasing_share: of the evidence, that this mask has to take.
         vote: of the masks, and when.
         vote_power: exponent of their agreement with the activation.
         vote_normalise: by coverage or not.
@@ -117,6 +120,8 @@ class PromptAffinityMining(Callback):
         weigh_by_quality: bool = False,
         walk: str = "slice",
         slice_reach: int = 1,
+        erasing: float = 0.0,
+        erasing_share: float = 0.7,
         vote: str = "none",
         vote_power: float = 4.0,
         vote_normalise: str = "none",
@@ -130,8 +135,8 @@ class PromptAffinityMining(Callback):
     ) -> None:
         self.settings = Refinement(
             grid, affinity, intensity_share, radius, beta, contrast, steps, map_size, threshold, sigma, rescale,
-            restart, prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, vote, vote_power,
-            vote_normalise, competition, background_power, threshold_rule, flips,
+            restart, prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, erasing,
+            erasing_share, vote, vote_power, vote_normalise, competition, background_power, threshold_rule, flips,
         )  # fmt: skip
         check_least("model.pam.pictures", pictures, 1)
         check_least("model.pam.every_n_epochs", every_n_epochs, 1)
@@ -150,7 +155,9 @@ class PromptAffinityMining(Callback):
         """Refine B slices with these settings: image (B, 1, S, S), label (B, C), box (B, 4)."""
         embedding = module.embedding(activation, image) if self.settings.prompted else None
         slices = Slices(image, activation.cam, embedding, label, box)
-        return refine(module.backbone, slices, self.settings, module.slices_per_step)
+        return refine(
+            module.backbone, slices, self.settings, module.slices_per_step, by_erasing(module.evidence)
+        )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the module in which mirrors to look."""

@@ -12,6 +12,7 @@ from weakmedsam.backbones.base import Backbone
 from weakmedsam.callbacks.mine_tables import CaseDice
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import VolumeBatch
+from weakmedsam.erasing import Losses, by_erasing
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import dice_from_counts, overlap_counts
 from weakmedsam.pictures import Row
@@ -33,6 +34,7 @@ def refine_volume(
     batch: VolumeBatch,
     settings: Refinement,
     backbone: Backbone | None = None,
+    losses: Losses | None = None,
 ) -> Iterator[tuple[Tensor, Refined]]:
     """Refine the slices of a volume that have a class, with thresholds of the volume.
 
@@ -42,6 +44,7 @@ def refine_volume(
         batch: the volume.
         settings: the numbers of PAM.
         backbone: answers the prompts; None takes the module's.
+        losses: says what erasing takes; None asks the module.
 
     Yields:
         Numbers of some slices, and what became of them; scores of the whole volume are never held at once.
@@ -55,7 +58,9 @@ def refine_volume(
     slices = Slices(image, activation.cam, embedding, batch["label"][rows], box)
     thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.map_size)
     chunk = module.slices_per_step
-    mined = mine(module.backbone if backbone is None else backbone, slices, settings, chunk, rows, thickness)
+    asked = module.backbone if backbone is None else backbone
+    erased = by_erasing(module.evidence) if losses is None else losses
+    mined = mine(asked, slices, settings, chunk, rows, thickness, erased)
     levels = find_levels(mined, slices, settings, whole=True)
     for first in range(0, len(rows), chunk):
         some = slice(first, first + chunk)
@@ -69,6 +74,7 @@ def score_volume(
     batch: VolumeBatch,
     settings: Refinement,
     backbone: Backbone | None = None,
+    losses: Losses | None = None,
 ) -> list[CaseDice]:
     """Dice of a volume on the scan's own slices, before and after refinement; one a class.
 
@@ -78,6 +84,7 @@ def score_volume(
         batch: the volume, with ``mask``.
         settings: the numbers of PAM.
         backbone: answers the prompts; None takes the module's.
+        losses: says what erasing takes; None asks the module.
     """
     truth, names = batch["mask"], module.class_names
     empty = ~batch["label"].any(dim=1)
@@ -85,7 +92,7 @@ def score_volume(
     missed = overlap_counts(torch.zeros_like(truth[empty]), truth[empty], len(names)).sum(0).cpu()
     counts = {"cam": missed, "pam": missed}
     labelled = activation.rows(labelled_rows(batch))
-    for rows, refined in refine_volume(module, labelled, batch, settings, backbone):
+    for rows, refined in refine_volume(module, labelled, batch, settings, backbone, losses):
         for name, scores in (("cam", refined.before), ("pam", refined.after)):
             ids, _ = threshold_scores(to_native(scores, batch["frame"]), settings.threshold)
             counts[name] = counts[name] + overlap_counts(ids, truth[rows], len(names)).sum(0).cpu()

@@ -17,7 +17,9 @@ from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases
 from weakmedsam.callbacks.mine_volumes import labelled_rows, score_volume
 from weakmedsam.classify import Activation, WeakMedSAM
+from weakmedsam.answers import Slices
 from weakmedsam.contracts import ConfigError, VolumeBatch
+from weakmedsam.erasing import Losses, by_erasing
 from weakmedsam.files import write_table
 from weakmedsam.refinement import Refinement
 
@@ -61,9 +63,34 @@ class Remembering(Backbone):
         self._backbone[0].set_trainable(policy)
 
 
-def _digest(embedding: Tensor, points: Tensor, question: bytes) -> bytes:
+class RememberingLosses:
+    """What erasing takes, asked once for each slice and its masks.
+
+    Args:
+        losses: says it for new ones.
+    """
+
+    def __init__(self, losses: Losses) -> None:
+        self.asked = 0
+        self._losses = losses
+        self._answers: dict[bytes, Tensor] = {}
+
+    def __call__(self, some: Slices, masks: Tensor) -> Tensor:
+        """(B, C, P)."""
+        rows = []
+        for b in range(len(masks)):
+            one = some.rows(slice(b, b + 1))
+            key = _digest(one.image, masks[b], b"losses")
+            if key not in self._answers:
+                self.asked += 1
+                self._answers[key] = self._losses(one, masks[b : b + 1])
+            rows.append(self._answers[key])
+        return torch.cat(rows)
+
+
+def _digest(about: Tensor, asked: Tensor, question: bytes) -> bytes:
     digest = hashlib.blake2b(question)
-    for part in (embedding, points):
+    for part in (about, asked):
         digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.digest()
 
@@ -71,7 +98,7 @@ def _digest(embedding: Tensor, points: Tensor, question: bytes) -> bytes:
 class CompareRefinements(Callback):
     """Score many settings of PAM in one test: ``refinements.csv`` and ``refinements_mean.csv``.
 
-    Slices are encoded once and every prompt is put once, however many settings there are. No network is
+    Slices are encoded once, every prompt is put once and every mask erased once, however many settings there are. No network is
     chosen and nothing is tuned here: it is for the table of a study.
 
     Args:
@@ -109,7 +136,7 @@ class CompareRefinements(Callback):
     ) -> None:
         """Score a volume under every setting."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        backbone = Remembering(module.backbone)
+        backbone, losses = Remembering(module.backbone), RememberingLosses(by_erasing(module.evidence))
         rows = labelled_rows(batch)
         if len(rows) and any(settings.prompted for settings in self.settings.values()):
             made = module.embedding(activation.rows(rows), batch["image"][rows])
@@ -117,7 +144,7 @@ class CompareRefinements(Callback):
             embedding[rows] = made
             activation = activation._replace(embedding=embedding)
         for name, settings in self.settings.items():
-            self._cases[name] += score_volume(module, activation, batch, settings, backbone)
+            self._cases[name] += score_volume(module, activation, batch, settings, backbone, losses)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both tables: by case and class, and means over cases, a class without a target left out."""
