@@ -23,8 +23,9 @@ PAM: dict[str, tuple[str, ...]] = {
     "volume_walk": ("affinity",),
     "refinement": ("affinity", "prompts", "volume_walk", "voting"),
     "answers": ("affinity", "prompts", "refinement", "backbones"),
+    "erasing": ("cam", "answers", "pseudo_labels"),
     "refine": (
-        *("cam", "affinity", "voting", "prompts", "volume_walk"),
+        *("cam", "affinity", "voting", "prompts", "volume_walk", "erasing"),
         *("refinement", "answers", "pseudo_labels", "backbones"),
     ),
 }

@@ -64,6 +64,20 @@ def test_other_settings_give_what_a_new_run_with_them_gives(stored, grid):
         assert value == pytest.approx(theirs[name], abs=0.002), name
 
 
+def test_what_erasing_takes_is_stored_with_the_masks_where_the_run_erases(stored, tmp_path):
+    folder, data, _ = stored
+    pam = SETTINGS | {"erasing": 0.05, "steps": 0, "sigma": 0.0}
+    changes = {"erasing": 1.0, "erasing_share": 0.4, "grid": 5}
+    _, figures = validate(tmp_path / "kept", data, PromptAffinityMining(**pam), KeepFeatures([5]))
+    _, theirs = validate(tmp_path / "new", data, PromptAffinityMining(**pam | changes))
+    assert figures["val/pam_dice"] != pytest.approx(theirs["val/pam_dice"], abs=0.006)
+    for run, changed in ((figures, {}), (theirs, changes)):
+        ours = score(tmp_path / "kept", changed)
+        assert ours["val/pam_dice"] == pytest.approx(run["val/pam_dice"], abs=0.004)
+    with pytest.raises(DataError, match=r"erasing: .*kept was written with erasing 0"):
+        score(folder / "kept", {"erasing": 0.5})
+
+
 def test_chunks_change_nothing(stored, monkeypatch):
     folder, _, _ = stored
     whole = score(folder / "kept", {"grid": 5}, chunk=50)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from weakmedsam.refine import Refinement, Slices, refine
 
 HEAD = "features.json"
 PROMPTS = "prompts."
+LOST = "lost."
 STORED = (
     *("affinity", "map_size", "prompts", "content_share", "peaks"),
     *("min_quality", "weigh_by_quality"),
@@ -63,6 +65,8 @@ class Part(NamedTuple):
         labelled: (L,) int64, rows of the slices that have a class; the following are theirs.
         cam: (L, C, h, w) float32 in [0, 1], class activation.
         prompts: by prompts a side g: (L, g * g, s, s) uint8, masks of the prompts, 255 = inside.
+        lost: by prompts a side g: (L, C, g * g) float32, what erasing each takes (``erasing.evidence_lost``);
+            none where the run's ``erasing`` was 0.
         label: (L, C) uint8, image-level label.
         box: (L, 4) int64, where the scan lies in the frame.
         image: (L, 1, S, S) uint8, 255 = 1, for affinities that look at grey values.
@@ -73,6 +77,7 @@ class Part(NamedTuple):
     labelled: Tensor
     cam: Tensor
     prompts: dict[int, Tensor]
+    lost: dict[int, Tensor]
     label: Tensor
     box: Tensor
     image: Tensor
@@ -132,8 +137,9 @@ def write_head(folder: Path, head: Head) -> None:
 
 def write_part(folder: Path, part: Part) -> None:
     """Write a part, whole or not at all, named by its first slice."""
-    tensors = {name: value for name, value in part._asdict().items() if name != "prompts"}
+    tensors = {name: value for name, value in part._asdict().items() if name not in ("prompts", "lost")}
     tensors |= {f"{PROMPTS}{side}": masks for side, masks in part.prompts.items()}
+    tensors |= {f"{LOST}{side}": lost for side, lost in part.lost.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(folder / f"{int(part.rows[0]):07d}.safetensors") as path:
         save_file(tensors, path)
@@ -155,9 +161,12 @@ def read_parts(folder: Path) -> Iterator[Part]:
     """The parts of a store, one at a time, in order of their slices."""
     for path in sorted(folder.glob("*.safetensors")):
         tensors = load_file(path)
-        sides = [name for name in tensors if name.startswith(PROMPTS)]
-        prompts = {int(name.removeprefix(PROMPTS)): tensors.pop(name) for name in sides}
-        yield Part(**tensors, prompts=prompts)
+        yield Part(prompts=_by_side(tensors, PROMPTS), lost=_by_side(tensors, LOST), **tensors)
+
+
+def _by_side(tensors: dict[str, Tensor], prefix: str) -> dict[int, Tensor]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {int(name.removeprefix(prefix)): tensors.pop(name) for name in names}
 
 
 @torch.no_grad()
@@ -187,6 +196,11 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
             f"model.pam.grid: {settings.grid} is not stored in {folder}, {head.grids} are; name it in KeepFeatures's "
             "grids, in experiments/features.yaml"
         )
+    if settings.erasing > 0 and not head.settings["erasing"]:
+        raise DataError(
+            f"model.pam.erasing: {folder} was written with erasing 0, so it does not say what erasing takes; write it "
+            "anew with a value above 0"
+        )
     dice = {name: VolumeDice(head.cases, len(head.class_names)) for name in ("cam", "pam")}
     for part in read_parts(folder):
         found = {name: torch.zeros_like(part.mask) for name in dice}
@@ -194,12 +208,17 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
             stored = StoredPrompts(part.prompts[settings.grid], head.image_size)
             image = part.image.float() / 255
             slices = Slices(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
-            refined = refine(stored, slices, settings, chunk)
+            refined = refine(stored, slices, settings, chunk, partial(_stored_losses, part, settings.grid))
             found["cam"][part.labelled], _ = threshold_scores(refined.before, settings.threshold)
             found["pam"][part.labelled], _ = threshold_scores(refined.after, settings.threshold)
         for name, metric in dice.items():
             metric.update(found[name], part.mask.long(), part.rows)
     return _figures({name: torch.atleast_1d(m.compute()) for name, m in dice.items()}, head.class_names)
+
+
+def _stored_losses(part: Part, side: int, some: Slices, masks: Tensor) -> Tensor:
+    assert some.embedding is not None
+    return part.lost[side][some.embedding.flatten()]
 
 
 def _figures(dice: Mapping[str, Tensor], class_names: list[str]) -> dict[str, float]:

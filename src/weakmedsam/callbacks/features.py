@@ -13,11 +13,13 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from weakmedsam.affinity import grid_points, prompt_maps
-from weakmedsam.answers import MASKS
+from weakmedsam.answers import MASKS, Slices
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.callbacks.mine import PromptAffinityMining
+from weakmedsam.cam import inside_box
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import ConfigError, DataError, SliceBatch, check_least
+from weakmedsam.erasing import Losses, by_erasing
 from weakmedsam.files import write_whole
 from weakmedsam.refine import Refinement
 from weakmedsam.sweep_features import Head, Part, write_head, write_part
@@ -92,12 +94,19 @@ class KeepFeatures(Callback):
         rows = batch["label"].any(dim=1).nonzero().flatten()
         embedding = module.embedding(activation.rows(rows), batch["image"][rows]) if len(rows) else None
         prompts = {side: self._masks(module.backbone, embedding, side) for side in self._sides}
+        losses = by_erasing(module.evidence)
+        slices = Slices(
+            batch["image"][rows], activation.cam[rows], None, batch["label"][rows], batch["box"][rows]
+        )
         part = Part(
             rows=batch["index"],
             mask=batch["mask"].to(torch.uint8),
             labelled=rows,
             cam=activation.cam[rows].float(),
             prompts=prompts,
+            lost={side: self._lost(losses, slices, masks) for side, masks in prompts.items()}
+            if self._settings.erasing > 0 and len(rows)
+            else {},
             label=batch["label"][rows].to(torch.uint8),
             box=batch["box"][rows],
             image=(batch["image"][rows] * 255).round().to(torch.uint8),
@@ -115,6 +124,12 @@ class KeepFeatures(Callback):
             maps = prompt_maps(backbone.masks_at_points(some, points), map_size)
             parts.append((maps * 255).round().to(torch.uint8).cpu())
         return torch.cat(parts)
+
+    @staticmethod
+    def _lost(losses: Losses, slices: Slices, masks: Tensor) -> Tensor:
+        """(L, C, side * side), of the masks as they come from the store."""
+        inside = inside_box(slices.box, slices.image.shape[-1], masks.shape[-1])
+        return losses(slices, masks.to(slices.image.device).float() / 255 * inside)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was reached with the run's own settings."""
