@@ -75,7 +75,7 @@ def paint_over(image: Tensor, masks: Tensor, inside: Tensor) -> Tensor:
     # A thousandth of a pixel is no ring: the scan's own mean then decides.
     weight = ring + 1e-6 * inside
     colour = (weight * image).sum((-2, -1), keepdim=True) / weight.sum((-2, -1), keepdim=True).clamp_min(1e-9)
-    soft = smooth(_widened(masks, 1), 1.0)
+    soft = smooth(_widened(masks, 1), 1.0).to(image.dtype)
     return torch.lerp(image.expand_as(soft), colour.expand_as(soft), soft)
 
 
