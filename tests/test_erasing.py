@@ -68,6 +68,11 @@ def test_prompts_with_one_answer_are_one():
     assert same_as(both).tolist() == [[0, 1, 1, 3, 0, 3], [0, 1, 0, 3, 3, 1]]
 
 
+def test_two_faint_masks_are_not_one():
+    faint = torch.cat([mask(0, 10, 0, 10), mask(20, 30, 20, 30)], dim=1) * 0.4
+    assert same_as(faint).tolist() == [[0, 1]]
+
+
 def test_being_the_same_is_not_handed_on():
     # Each is like the one before it, the third not like the first.
     masks = torch.cat([mask(0, 20, 0, 20), mask(0, 20, 0, 21), mask(0, 20, 0, 22), mask(0, 20, 0, 23)], dim=1)
@@ -78,7 +83,9 @@ def test_what_a_mask_takes_is_counted_against_the_most():
     image = torch.zeros(1, 1, SIZE, SIZE)
     image[..., 4:10, 4:10] = 0.5
     image[..., 20:26, 20:28] = 1.0
-    masks = torch.cat([mask(4, 10, 4, 7), mask(4, 10, 4, 10), mask(20, 26, 20, 28), mask(14, 18, 14, 18)], dim=1)
+    masks = torch.cat(
+        [mask(4, 10, 4, 7), mask(4, 10, 4, 10), mask(20, 26, 20, 28), mask(14, 18, 14, 18)], dim=1
+    )
     lost = evidence_lost(grey_and_bright, image, BOX, masks)
     assert lost.shape == (1, 2, 4)
     assert lost[0, 0, 1] == 1
@@ -186,11 +193,41 @@ def test_masks_are_asked_for_whatever_pixels_are_compared_by(affinity):
     assert dice(after[0, 0] > 0.5, slices.embedding[0, 0] == 1) > 0.8
 
 
-def test_a_vote_before_the_walk_goes_by_what_erasing_found():
+@pytest.mark.parametrize("vote", ["alone", "before", "after"])
+def test_a_vote_goes_by_what_erasing_found(vote):
     slices = beside()
-    voted = {**vars(SCENE), **ERASING, "vote": "alone", "vote_power": 8.0}
+    voted = {**vars(SCENE), **ERASING, "vote": vote, "vote_power": 8.0}
     after = refine(BoxBackbone(), slices, Refinement(**voted), 4, by_erasing(grey_and_bright)).after
     assert dice(after[0, 0] > 0.5, slices.embedding[0, 0] == 1) > 0.8
+
+
+def test_a_mask_that_is_not_trusted_is_not_taken():
+    """The first kind of box answers with a low quality: only the second class can be moved."""
+    slices = beside()
+    backbone = BoxBackbone(torch.tensor([0.9, 0.2, 0.9]))
+    chosen = Refinement(**{**vars(SCENE), **ERASING, "min_quality": 0.5, "steps": 0})
+    walked = mine(backbone, slices, chosen, 4, losses=by_erasing(grey_and_bright)).walked
+    assert dice(walked[0, 0] > 0.4, slices.embedding[0, 0] == 1) < 0.2
+    assert dice(walked[0, 1] > 0.4, slices.embedding[0, 0] == 2) > 0.5
+
+
+def test_rounding_tells_nothing():
+    image = torch.rand(1, 1, SIZE, SIZE)
+
+    def evidence(image, box):
+        return 5.0 + 1e-5 * image.flatten(1).mean(1, keepdim=True)
+
+    assert evidence_lost(evidence, image, BOX, torch.rand(1, 4, 8, 8)).eq(0).all()
+
+
+def test_images_are_painted_in_the_images_own_precision():
+    image = torch.rand(1, 1, SIZE, SIZE).bfloat16()
+
+    def evidence(image, box):
+        assert image.dtype == torch.bfloat16
+        return image.flatten(1).mean(1, keepdim=True)
+
+    assert evidence_lost(evidence, image, BOX, torch.rand(1, 4, 8, 8)).isfinite().all()
 
 
 def test_chunks_change_nothing():
@@ -205,8 +242,9 @@ def test_chunks_change_nothing():
         assert torch.allclose(whole.walked, parts.walked, atol=1e-4)
 
 
-def test_evidence_is_the_forward_passes_logits_some_slices_at_a_time():
-    model = module().eval()
+@pytest.mark.parametrize("pooling", ["average", "top_k", "log_sum_exp"])
+def test_evidence_is_the_forward_passes_logits_some_slices_at_a_time(pooling):
+    model = module(pooling=pooling).eval()
     model.slices_per_step = 2
     image, box = torch.rand(5, 1, SIZE, SIZE), BOX.expand(5, 4)
     with torch.no_grad():

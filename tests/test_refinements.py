@@ -5,8 +5,9 @@ import torch
 from test_classify import module, trainer
 from tiny import TinyBackbone, tiny_phantom
 
+from weakmedsam.answers import Slices
 from weakmedsam.callbacks import CompareRefinements
-from weakmedsam.callbacks.refinements import Remembering
+from weakmedsam.callbacks.refinements import Remembering, RememberingLosses
 from weakmedsam.contracts import ConfigError
 from weakmedsam.local import LocalEncoder
 
@@ -72,6 +73,23 @@ def test_an_answer_from_memory_is_the_answer():
         memory.masks_at_points(embedding.flip(0), points)
     assert memory.asked == 3
     assert not list(memory.parameters())
+
+
+def test_what_erasing_takes_is_asked_once_for_a_slice_and_its_masks():
+    def losses(some, masks):
+        return torch.stack([some.image.mean() + masks.mean((2, 3))], dim=1)
+
+    memory = RememberingLosses(losses)
+    box = torch.tensor([0, 32, 0, 32]).expand(2, 4)
+    slices = Slices(torch.rand(2, 1, 32, 32), torch.rand(2, 1, 8, 8), None, torch.ones(2, 1), box)
+    masks = torch.rand(2, 3, 8, 8)
+    first = memory(slices, masks)
+    assert first.shape == (2, 1, 3)
+    assert memory.asked == 2
+    assert torch.equal(memory(slices, masks), first)
+    assert memory.asked == 2
+    assert not torch.equal(memory(slices, masks.flip(0)), first)
+    assert memory.asked == 4
 
 
 def test_a_setting_that_is_wrong_is_named():

@@ -104,7 +104,7 @@ def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, mon
     written(tmp_path, text=yaml.safe_dump(definition))
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
-    write_head(found.features, Head(["lesion"], ["a"], 32, {}, [4, 6]))
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": 0.3}, [4, 6]))
     if missing is None:
         check_stored(found)
     else:
@@ -112,6 +112,16 @@ def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, mon
             ConfigError, match=re.escape(f"own.yaml: model.pam.grid {missing} is not among the grids [4, 6]")
         ):
             check_stored(found)
+
+
+def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    written(tmp_path, text=(ROOT / "experiments/sweeps/pam.yaml").read_text())
+    found = plan("own", request_for(tmp_path))
+    found.features.mkdir(parents=True)
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": 0.0}, [4, 6, 8]))
+    with pytest.raises(ConfigError, match=r"own\.yaml: model\.pam\.erasing is swept, but .*with erasing 0"):
+        check_stored(found)
 
 
 def test_the_grids_of_the_sweep_are_those_that_are_stored():
@@ -176,7 +186,7 @@ PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
         ({"method": "annealing"}, "W&B does not take it: 'annealing' is not one of"),
         ({"parameters": {"model.sub_classes": {"min": 8, "max": 2}}}, "min 8 is not less than max 2"),
         ({"program": "prepare"}, "program is 'prepare'; choose one of classify, segment, pam"),
-        (PAM, "model.pam.every_n_epochs cannot be swept on stored"),
+        (PAM, "model.pam.affinity cannot be swept on stored"),
         (
             PAM | {"parameters": {"model.pam.map_size": {"values": [32, 64]}}},
             "model.pam.map_size cannot be swept on stored features; there are model.pam.grid, model.pam.intensity_",

@@ -195,14 +195,25 @@ class WeakMedSAM(LightningModule):
             return torch.cat([self.backbone.embed(some) for some in image.split(self.slices_per_step)])
 
     def evidence(self, image: Tensor, scan: Tensor) -> Tensor:
-        """(B, C) class logits of slices, however many, without what ``forward`` gives beside them."""
-        with self._precision():
-            return torch.cat([
-                self.logits(self.class_head, self.features(some), box)
-                for some, box in zip(
-                    image.split(self.slices_per_step), scan.split(self.slices_per_step), strict=True
+        """(B, C) class logits of slices, however many, without what ``forward`` gives beside them.
+
+        They are compared with each other, so whatever the features are computed in, the head is in float32.
+        """
+        parts = []
+        for some, box in zip(
+            image.split(self.slices_per_step), scan.split(self.slices_per_step), strict=True
+        ):
+            with self._precision():
+                features = self.features(some)
+            with torch.autocast(features.device.type, enabled=False):
+                evidence = F.conv2d(features.float(), self.class_head.weight.float())
+                mean = self.pooling == "average"
+                parts.append(
+                    mean_inside(evidence, self.inside(box, evidence.shape[-1]))
+                    if mean
+                    else self.pool(evidence, box)
                 )
-            ])  # fmt: skip
+        return torch.cat(parts)
 
     def _precision(self) -> AbstractContextManager[Any]:
         """The trainer's, for what callbacks ask: they run outside of its own steps."""

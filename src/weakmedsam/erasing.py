@@ -31,14 +31,18 @@ ALIKE = 0.9
 """IoU from which on two masks are one: only the first of them is painted over."""
 
 PAIRS = 64
-"""Images painted at once; memory only."""
+"""Images of 128 x 128 pixels painted at once, of larger ones fewer; memory only."""
+
+LEAST = 1e-3
+"""Of a logit, or of 1 where that is less than 1: a smaller loss is rounding."""
 
 
 def same_as(masks: Tensor, alike: float = ALIKE) -> Tensor:
     """Prompts in one region are answered by one mask: the first mask that each is the same as.
 
     Args:
-        masks: (B, P, h, w) in [0, 1], compared where they are above 0.5.
+        masks: (B, P, h, w) in [0, 1], compared where they are above 0.5; one that is so nowhere is the same as
+            none but those that are 0 everywhere, if it is so itself.
         alike: IoU above which two masks are the same. A mask that is the same as an earlier one stands for
             no later one.
 
@@ -49,7 +53,8 @@ def same_as(masks: Tensor, alike: float = ALIKE) -> Tensor:
     both = inside @ inside.transpose(1, 2)
     area = inside.sum(dim=2)
     either = area[:, :, None] + area[:, None] - both
-    overlap = torch.where(either > 0, both / either.clamp_min(1), 1)
+    empty = masks.amax(dim=(-2, -1)) < 1e-3
+    overlap = torch.where(empty[:, :, None] & empty[:, None], 1, both / either.clamp_min(1))
     count = masks.shape[1]
     first = torch.arange(count, device=masks.device).repeat(len(masks), 1)
     own = first[0].clone()
@@ -96,10 +101,11 @@ def evidence_lost(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor)
         masks: (B, P, s, s) in [0, 1], brought to the frame's size here.
 
     Returns:
-        (B, C, P) in [0, 1]: ``max(0, z - z_p) / max_q (z - z_q)``; 0 where no mask takes anything. Masks that are
-        the same (``same_as``) take the same.
+        (B, C, P) in [0, 1]: ``max(0, z - z_p) / max_q (z - z_q)``; 0 where no mask takes anything but ``LEAST``.
+        Masks that are the same (``same_as``) take the same.
     """
     size = image.shape[-1]
+    at_once = max(1, PAIRS * 128**2 // size**2)
     inside = inside_box(box, size, size)
     whole = evidence(image, box).float()
     first = same_as(masks)
@@ -107,13 +113,15 @@ def evidence_lost(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor)
     for b in range(len(image)):
         painted, place = first[b].unique(return_inverse=True)
         left = []
-        for some in masks[b, painted][None].float().split(PAIRS, dim=1):
+        for some in masks[b, painted][None].float().split(at_once, dim=1):
             full = F.interpolate(some, size=(size, size), mode="bilinear", antialias=some.shape[-1] > size)
             without = paint_over(image[b : b + 1].float(), full, inside[b : b + 1]).transpose(0, 1)
-            left.append(evidence(without, box[b].expand(len(without), 4)).float())
+            left.append(evidence(without.to(image.dtype), box[b].expand(len(without), 4)).float())
         taken.append((whole[b] - torch.cat(left)).clamp_min(0)[place].T)
     lost = torch.stack(taken)
-    return lost / lost.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(lost.dtype).tiny)
+    most = lost.amax(dim=-1, keepdim=True)
+    told = most >= LEAST * whole.abs().clamp_min(1)[..., None]
+    return torch.where(told, lost / most.clamp_min(LEAST), 0)
 
 
 def by_erasing(evidence: Evidence) -> Losses:

@@ -1,7 +1,7 @@
 """Prompt affinity mining, put together: activation of slices in, scores for their pseudo-labels out.
 
-The formulas are in ``affinity.py``, ``volume_walk.py``, ``erasing.py``, ``voting.py`` and ``pseudo_labels.py``, the settings in
-``refinement.py``, the prompts' answers in ``answers.py``; ``callbacks/mine.py`` does it in a run.
+The formulas are in ``affinity.py``, ``volume_walk.py``, ``erasing.py``, ``voting.py`` and ``pseudo_labels.py``, the
+settings in ``refinement.py``, the prompts' answers in ``answers.py``; ``callbacks/mine.py`` does it in a run.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def refine(
 ) -> Refined:
     """Mine the affinity of slices, each by itself, and walk their activation along it.
 
-    Images are not encoded again. Otsu's rule takes each slice by itself.
+    Images are not encoded again, unless ``losses`` does. Otsu's rule takes each slice by itself.
 
     Args:
         backbone: answers the prompts; S is its ``image_size``, s the settings' ``map_size``.
@@ -249,8 +249,11 @@ def _begun(
 ) -> Tensor:
     """What is walked: the activation, with the mask that tells most, or what the masks vote."""
     if settings.erasing > 0:
-        assert answers.masks is not None and losses is not None
+        assert answers.masks is not None
+        assert losses is not None
         masks = answers.masks * inside
+        if answers.trust is not None:
+            masks = masks * (answers.trust > 0)[..., None, None]
         telling = smallest_telling(masks, losses(some, masks), settings.erasing_share, answers.trust)
         start = with_telling_mask(start, telling, settings.erasing)
     if settings.vote in ("alone", "before"):

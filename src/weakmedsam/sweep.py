@@ -150,15 +150,23 @@ def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
 
 
 def check_stored(sweep: Sweep) -> None:
-    """See that a store holds the prompt masks of every grid that a sweep of PAM may draw.
+    """See that a store holds what a sweep of PAM may draw: masks of every grid, and what erasing them takes.
 
     Raises:
-        ConfigError: it does not; names the grids that are missing and where to add them.
+        ConfigError: it does not; names what is missing and how it gets there.
     """
     from weakmedsam.sweep_features import read_head
 
-    drawn = sweep.definition["parameters"].get("model.pam.grid")
-    if sweep.features is None or drawn is None:
+    parameters = sweep.definition["parameters"]
+    if sweep.features is None:
+        return
+    if "model.pam.erasing" in parameters and not read_head(sweep.features).settings.get("erasing"):
+        raise ConfigError(
+            f"{SWEEPS / sweep.name}.yaml: model.pam.erasing is swept, but {sweep.features} was written with erasing "
+            "0 and does not hold what erasing takes: write it with a value above 0, or leave the line out"
+        )
+    drawn = parameters.get("model.pam.grid")
+    if drawn is None:
         return
     wanted = drawn.get("values", [drawn["value"]] if "value" in drawn else None)
     if wanted is None:

@@ -196,7 +196,7 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
             f"model.pam.grid: {settings.grid} is not stored in {folder}, {head.grids} are; name it in KeepFeatures's "
             "grids, in experiments/features.yaml"
         )
-    if settings.erasing > 0 and not head.settings["erasing"]:
+    if settings.erasing > 0 and not head.settings.get("erasing"):
         raise DataError(
             f"model.pam.erasing: {folder} was written with erasing 0, so it does not say what erasing takes; write it "
             "anew with a value above 0"

@@ -129,7 +129,11 @@ class KeepFeatures(Callback):
     def _lost(losses: Losses, slices: Slices, masks: Tensor) -> Tensor:
         """(L, C, side * side), of the masks as they come from the store."""
         inside = inside_box(slices.box, slices.image.shape[-1], masks.shape[-1])
-        return losses(slices, masks.to(slices.image.device).float() / 255 * inside)
+        parts = []
+        for i in range(0, len(masks), step := max(1, MASKS // masks.shape[1])):
+            some = masks[i : i + step].to(inside.device).float() / 255 * inside[i : i + step]
+            parts.append(losses(slices.rows(slice(i, i + step)), some))
+        return torch.cat(parts)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was reached with the run's own settings."""

@@ -56,7 +56,8 @@ class PromptAffinityMining(Callback):
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
     W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
     same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Slices without a class are not prompted, and PAM encodes none twice (``flips`` and ``views`` apart).
+    Slices without a class are not prompted, and PAM encodes none twice (``erasing``, ``flips`` and ``views``
+    apart).
     Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
 
     Args:

@@ -13,11 +13,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from weakmedsam.answers import Slices
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases
 from weakmedsam.callbacks.mine_volumes import labelled_rows, score_volume
 from weakmedsam.classify import Activation, WeakMedSAM
-from weakmedsam.answers import Slices
 from weakmedsam.contracts import ConfigError, VolumeBatch
 from weakmedsam.erasing import Losses, by_erasing
 from weakmedsam.files import write_table
@@ -98,8 +98,8 @@ def _digest(about: Tensor, asked: Tensor, question: bytes) -> bytes:
 class CompareRefinements(Callback):
     """Score many settings of PAM in one test: ``refinements.csv`` and ``refinements_mean.csv``.
 
-    Slices are encoded once, every prompt is put once and every mask erased once, however many settings there are. No network is
-    chosen and nothing is tuned here: it is for the table of a study.
+    Slices are encoded once, every prompt is put once and every mask erased once, however many settings there
+    are. No network is chosen and nothing is tuned here: it is for the table of a study.
 
     Args:
         settings: name -> what differs from ``model.pam``'s defaults in code (the paper's values): keys and
