@@ -1,0 +1,86 @@
+"""What erasing costs beside what PAM does anyway, a slice: ``python -m benchmarks.erasing``.
+
+Drawn scenes of 128 pixels, ``pocket`` and an untrained local encoder of the default size, the repository's
+settings of PAM, eight adjacent slices of one volume. ``erasing_share``: of the whole, erasing's own; ``painted``:
+masks painted a slice, of all that are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from weakmedsam.answers import Slices, ask, place_prompts
+from weakmedsam.backbones.pocket import Pocket
+from weakmedsam.classify import WeakMedSAM
+from weakmedsam.erasing import evidence_lost, same_as
+from weakmedsam.local import LocalEncoder
+from weakmedsam.pretraining.scenes import draw_scenes
+from weakmedsam.refine import mine
+from weakmedsam.refinement import Refinement
+
+SIZE = 128
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """The best of some runs, after one that does not count."""
+    run()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _known(losses: Tensor, some: Slices, masks: Tensor) -> Tensor:
+    return losses
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print a table and a line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.erasing", description=__doc__)
+    parser.add_argument("--slices", type=int, default=8, help="of the volume")
+    parser.add_argument("--full", action="store_true", help="more repeats")
+    arguments = parser.parse_args()
+    count, repeats = arguments.slices, 8 if arguments.full else 3
+    torch.manual_seed(0)
+    local = LocalEncoder(SIZE, frame=SIZE, cells=16, widths=(24, 48, 96, 96))
+    model = WeakMedSAM(Pocket(SIZE), ["a"], local_encoder=local, pooling="log_sum_exp").eval()
+    image = draw_scenes(count, 0).image
+    box = torch.tensor([[0, SIZE, 0, SIZE]]).expand(count, 4)
+    slices = Slices(image, model(image, box).cam, model.backbone.embed(image), torch.ones(count, 1), box)
+    table, figures = Table("prompts a side", "masks", "erasing", "all", "share", "painted"), {}
+    for side in (4, 8):
+        settings = Refinement(
+            side, "with_intensity", 0.67, contrast=15.0, steps=32, walk="volume", erasing=0.3, threshold=0.75
+        )
+        prompts = place_prompts(slices, settings)
+        masks = ask(model.backbone, slices, prompts, settings).masks
+        assert masks is not None
+        asked = seconds(partial(ask, model.backbone, slices, prompts, settings), repeats)
+        erased = seconds(partial(evidence_lost, model.evidence, image, box, masks), repeats)
+        # With losses known, what is left is PAM without erasing.
+        known = partial(_known, evidence_lost(model.evidence, image, box, masks))
+        walk = partial(mine, model.backbone, slices, settings, count, thickness=1.0, losses=known)
+        rest = seconds(walk, repeats)
+        painted = sum(len(row.unique()) for row in same_as(masks)) / count
+        share = erased / (erased + rest)
+        times = (f"{1e3 * t / count:.0f} ms" for t in (asked, erased, erased + rest))
+        table.add_row(str(side), *times, f"{share:.0%}", f"{painted:.0f} of {side * side}")
+        figures = {"erasing_share": round(share, 3), "painted": round(painted, 1)}
+    Console().print(table)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
