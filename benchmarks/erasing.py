@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.pam import seconds
 from weakmedsam.answers import Slices, ask, place_prompts
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.classify import WeakMedSAM
@@ -28,17 +27,6 @@ from weakmedsam.refine import mine
 from weakmedsam.refinement import Refinement
 
 SIZE = 128
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """The best of some runs, after one that does not count."""
-    run()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def _known(losses: Tensor, some: Slices, masks: Tensor) -> Tensor:
