@@ -17,6 +17,8 @@ ARGS ?=
 TRAINER ?=
 ## What figures are sent to: wandb, lineage (with artifacts), csv or tensorboard (experiments/logger/<LOGGER>.yaml); empty: wandb
 LOGGER ?=
+## Rounds of pseudo-labels and segmentation network: from the second on PAM starts from what the network predicts
+ROUNDS ?= 1
 ## What starts the processes of a stage, e.g. ".venv/bin/torchrun --nproc-per-node 8" or "srun .venv/bin/python"
 LAUNCHER ?=
 ## Sweep: sce, pam, classify or segment (experiments/sweeps/<SWEEP>.yaml)
@@ -43,7 +45,7 @@ SOURCES := src data_modules benchmarks tests
 pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --experiment '$(EXPERIMENT)' \
 	--backbone '$(BACKBONE)' --runs '$(RUNS)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
 	$(if $(TRAINER),--trainer '$(TRAINER)') $(if $(LOGGER),--logger '$(LOGGER)') \
-	$(if $(LAUNCHER),--launcher '$(LAUNCHER)') \
+	$(if $(LAUNCHER),--launcher '$(LAUNCHER)') --rounds '$(ROUNDS)' \
 	$(if $(strip $(ARGS)),-- $(ARGS))
 
 .PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report \

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,15 @@ from weakmedsam.contracts import ConfigError
 from weakmedsam.locks import alone
 from weakmedsam.pipeline import run
 from weakmedsam.preemption import REQUEUE, Relay
-from weakmedsam.stages import STAGES, Request, options_for, parse_options, wanted_settings
+from weakmedsam.stages import (
+    STAGES,
+    Request,
+    another_round,
+    chosen_stages,
+    options_for,
+    parse_options,
+    wanted_settings,
+)
 
 STAGE = {stage.name: stage for stage in STAGES}
 
@@ -134,6 +143,80 @@ def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(
     assert (folder / "segment.old2/stage.json").is_file()
     assert (folder / "classify.old1/stage.json").is_file()
     assert "kept as segment.old1" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_path):
+    run("evaluate", request_for(tmp_path))
+    house.clear()
+    run("evaluate", request_for(tmp_path, rounds=2))
+    labels, network, test = house
+    folder = Path("runs/phantom/x")
+    assert labels[0] == "predict"
+    assert labels[labels.index("--model.pam.start") + 1].endswith(
+        str(folder / "segment/checkpoints/best.ckpt")
+    )
+    assert labels[labels.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
+    assert "experiments/another_round.yaml" in labels
+    assert network[network.index("--data.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
+    assert test[test.index("--ckpt_path") + 1].endswith(str(folder / "segment_2/checkpoints/best.ckpt"))
+    house.clear()
+    run("evaluate", request_for(tmp_path, rounds=3))
+    assert ran(house) == ["predict classify", "fit segment", "test segment"]
+    run("evaluate", request_for(tmp_path, rounds=1))
+    run("evaluate", request_for(tmp_path, rounds=3))
+    assert house == []
+
+
+def test_what_changes_the_first_round_makes_the_second_anew(house, tmp_path):
+    run("evaluate", request_for(tmp_path, rounds=2))
+    house.clear()
+    run("evaluate", request_for(tmp_path, "--pseudo_labels_2.model.pam.steps", "4", rounds=2))
+    assert ran(house) == ["predict classify", "fit segment", "test segment"]
+    run("evaluate", request_for(tmp_path, "--pseudo_labels.model.pam.steps", "4", rounds=2))
+    assert ran(house) == ["predict classify", "fit segment", "test segment"] * 2
+
+
+@pytest.mark.parametrize(
+    ("target", "rounds", "last"),
+    [
+        ("prepare", 2, ["prepare"]),
+        ("classify", 3, ["prepare", "classify"]),
+        ("ceiling", 2, ["prepare", "ceiling"]),
+        ("pseudo-labels", 1, ["prepare", "classify", "pseudo_labels"]),
+        ("pseudo-labels", 2, ["prepare", "classify", "pseudo_labels", "segment", "pseudo_labels_2"]),
+        ("segment", 2, ["prepare", "classify", "pseudo_labels", "segment", "pseudo_labels_2", "segment_2"]),
+    ],
+)
+def test_a_target_means_its_stage_of_the_last_round(target, rounds, last):
+    assert [stage.name for stage in chosen_stages(target, rounds)] == last
+
+
+def test_no_round_is_refused():
+    with pytest.raises(ConfigError, match="ROUNDS=0: there is at least one round"):
+        chosen_stages("train", 0)
+
+
+def test_options_of_a_later_round():
+    options = parse_options(
+        shlex.split(
+            "--model.sub_classes 4 --model.pam.steps 16 --pseudo_labels.model.pam.beta 2"
+            " --pseudo_labels_2.model.pam.beta 3"
+            " --segment.model.dice_weight 0 --segment_2.trainer.max_epochs 5 --test_2.data.num_workers 0"
+        )
+    )
+    labels, network, test = (options_for(stage, options) for stage in another_round(2))
+    assert labels == ["--model.sub_classes", "4", "--model.pam.beta", "3"]
+    assert network == ["--model.dice_weight", "0", "--trainer.max_epochs", "5"]
+    assert test == [*network, "--data.num_workers", "0"]
+    assert options_for(STAGE["pseudo_labels"], options)[2:] == [
+        "--model.pam.steps",
+        "16",
+        "--model.pam.beta",
+        "2",
+    ]
+    assert options_for(STAGE["segment"], options) == ["--model.dice_weight", "0"]
+    with pytest.raises(ConfigError, match=r"--segment_1\.model concerns no stage"):
+        options_for(STAGE["segment"], parse_options(["--segment_1.model", "4"]))
 
 
 def test_a_trainer_file_is_given_to_every_stage_that_has_a_trainer_and_wins(house, tmp_path):

@@ -6,6 +6,7 @@ class head and a sub-class head; loss = BCE(class) + 0.5 * BCE(sub-class).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
@@ -43,7 +44,7 @@ class Activation(NamedTuple):
 
     Attributes:
         logits: (B, C) class logits.
-        cam: (B, C, h, w) in [0, 1].
+        cam: (B, C, h, w) in [0, 1]: class activation, or what ``WeakMedSAM.start`` gives in its place.
         embedding: (B, E, h', w') for the mask decoder, where it comes with the features; None beside a local
             encoder: ``WeakMedSAM.embedding`` makes it for those slices that are prompted.
     """
@@ -151,6 +152,7 @@ class WeakMedSAM(LightningModule):
         self.scores, self.truths = CatMetric(), CatMetric()
         self.finished_cases: set[str] = set()
         self.views: list[tuple[int, ...]] = [()]
+        self.start: Callable[[Tensor], Tensor] | None = None  # image -> cam, in place of the activation
 
     def configure_callbacks(self) -> list[Callback]:
         """SCE and PAM, as set in ``model.sce`` and ``model.pam``."""
@@ -172,6 +174,8 @@ class WeakMedSAM(LightningModule):
         else:
             features, embedding = self.local_encoder(image), None
         logits = self.logits(self.class_head, features, scan)
+        if self.start is not None:
+            return Activation(logits, self.start(image), embedding)
         # The class head is linear: its evidence of the sum of the views is the sum of its evidence.
         views = [self.features(image.flip(axes)).flip(axes).float() for axes in self.views[1:]]
         cam = class_activation_map(sum(views, features.float()), self.class_head.weight.flatten(1))

@@ -111,7 +111,10 @@ def read_contenders(names: Sequence[str], runs: Path) -> list[Contender]:
 
 
 def read_settings(run: Run) -> dict[str, str]:
-    """What both trainings were set to, flat, as text; places and the command line's own keys are left out."""
+    """What both trainings were set to and how many rounds there were, flat, as text.
+
+    Places and the command line's own keys are left out.
+    """
     settings = {}
     for stage in ("classify", "segment"):
         text = run.configs.get(stage)
@@ -119,7 +122,7 @@ def read_settings(run: Run) -> dict[str, str]:
         for key, value in flat(_listed(nested) if isinstance(nested, dict) else {}).items():
             if key.rsplit(".", 1)[-1] not in PLACES:
                 settings[f"{stage}.{key.replace('init_args.', '')}"] = value
-    return settings
+    return settings | {"ROUNDS": str(run.last.number)} if settings else {}
 
 
 def _listed(value: Any) -> Any:
@@ -131,7 +134,7 @@ def _listed(value: Any) -> Any:
 
 def numbers(run: Run) -> dict[str, Figure]:
     """What was measured, as numbers: validation at the epoch that is kept, maps and network on test cases."""
-    tables = [(name, f"{title}, test", run.cases, name) for name, title in TESTED]
+    tables = [(name, f"{title}, test", run.last.cases, name) for name, title in TESTED]
     tables += [
         (f"test_{name}", f"{title}, test", run.map_cases, name)
         for name, title in (("cam_dice", "CAM Dice"), ("pam_dice", "Refined CAM Dice"))
@@ -142,6 +145,7 @@ def numbers(run: Run) -> dict[str, Figure]:
         means = {name: mean_of_means({name: some}) for name, some in values.items()}
         found.append(Figure(key, title, mean_of_means(values), means))
     for stage, metric, title, key in VALIDATED:
+        stage = run.latest(stage)
         history, epoch = run.histories[stage], kept_epoch(run, stage)
         classes = {name: history.at(f"{metric}/{name}", epoch)[0] for name in run.classes}
         found.append(Figure(key, f"{title}, validation", history.at(metric, epoch)[0], classes))

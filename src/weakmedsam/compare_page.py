@@ -172,10 +172,12 @@ def _chart(
 ) -> Chart | None:
     """One figure of all runs over the epochs of the longest."""
     stage, metric, title, unit, bounded = curve
-    epochs = sorted({epoch for one in contenders for epoch in one.run.histories[stage].epochs})
+    epochs = sorted(
+        {epoch for one in contenders for epoch in one.run.histories[one.run.latest(stage)].epochs}
+    )
     lines = []
     for one in contenders:
-        history = one.run.histories[stage]
+        history = one.run.histories[one.run.latest(stage)]
         held = dict(zip(history.epochs, history.series.get(metric, ()), strict=False))
         values = [held.get(epoch, math.nan) for epoch in epochs]
         if any(math.isfinite(value) for value in values):
@@ -190,10 +192,10 @@ def _chart(
 def _scatters(contenders: Sequence[Contender]) -> list[Scatter]:
     """The first run against each of the others, where both have scored the same cases."""
     first, *others = contenders
-    ours = _dice(first.run.cases)
+    ours = _dice(first.run.last.cases)
     drawn = []
     for other in others:
-        theirs = _dice(other.run.cases)
+        theirs = _dice(other.run.last.cases)
         points = [(*key, ours[key], theirs[key]) for key in ours if key in theirs]
         points = [point for point in points if math.isfinite(point[2]) and math.isfinite(point[3])]
         if points:

@@ -31,10 +31,10 @@ from weakmedsam.locks import LOCK, alone
 from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.settings import changes
 from weakmedsam.stages import (
-    STAGES,
     TARGETS,
     Request,
     Stage,
+    chosen_stages,
     options_for,
     parse_options,
     stage_configs,
@@ -215,8 +215,7 @@ def run(target: str, request: Request) -> None:
     """
     if request.experiment == "sweeps":
         raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
-    names = TARGETS[target]
-    chosen = [stage for stage in STAGES if stage.name in names]
+    chosen = chosen_stages(target, request.rounds)
     with alone(request.folder) as lock, Relay([lock]).listening() as relay:
         for i, stage in enumerate(chosen, start=1):
             run_stage(stage, request, f"{i}/{len(chosen)}", relay)
@@ -242,6 +241,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--trainer", default=None, help="experiments/trainer/<TRAINER>.yaml")
     parser.add_argument("--logger", default=None, help="experiments/logger/<LOGGER>.yaml")
+    parser.add_argument("--rounds", type=int, default=1, help="of pseudo-labels and segmentation network")
     parser.add_argument("--launcher", default="", help="starts a stage's processes, e.g. 'srun python'")
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -257,6 +257,7 @@ def main(words: list[str] | None = None) -> None:
             args.trainer,
             args.logger,
             tuple(shlex.split(args.launcher)),
+            args.rounds,
         )
         run(args.target, request)
     except WeakMedSAMError as error:

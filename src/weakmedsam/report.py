@@ -17,9 +17,10 @@ from rich.table import Table
 
 from weakmedsam.contracts import WeakMedSAMError
 from weakmedsam.files import write_whole
-from weakmedsam.report_figures import DASH, RANDOM, TITLES, duration, figures
+from weakmedsam.report_figures import DASH, RANDOM, duration, figures, title_of
 from weakmedsam.report_page import render
 from weakmedsam.report_run import Run, read_run
+from weakmedsam.stages import in_round, split_round
 
 REPORT = "report.html"
 
@@ -92,18 +93,22 @@ def _table(run: Run) -> Table:
     table.add_column("figures")
     table.add_column("time", justify="right")
     table.add_column("where to look")
-    by_key = {figure.key: figure.overall for figure in figures(run)}
-    for name, (keys, file) in _SHORT.items():
-        stage = run.stages.get(name)
+    by_key = {(split_round(figure.stage)[1], figure.key): figure.overall for figure in figures(run)}
+    again = [
+        in_round(kind, one.number) for one in run.rounds[1:] for kind in ("pseudo_labels", "segment", "test")
+    ]
+    for name in (*list(_SHORT)[:-1], *again, "ceiling"):
+        stage, (kind, number) = run.stages.get(name), split_round(name)
         if stage is None:
             continue
-        found = ", ".join(f"{_WORDS[key]} {by_key[key]}" for key in keys if key in by_key)
+        keys, file = _SHORT[kind][0], _SHORT[kind][1].replace(kind, name, 1)
+        found = ", ".join(f"{_WORDS[key]} {by_key[number, key]}" for key in keys if (number, key) in by_key)
         state = "" if stage.state == "done" else stage.state
         text = "; ".join(part for part in (found, state) if part) or DASH
         if name == "classify" and run.random:
             text += f"\n{RANDOM}"
         table.add_row(
-            TITLES[name], text, duration(stage.seconds), file if (run.folder / file).exists() else DASH
+            title_of(name), text, duration(stage.seconds), file if (run.folder / file).exists() else DASH
         )
     return table
 

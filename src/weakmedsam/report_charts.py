@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from weakmedsam.report_run import History
+from weakmedsam.stages import split_round
 
 COLOURS = 6
 """Line colours in the style sheet, ``c1`` to ``c6``, repeated beyond; ``c0`` is the ink, for means."""
@@ -104,7 +105,7 @@ def charts(stage: str, history: History, classes: Sequence[str]) -> tuple[list[C
     """A training stage's curves: the ones that are expected, then one chart for each further metric.
 
     Args:
-        stage: "classify" or "segment".
+        stage: "classify", "segment" or that of a later round.
         history: metrics by epoch.
         classes: class names; with several, each has its colour and the mean is drawn in ink.
     """
@@ -112,7 +113,7 @@ def charts(stage: str, history: History, classes: Sequence[str]) -> tuple[list[C
         return [], []
     used: set[str] = set()
     main = []
-    for title, unit, bounded, families in _PANELS[stage]:
+    for title, unit, bounded, families in _PANELS[split_round(stage)[0]]:
         lines = _lines(history, classes, families, used)
         if lines:
             main.append(Chart(title, unit, history.epochs, lines, bounded))

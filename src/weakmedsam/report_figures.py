@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from weakmedsam.report_run import NAN, STAGES, Row, Run
+from weakmedsam.report_run import NAN, Round, Row, Run
+from weakmedsam.stages import in_round, split_round
 
 DASH = "\N{EN DASH}"
 RANDOM = "weights: none (random numbers)"
@@ -83,6 +84,18 @@ class Figure:
     by_class: dict[str, str]
 
 
+def title_of(stage: str) -> str:
+    """A stage's name for readers."""
+    kind, number = split_round(stage)
+    return TITLES[kind] + (f", round {number}" if number > 1 else "")
+
+
+def target_of(stage: str) -> str:
+    """The words after ``make`` that run a stage."""
+    kind, number = split_round(stage)
+    return TARGETS[kind] + (f" ROUNDS={number}" if number > 1 else "")
+
+
 def number(value: float, digits: int = 3) -> str:
     """A figure with fixed decimals; a dash for NaN."""
     return f"{value:.{digits}f}" if math.isfinite(value) else DASH
@@ -117,20 +130,32 @@ def cell(value: str | float, column: str) -> str:
 
 def figures(run: Run) -> list[Figure]:
     """What was measured, stage by stage, for all classes and for each."""
-    found = [*_validated(run), *_maps_tested(run), *_tested(run), *_other_protocols(run), *_ceiling(run)]
-    cases = len({row["case"] for row in run.quality})
+    found = [*_validated(run), *_maps_tested(run), *_ceiling(run)]
+    for one in run.rounds:
+        found += [*_labelled(one), *_tested(one), *_other_protocols(one)]
+    order = list(run.stages)
+    return sorted(found, key=lambda figure: order.index(figure.stage))
+
+
+def _labelled(one: Round) -> list[Figure]:
+    found = []
+    cases = len({row["case"] for row in one.quality})
     for column in ("quality", "stability"):
-        values = by_class_of(run.quality, column)
+        values = by_class_of(one.quality, column)
         if values:
+            stage, where = in_round("pseudo_labels", one.number), f"{cases} training cases"
             texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
-            where, overall = f"{cases} training cases", number(mean_of_means(values))
-            found.append(Figure("pseudo_labels", column, column.capitalize(), where, overall, texts))
-    return sorted(found, key=lambda figure: STAGES.index(figure.stage))
+            overall = number(mean_of_means(values))
+            found.append(Figure(stage, column, column.capitalize(), where, overall, texts))
+    return found
 
 
 def _validated(run: Run) -> list[Figure]:
     found = []
-    for stage, metric, title, key in VALIDATED:
+    rows = [
+        (stage, *row[1:]) for stage in run.histories for row in VALIDATED if row[0] == split_round(stage)[0]
+    ]
+    for stage, metric, title, key in rows:
         history = run.histories[stage]
         epoch = kept_epoch(run, stage)
         value, measured = history.at(metric, epoch)
@@ -144,28 +169,28 @@ def _validated(run: Run) -> list[Figure]:
     return found
 
 
-def _tested(run: Run) -> list[Figure]:
-    where = f"{len({row['case'] for row in run.cases})} test cases"
+def _tested(one: Round) -> list[Figure]:
+    where, stage = f"{len({row['case'] for row in one.cases})} test cases", in_round("test", one.number)
     found = []
     for column, title in TESTED:
-        values = by_class_of(run.cases, column)
+        values = by_class_of(one.cases, column)
         digits = 2 if column.endswith("_mm") else 3
         if values:
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
-            found.append(Figure("test", column, title, where, number(mean_of_means(values), digits), texts))
-        kept = [row for row in run.cases if not any(row.get(name) == 1 for name, _ in _COUNTED)]
-        if values and digits == 2 and len(kept) < len(run.cases):
+            found.append(Figure(stage, column, title, where, number(mean_of_means(values), digits), texts))
+        kept = [row for row in one.cases if not any(row.get(name) == 1 for name, _ in _COUNTED)]
+        if values and digits == 2 and len(kept) < len(one.cases):
             values = by_class_of(kept, column)
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
             overall = number(mean_of_means(values), digits)
-            found.append(Figure("test", "found_mm", f"{title}, where found", where, overall, texts))
+            found.append(Figure(stage, "found_mm", f"{title}, where found", where, overall, texts))
     for column, title in _COUNTED:
         counts = {
-            name: sum(v for v in values if v == v) for name, values in by_class_of(run.cases, column).items()
+            name: sum(v for v in values if v == v) for name, values in by_class_of(one.cases, column).items()
         }
         if counts:
             texts = {name: f"{count:g}" for name, count in counts.items()}
-            found.append(Figure("test", column, title, where, f"{sum(counts.values()):g}", texts))
+            found.append(Figure(stage, column, title, where, f"{sum(counts.values()):g}", texts))
     return found
 
 
@@ -193,22 +218,24 @@ def _ceiling(run: Run) -> list[Figure]:
     return [Figure("test", "ceiling", "Dice, trained on EXPERT masks", where, overall, texts)]
 
 
-def _other_protocols(run: Run) -> list[Figure]:
+def _other_protocols(one: Round) -> list[Figure]:
     """Dice by slices, from test/summary.json: beside the volume's Dice, under other names."""
     found = []
     for protocol, title in (
         ("slice_wise", "Slice-wise Dice"),
         ("published", "Dice as in the published code"),
     ):
-        classes = run.summary.get("classes")
+        classes = one.summary.get("classes")
         values = {
             name: _inner(facts, protocol, "dice", "mean")
             for name, facts in (classes.items() if isinstance(classes, dict) else ())
         }
         if any(math.isfinite(value) for value in values.values()):
             texts = {name: number(value) for name, value in values.items()}
-            overall = number(_inner(run.summary, "mean", protocol, "dice"))
-            found.append(Figure("test", protocol, title, "all test slices", overall, texts))
+            overall = number(_inner(one.summary, "mean", protocol, "dice"))
+            found.append(
+                Figure(in_round("test", one.number), protocol, title, "all test slices", overall, texts)
+            )
     return found
 
 

@@ -11,7 +11,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from weakmedsam.report_charts import charts
-from weakmedsam.report_figures import DASH, RANDOM, TARGETS, TIPS, TITLES, cell, duration, figures, kept_epoch
+from weakmedsam.report_figures import (
+    DASH,
+    RANDOM,
+    TIPS,
+    cell,
+    duration,
+    figures,
+    kept_epoch,
+    target_of,
+    title_of,
+)
 from weakmedsam.report_pictures import RULE, Album, chosen_pictures, latest_epoch, mean_by_case
 from weakmedsam.report_run import Row, Run
 
@@ -22,16 +32,16 @@ def render(run: Run) -> str:
     grid = latest_epoch(run.folder / "classify" / "pictures")
     caption = f"{grid.name}: slices of validation cases" if grid else ""
     tables = {
-        "pseudo_labels": (run.quality, "quality"),
-        "test": (_without_slices(run.cases), "dice"),
+        run.latest("pseudo_labels"): (run.last.quality, "quality"),
+        run.latest("test"): (_without_slices(run.last.cases), "dice"),
     }
     environment = templates()
     scores = {stage: mean_by_case(rows, column) for stage, (rows, column) in tables.items()}
     return environment.get_template("report_page.html").render(
         run=run,
         stages=list(run.stages.values()),
-        titles=TITLES,
-        targets=TARGETS,
+        titles={name: title_of(name) for name in run.stages},
+        targets={name: target_of(name) for name in run.stages},
         tips=TIPS,
         rule=RULE,
         random=RANDOM,
@@ -48,7 +58,7 @@ def render(run: Run) -> str:
         },
         album=album,
         settings={stage.name: flat(stage.settings) for stage in run.stages.values() if stage.settings},
-        summary=flat(run.summary),
+        summary=flat(run.last.summary),
         versions=_versions(run),
     )
 
@@ -79,10 +89,10 @@ def _choice(run: Run, stage: str) -> str:
     epoch, last = kept_epoch(run, stage), run.histories[stage].epochs[-1]
     monitor = run.monitors.get(stage)
     if monitor is None or math.isnan(monitor.kept_epoch(run.histories[stage])):
-        return f"{TITLES[stage]}: figures of the last epoch, {last:g}."
+        return f"{title_of(stage)}: figures of the last epoch, {last:g}."
     best = f"{'lowest' if monitor.mode == 'min' else 'highest'} {monitor.metric}"
     span = f"epoch {epoch:g} of 0 to {last:g}"
-    return f"{TITLES[stage]}: figures of {span}, the one kept: {best} on validation cases."
+    return f"{title_of(stage)}: figures of {span}, the one kept: {best} on validation cases."
 
 
 def _versions(run: Run) -> dict[str, dict[str, list[str]]]:
@@ -90,7 +100,7 @@ def _versions(run: Run) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for stage in run.stages.values():
         for package, version in stage.versions.items():
-            found.setdefault(package, {}).setdefault(str(version), []).append(TITLES[stage.name])
+            found.setdefault(package, {}).setdefault(str(version), []).append(title_of(stage.name))
     return found
 
 

@@ -17,9 +17,13 @@ from typing import Any
 import yaml
 
 from weakmedsam.contracts import DataError
+from weakmedsam.stages import in_round
 
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test")
 """A run's stages in order; each has a folder of that name."""
+
+_KINDS = STAGES[2:]
+"""What another round makes anew."""
 
 BESIDE = ("test_maps", "ceiling")
 """Stages that nothing builds on: scores of activation maps, and the network trained on expert masks."""
@@ -93,20 +97,35 @@ class Monitor:
 
 
 @dataclass(frozen=True)
+class Round:
+    """What was measured of one round's pseudo-labels and network.
+
+    Attributes:
+        number: 1 or more.
+        quality: rows of pseudo_labels/quality.csv; from round 2 on that of pseudo_labels_2, and so with the others.
+        cases: rows of test/cases.csv.
+        summary: test/summary.json.
+    """
+
+    number: int
+    quality: list[Row]
+    cases: list[Row]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Run:
     """All that a report says of a run.
 
     Attributes:
         folder: the run's directory, ``runs/<dataset>/<experiment>``.
-        stages: stage name -> ``Stage``, all of ``STAGES``, and of ``BESIDE`` what was run.
-        histories: "classify" and "segment" -> ``History``.
-        configs: "classify" and "segment" -> text of config.yaml, where there is one.
-        monitors: "classify" and "segment" -> what chooses the checkpoint, where the config names it.
-        quality: rows of pseudo_labels/quality.csv.
-        cases: rows of test/cases.csv.
+        stages: stage name -> ``Stage``, all of ``STAGES`` and of the rounds, and of ``BESIDE`` what was run.
+        histories: "classify", "segment", "segment_2", ... -> ``History``.
+        configs: the same -> text of config.yaml, where there is one.
+        monitors: the same -> what chooses the checkpoint, where the config names it.
+        rounds: one or more; the last one's figures are the run's.
         map_cases: rows of cam_cases.csv (CAM and refined CAM on the test cases), of test_maps/.
         ceiling: rows of ceiling/test/cases.csv.
-        summary: test/summary.json.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
     """
@@ -116,11 +135,9 @@ class Run:
     histories: dict[str, History]
     configs: dict[str, str]
     monitors: dict[str, Monitor]
-    quality: list[Row]
-    cases: list[Row]
+    rounds: tuple[Round, ...]
     map_cases: list[Row]
     ceiling: list[Row]
-    summary: dict[str, Any]
     expert: bool
     random: bool
 
@@ -135,11 +152,20 @@ class Run:
         return self.folder.name
 
     @property
+    def last(self) -> Round:
+        """The round whose network is the run's."""
+        return self.rounds[-1]
+
+    def latest(self, kind: str) -> str:
+        """Name of the last round's ``pseudo_labels``, ``segment`` or ``test``; of another stage its own."""
+        return in_round(kind, self.last.number) if kind in _KINDS else kind
+
+    @property
     def classes(self) -> list[str]:
         """Class names, in the order in which the files name them."""
         columns = (name for history in self.histories.values() for name in history.series)
         named = [name[len(stem) :] for name in columns for stem in _CLASS_METRICS if name.startswith(stem)]
-        named += [str(row["class"]) for row in (*self.cases, *self.quality)]
+        named += [str(row["class"]) for row in (*self.last.cases, *self.rounds[0].quality)]
         return list(dict.fromkeys(named))
 
 
@@ -157,12 +183,15 @@ def read_run(folder: Path) -> Run:
         raise DataError(
             f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one."
         )
-    trained = ("classify", "segment")
+    count = _count_rounds(folder)
+    later = [(in_round(kind, n) for kind in _KINDS) for n in range(2, count + 1)]
+    names = (*STAGES, *(name for names in later for name in names))
+    trained = ("classify", *(in_round("segment", n) for n in range(1, count + 1)))
     texts = {name: _read_text(folder / name / "config.yaml") for name in trained}
     configs = {name: _parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(config) for name, config in configs.items()}
-    stages = {name: _read_stage(folder / name) for name in (*STAGES, *BESIDE)}
-    stages = {name: found for name, found in stages.items() if name in STAGES or found.state != "not run"}
+    stages = {name: _read_stage(folder / name) for name in (*names, *BESIDE)}
+    stages = {name: found for name, found in stages.items() if name in names or found.state != "not run"}
     maps = (folder / name / "cam_cases.csv" for name in ("test_maps", "test"))
     return Run(
         folder=folder,
@@ -170,14 +199,34 @@ def read_run(folder: Path) -> Run:
         histories={name: _read_history(folder / name / "history.csv") for name in trained},
         configs={name: text for name, text in texts.items() if text},
         monitors={name: monitor for name, monitor in monitors.items() if monitor},
-        quality=_read_rows(folder / "pseudo_labels" / "quality.csv", ("quality",)),
-        cases=_read_rows(folder / "test" / "cases.csv", ("dice",)),
+        rounds=tuple(_read_round(folder, n) for n in range(1, count + 1)),
         map_cases=next((rows for path in maps if (rows := _read_rows(path, ("cam_dice", "pam_dice")))), []),
         ceiling=_read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
-        summary=_read_json(folder / "test" / "summary.json"),
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
         random=_backbone_options(configs["classify"]).get("weights") == "none",
+    )
+
+
+def _count_rounds(folder: Path) -> int:
+    """How many rounds there are of the network that is there now; later ones of an earlier network do not count."""
+    number = 1
+    while True:
+        before, labels = in_round("segment", number), in_round("pseudo_labels", number + 1)
+        begun = _read_json(folder / labels / "settings.json").get("after")
+        made = _read_json(folder / before / "stage.json").get("made")
+        if not isinstance(begun, dict) or begun.get(before) != made:
+            return number
+        number += 1
+
+
+def _read_round(folder: Path, number: int) -> Round:
+    labels, test = (folder / in_round(kind, number) for kind in ("pseudo_labels", "test"))
+    return Round(
+        number,
+        quality=_read_rows(labels / "quality.csv", ("quality",)),
+        cases=_read_rows(test / "cases.csv", ("dice",)),
+        summary=_read_json(test / "summary.json"),
     )
 
 

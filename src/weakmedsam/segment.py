@@ -32,7 +32,8 @@ from weakmedsam.pictures import draw_contours, most_telling_slice
 from weakmedsam.scores import CaseScores, gather, score_case, summarise, take_means, write_tables
 from weakmedsam.sharding import shard
 
-_SIGNATURE = "segmenter"
+SIGNATURE = "segmenter"
+"""Key of a checkpoint under which it says what it is of."""
 
 
 class SegmentationData(Protocol):
@@ -186,6 +187,7 @@ class Segmenter(LightningModule):
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
         self.network = build_network(network, network_args or {}, self.num_classes)
+        self._made_by = {"class_path": network, "arguments": dict(network_args or {})}
         self.background_weight = background_weight
         self.dice_weight = dice_weight
         self.ignore_below = ignore_below
@@ -253,7 +255,11 @@ class Segmenter(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what it is of."""
-        checkpoint[_SIGNATURE] = {"network": network_signature(self.network), "class_names": self.class_names}
+        checkpoint[SIGNATURE] = {
+            "network": network_signature(self.network),
+            "class_names": self.class_names,
+            "made_by": self._made_by,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else, before its tensors fail to fit.
@@ -261,7 +267,7 @@ class Segmenter(LightningModule):
         Raises:
             CheckpointError: it is of another network, of other classes or of no Segmenter.
         """
-        saved = checkpoint.get(_SIGNATURE)
+        saved = checkpoint.get(SIGNATURE)
         if saved is None:
             raise CheckpointError("The checkpoint is not of a Segmenter. Give one of the segmentation stage.")
         wanted = network_signature(self.network)

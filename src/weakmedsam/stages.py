@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ class Request(NamedTuple):
         logger: of ``experiments/logger/<logger>.yaml``, None = what the stages' YAMLs say.
         launcher: words that start the processes of a stage with a trainer, in place of this interpreter:
             ``srun python``, ``torchrun --nproc-per-node 8``.
+        rounds: of pseudo-labels and segmentation network, 1 or more; see ``another_round``.
     """
 
     dataset: str
@@ -38,6 +41,7 @@ class Request(NamedTuple):
     trainer: str | None = None
     logger: str | None = None
     launcher: tuple[str, ...] = ()
+    rounds: int = 1
 
     @property
     def folder(self) -> Path:
@@ -110,14 +114,14 @@ def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
     return [["predict", *common, *_root(request.folder / "pseudo_labels"), "--ckpt_path", str(best)]]
 
 
-def _segment(request: Request, common: list[str]) -> list[list[str]]:
-    folder = request.folder / "segment"
-    return [["fit", *common, *pseudo_labelled(request), *_root(folder), *_resume(folder)]]
+def _segment(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
+    folder = request.folder / in_round("segment", number)
+    return [["fit", *common, *pseudo_labelled(request, number), *_root(folder), *_resume(folder)]]
 
 
-def pseudo_labelled(request: Request) -> list[str]:
-    """Options with which a segmentation network learns the run's pseudo-labels."""
-    folder = request.folder / "pseudo_labels"
+def pseudo_labelled(request: Request, number: int = 1) -> list[str]:
+    """Options with which a segmentation network learns the run's pseudo-labels of a round."""
+    folder = request.folder / in_round("pseudo_labels", number)
     return ["--data.supervision", "pseudo", "--data.pseudo_labels_dir", str(folder)]
 
 
@@ -136,9 +140,25 @@ def _test_maps(request: Request, common: list[str]) -> list[list[str]]:
     return [["test", *common, *_root(request.folder / "test_maps"), "--ckpt_path", str(best)]]
 
 
-def _test(request: Request, common: list[str]) -> list[list[str]]:
-    best = request.folder / "segment/checkpoints/best.ckpt"
-    return [["test", *common, *_root(request.folder / "test"), "--ckpt_path", str(best)]]
+def _best_segmenter(request: Request, number: int) -> str:
+    return str(request.folder / in_round("segment", number) / "checkpoints/best.ckpt")
+
+
+def _test(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
+    folder = request.folder / in_round("test", number)
+    return [["test", *common, *_root(folder), "--ckpt_path", _best_segmenter(request, number)]]
+
+
+def _again(request: Request, common: list[str], number: int) -> list[list[str]]:
+    """Pseudo-labels from what the segmentation network of the round before predicts."""
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    start = ["--model.pam.start", _best_segmenter(request, number - 1)]
+    folder = request.folder / in_round("pseudo_labels", number)
+    return [["predict", *common, *start, *_root(folder), "--ckpt_path", str(best)]]
+
+
+def _again_configs(request: Request) -> list[Path]:
+    return [*_pseudo_configs(request), EXPERIMENTS / "another_round.yaml"]
 
 
 def _pseudo_configs(request: Request) -> list[Path]:
@@ -195,6 +215,58 @@ TARGETS = {
 }
 
 
+def in_round(name: str, number: int) -> str:
+    """A stage's name in a round: ``segment``, ``segment_2``, ``segment_3``."""
+    return name if number == 1 else f"{name}_{number}"
+
+
+def split_round(name: str) -> tuple[str, int]:
+    """``segment_2`` -> ("segment", 2); of another name round 1."""
+    found = re.fullmatch(r"(pseudo_labels|segment|test)_([2-9]|[1-9]\d+)", name)
+    return (found[1], int(found[2])) if found else (name, 1)
+
+
+def another_round(number: int) -> tuple[Stage, ...]:
+    """The stages of a round after the first: self-training, see ``self_training.py``.
+
+    Args:
+        number: of the round, 2 or more.
+    """
+    labels, network = in_round("pseudo_labels", number), in_round("segment", number)
+    before = in_round("segment", number - 1)
+    # fmt: off
+    return (
+        Stage(labels, f"refine what {before} predicts (PAM)", ("classify", before), _again_configs, _MODEL,
+              partial(_again, number=number), ("*.safetensors", "quality.csv")),
+        Stage(network, "train the segmentation network on it", (labels,), _segment_configs, _ALL,
+              partial(_segment, number=number), _NETWORK, trains=True),
+        Stage(in_round("test", number), "score it on test cases", (network,), _segment_configs, _ALL,
+              partial(_test, number=number), ("cases.csv", "summary.json"), needs_test_masks=True),
+    )
+    # fmt: on
+
+
+def chosen_stages(target: str, rounds: int) -> list[Stage]:
+    """The stages that a target runs, in order.
+
+    Args:
+        target: one of ``TARGETS``.
+        rounds: how often pseudo-labels are made; of ``pseudo-labels`` and ``segment`` the last round's are meant.
+
+    Raises:
+        ConfigError: no round.
+    """
+    if rounds < 1:
+        raise ConfigError(f"ROUNDS={rounds}: there is at least one round")
+    wanted = TARGETS[target]
+    first = wanted if rounds == 1 or "pseudo_labels" not in wanted else (*wanted, "segment")
+    chosen = [stage for stage in STAGES if stage.name in first]
+    for number in range(2, rounds + 1 if "pseudo_labels" in wanted else 2):
+        names = {in_round(name, number) for name in (wanted if number == rounds else first)}
+        chosen += [stage for stage in another_round(number) if stage.name in names]
+    return chosen
+
+
 def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
     """``--a.b 1 --c=2 --flag`` -> [("a.b", ["1"]), ("c", ["2"]), ("flag", [])].
 
@@ -216,23 +288,31 @@ def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
 def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]:
     """The options that concern a stage, as command-line words.
 
+    ``--segment.…`` concerns the networks of all rounds, ``--segment_2.…`` that of one; ``--model.pam.…`` the first
+    round only, because what is walked in later ones is of another kind, ``--pseudo_labels_2.model.pam.…`` those.
+
     Raises:
         ConfigError: an option that concerns no stage.
     """
     words = []
-    names = {other.name for other in STAGES}
     # A test follows the settings of the network it tests.
     leader = {"test": "segment", "ceiling": "segment"}
     leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features"), "classify")
-    own = {stage.name, leader.get(stage.name, "")}
-    known = names | {group for other in STAGES for group in other.takes}
+    kind, number = split_round(stage.name)
+    if number > 1:
+        leader["segment"] = "segment"  # every round's network is of the same kind
+    lead = leader.get(kind, stage.name)
+    own = {stage.name, lead, in_round(lead, number)}
+    known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
     for key, values in options:
         first, _, rest = key.partition(".")
-        if first not in known:
+        if split_round(first)[0] not in known:
             raise ConfigError(
                 f"ARGS: --{key} concerns no stage; options begin with {', '.join(sorted(known))}"
             )
         chosen = rest if first in own else key if first in stage.takes else None
+        if number > 1 and chosen == key and key.startswith("model.pam"):
+            continue  # of the first round; this one's are in another_round.yaml
         if chosen is not None and not (stage.name == "prepare" and not chosen.startswith("data.")):
             words += [f"--{chosen}", *values]
     return words

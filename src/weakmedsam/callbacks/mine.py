@@ -24,6 +24,7 @@ from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
 from weakmedsam.refine import Refined, Refinement, Slices, refine
+from weakmedsam.self_training import SegmentedStart
 
 VIEWS = ("plain", "mirrored")
 
@@ -92,6 +93,8 @@ class PromptAffinityMining(Callback):
         flips: measure the stability of pseudo-labels on mirrored images.
         views: what activation is averaged over: the ``plain`` image, as published, or with ``mirrored`` ones
             too, in the ways that training mirrors (see ``cam.mirror_axes``).
+        start: what is walked: None for the activation, as published, or a segmentation network's checkpoint, for
+            what that predicts (``self_training.py``); ``views`` then has no say.
         every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
             Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
         pictures: rows of a picture grid, and slices that W&B shows with their masks.
@@ -131,6 +134,7 @@ class PromptAffinityMining(Callback):
         threshold_rule: str = "fixed",
         flips: bool = False,
         views: str = "plain",
+        start: str | None = None,
         every_n_epochs: int = 1,
         pictures: int = 6,
     ) -> None:
@@ -144,11 +148,13 @@ class PromptAffinityMining(Callback):
         if views not in VIEWS:
             raise ConfigError(f"model.pam.views: {views!r} is unknown; choose one of {', '.join(VIEWS)}")
         self.views = views
+        self.start = start
         self.every_n_epochs = every_n_epochs
         self._dice: dict[str, VolumeDice] = {}
         self._rows: FixedSlices[Row] = FixedSlices(pictures)
         self._cases: list[CaseDice] = []
         self._stamp: dict[str, object] = {}
+        self._start: str | None = None
 
     def refine(
         self, module: WeakMedSAM, image: Tensor, activation: Activation, label: Tensor, box: Tensor
@@ -161,12 +167,13 @@ class PromptAffinityMining(Callback):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the module in which mirrors to look."""
-        data = cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
+        """Tell the module in which mirrors to look, and what to start from."""
+        module, data = cast(WeakMedSAM, pl_module), cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
+        if self.start is not None:
+            segmented = SegmentedStart(Path(self.start), module.class_names, self.settings.map_size)
+            module.start, self._start = segmented, fingerprint(segmented.network)
         if self.views == "mirrored" and data.augment is not None:
-            cast(WeakMedSAM, pl_module).views = mirror_axes(
-                data.augment.flip_columns > 0, data.augment.flip_rows > 0
-            )
+            module.views = mirror_axes(data.augment.flip_columns > 0, data.augment.flip_rows > 0)
 
     # Validation
 
@@ -298,6 +305,8 @@ class PromptAffinityMining(Callback):
         """Find the volumes that are done under these settings and by this network."""
         module = cast(WeakMedSAM, pl_module)
         self._stamp = {**asdict(self.settings), "views": self.views, "network": fingerprint(module)}
+        if self._start is not None:
+            self._stamp["start"] = self._start
         folder = Path(trainer.default_root_dir)
         done = (path for path in folder.glob("*.safetensors") if read_settings(path) == self._stamp)
         module.finished_cases = {path.stem for path in done}

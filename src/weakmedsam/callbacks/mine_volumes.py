@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.callbacks.mine_tables import CaseDice
@@ -212,7 +212,7 @@ def draw_row(
     )
 
 
-def fingerprint(module: WeakMedSAM) -> str:
+def fingerprint(module: nn.Module) -> str:
     """Short hash of the network's weights: pseudo-labels of another network are not its own."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):

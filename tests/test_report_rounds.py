@@ -1,0 +1,70 @@
+"""The report of a run with a second round of pseudo-labels and network."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from drawn_run import draw_run, write_csv, write_stage
+from test_report import page_of, printed, section
+
+from weakmedsam.compare import read_contenders
+from weakmedsam.report_run import read_run
+
+DICE = 0.8765
+
+
+def stamp(run: Path, stage: str, made: int, after: dict[str, int]) -> None:
+    path = run / stage / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"made": made}))
+    (run / stage / "settings.json").write_text(json.dumps({"after": after}))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = draw_run(tmp_path / "phantom" / "k4")
+    for kind in ("pseudo_labels", "segment", "test"):
+        shutil.copytree(run / kind, run / f"{kind}_2")
+        write_stage(run, f"{kind}_2", 33.0)
+    stamp(run, "segment", 5, {})
+    stamp(run, "pseudo_labels_2", 6, {"classify": 1, "segment": 5})
+    write_csv(run / "test_2/cases.csv", [{"case": "a", "class": "liver", "dice": DICE, "jaccard": 0.5}])
+    return run
+
+
+def test_the_last_round_is_the_runs_and_the_first_stands_beside_it(run: Path) -> None:
+    page = page_of(run)
+    figures, test = section(page, "figures"), section(page, "test")
+    for title in ("pseudo-labels, round 2", "segment, round 2", "test, round 2"):
+        assert title in figures
+    assert figures.index(">test<") < figures.index("test, round 2")
+    assert "Test cases, round 2" in test
+    assert "0.876" in test or "0.877" in test
+    assert "case_00" not in test
+    assert section(page, "curves").count("<h4>Dice, validation<") == 2
+    text = printed(run)
+    assert "Dice (test) 0.87" in text.split("test, round 2")[1]
+    assert "test_2/cases.csv" in text
+
+
+def test_a_round_of_an_earlier_network_is_not_shown(run: Path) -> None:
+    stamp(run, "segment", 7, {})
+    assert "round 2" not in page_of(run)
+    assert read_run(run).last.number == 1
+
+
+def test_an_unfinished_round_says_how_it_goes_on(run: Path) -> None:
+    shutil.rmtree(run / "test_2")
+    page = page_of(run)
+    assert "test, round 2 (not run)" in section(page, "headline")
+    assert "make train DATASET=phantom EXPERIMENT=k4 ROUNDS=2" in section(page, "headline")
+    assert "make evaluate ROUNDS=2 DATASET=phantom EXPERIMENT=k4" in section(page, "test")
+
+
+def test_runs_are_compared_by_their_last_rounds(run: Path) -> None:
+    once = draw_run(run.parent / "once")
+    twice, first = read_contenders(["phantom/k4", "phantom/once"], run.parent.parent)
+    assert twice.figures["dice"].overall == pytest.approx(DICE)
+    assert first.figures["dice"].overall != pytest.approx(DICE)
+    assert (twice.settings["ROUNDS"], first.settings["ROUNDS"]) == ("2", "1")
+    assert once.is_dir()

@@ -1,0 +1,141 @@
+"""Pseudo-labels that start from a segmentation network; here one that sees what is bright, so that all is known."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file
+from test_classify import module, trainer
+from tiny import tiny_phantom
+from torch import nn
+
+from weakmedsam.callbacks import PromptAffinityMining
+from weakmedsam.contracts import CheckpointError
+from weakmedsam.pseudo_labels import read_settings
+from weakmedsam.segment import Segmenter
+from weakmedsam.self_training import SegmentedStart, load_segmenter
+
+CLASSES = ["lesion", "cyst"]
+
+
+class Brightness(nn.Module):
+    """Class 1 above a level, class 2 far below it."""
+
+    def __init__(self, spatial_dims, in_channels, out_channels, level=0.5):
+        super().__init__()
+        assert (spatial_dims, in_channels, out_channels) == (2, 1, 3)
+        self.level = nn.Parameter(torch.tensor(level))
+
+    def forward(self, image):
+        above = 40 * (image - self.level)
+        return torch.cat([torch.zeros_like(above), above, -above - 12], dim=1)
+
+
+def save(path, level=0.5, network="test_self_training.Brightness", classes=CLASSES, **arguments):
+    segmenter = Segmenter(network, classes, arguments)
+    if network.endswith("Brightness"):
+        nn.init.constant_(segmenter.network.level, level)
+    checkpoint = {"state_dict": segmenter.state_dict()}
+    segmenter.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return segmenter
+
+
+def test_a_network_comes_back_from_its_checkpoint_alone(tmp_path):
+    unet = "monai.networks.nets.BasicUNet"
+    ours = save(tmp_path / "best.ckpt", network=unet, features=[4, 4, 4, 4, 4, 4]).eval()
+    theirs = load_segmenter(tmp_path / "best.ckpt", CLASSES)
+    image = torch.rand(2, 1, 32, 32)
+    assert torch.equal(theirs(image), ours(image))
+    assert not any(parameter.requires_grad for parameter in theirs.parameters())
+    assert not theirs.training
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ({"state_dict": {}}, "does not say which segmentation network"),
+        ({"segmenter": {"network": "x", "class_names": CLASSES}}, "of an earlier version"),
+        ("theirs", r"of the classes \['tumour'\], this run's are \['lesion', 'cyst'\]"),
+    ],
+)
+def test_what_is_no_such_checkpoint_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "best.ckpt"
+    if content == "theirs":
+        save(path, network="monai.networks.nets.BasicUNet", classes=["tumour"], features=[4] * 6)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"model\.pam\.start: .*best\.ckpt.*{message}"):
+        load_segmenter(path, CLASSES)
+
+
+def test_maps_are_probabilities_without_the_background(tmp_path):
+    segmenter = save(tmp_path / "best.ckpt")
+    image = torch.rand(3, 1, 32, 32)
+    maps = SegmentedStart(tmp_path / "best.ckpt", CLASSES, 8)(image)
+    expected = F.avg_pool2d(segmenter(image).softmax(1)[:, 1:], 4)
+    assert maps.shape == (3, 2, 8, 8)
+    assert torch.allclose(maps, expected)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    tiny_phantom(folder).prepare_data()
+    return folder
+
+
+def predict(folder, scans, start, **settings):
+    torch.manual_seed(0)
+    miner = PromptAffinityMining(start=str(start), affinity="none", sigma=0.0, map_size=32, **settings)
+    model = module()
+    model._callbacks.append(miner)
+    trainer(folder).predict(model, tiny_phantom(scans), return_predictions=False)
+    return model
+
+
+def test_pseudo_labels_are_what_the_network_predicts_gated_by_the_labels(scans, tmp_path):
+    save(tmp_path / "best.ckpt")
+    model = predict(tmp_path / "labels", scans, tmp_path / "best.ckpt")
+    assert not any("level" in name for name in model.state_dict())
+    data = tiny_phantom(scans)
+    data.setup("fit")
+    seen, agreeing = 0, []
+    for batch in data.predict_dataloader():
+        ids = load_file(tmp_path / f"labels/{batch['case']}.safetensors")["label"]
+        bright = (batch["image"][:, 0] > 0.5).numpy()
+        lesion = batch["label"][:, 0].numpy() == 1
+        # Each map reaches from 0 to 1 in its slice, and within a slice the network is sure of nearly every pixel.
+        agreeing += [*((ids[lesion] == 1) == bright[lesion])]
+        assert not (ids[~lesion] == 1).any()
+        assert not ids[(batch["label"] == 0).all(dim=1).numpy()].any()
+        seen += int((ids == 1).sum())
+    assert seen > 500
+    assert np.mean(agreeing) > 0.97
+
+
+def test_those_of_another_network_are_made_anew_and_of_the_same_kept(scans, tmp_path):
+    save(tmp_path / "first.ckpt")
+    save(tmp_path / "second.ckpt", level=0.6)
+    folder = tmp_path / "labels"
+
+    def made(start):
+        predict(folder, scans, tmp_path / start)
+        path = min(folder.glob("*.safetensors"))
+        return path.stat().st_mtime_ns, read_settings(path)["start"], load_file(path)["label"]
+
+    first, again, other = made("first.ckpt"), made("first.ckpt"), made("second.ckpt")
+    assert first[:2] == again[:2]
+    assert other[0] != first[0]
+    assert other[1] != first[1]
+    assert not np.array_equal(other[2], first[2])
+
+
+def test_the_mirrored_images_are_looked_at_by_it_too(scans, tmp_path):
+    save(tmp_path / "best.ckpt")
+    predict(tmp_path / "labels", scans, tmp_path / "best.ckpt", flips=True)
+    for path in (tmp_path / "labels").glob("*.safetensors"):
+        stability = load_file(path)["stability"]
+        # Brightness knows no sides.
+        assert np.nanmin(stability) == 1
