@@ -47,7 +47,7 @@ def command(launcher, folder, target="train", runs=None):
     return [sys.executable, "-m", "weakmedsam.pipeline", target, *run, *launcher, "--", *words]
 
 
-def start(folder, *target, launcher=None):
+def start(folder, *target, launcher=None, rounds=1):
     nowhere = "http://127.0.0.1:9"  # who asks the network gets no answer
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
@@ -57,7 +57,14 @@ def start(folder, *target, launcher=None):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        command(["--launcher", shlex.join(serving())] if launcher is None else launcher, folder, *target),
+        command(
+            [
+                *(["--launcher", shlex.join(serving())] if launcher is None else launcher),
+                f"--rounds={rounds}",
+            ],
+            folder,
+            *target,
+        ),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -114,7 +121,7 @@ def test_a_second_run_says_that_all_is_up_to_date_and_starts_nothing(whole):
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test")
 
 
-def kill_inside(folder, stage, seconds, after=None, target=("train",)):
+def kill_inside(folder, stage, seconds, after=None, target=("train",), rounds=1):
     """Start the command, and kill it some seconds into a stage, or after a file of it (a pattern) is there.
 
     A stage that was over by then, because the machine has less to do than it had, is begun once more and
@@ -123,7 +130,7 @@ def kill_inside(folder, stage, seconds, after=None, target=("train",)):
     run = (target[1] if len(target) > 1 else folder / "runs") / "phantom/default" / stage
     over = True
     while over:
-        process = start(folder, *target)
+        process = start(folder, *target, rounds=rounds)
         deadline = time.monotonic() + 300
         while not (run / "settings.json").exists() and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[0]
@@ -169,6 +176,25 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
         assert (ours / table).read_text() == (theirs / table).read_text()
     assert (ours / "test/summary.json").read_text() == (theirs / "test/summary.json").read_text()
     assert not list(ours.rglob("*.part"))
+
+
+def test_a_second_round_is_continued_after_kills_too(whole, tmp_path):
+    folder, _ = whole
+    runs = [Path(shutil.copytree(folder / "runs", tmp_path / name)) for name in ("killed", "whole")]
+    for stage, after in (("pseudo_labels_2", "*.safetensors"), ("segment_2", "checkpoints/last.ckpt")):
+        kill_inside(folder, stage, 0.05, after=after, target=("train", runs[0]), rounds=2)
+    for place in runs:
+        process = start(folder, "train", place, rounds=2)
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, output
+    ours, theirs = (place / "phantom/default" for place in runs)
+    assert_same_training(ours / "segment_2", theirs / "segment_2")
+    for table in ("pseudo_labels_2/quality.csv", "test_2/cases.csv"):
+        assert (ours / table).read_text() == (theirs / table).read_text()
+    assert (ours / "test/cases.csv").read_text() == (
+        folder / "runs/phantom/default/test/cases.csv"
+    ).read_text()
+    assert "Test cases, round 2" in (ours / "report.html").read_text()
 
 
 def test_the_ceiling_is_continued_after_a_kill_too(whole, tmp_path):

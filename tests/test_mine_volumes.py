@@ -52,6 +52,9 @@ def test_a_network_that_knows_no_sides_gives_stable_labels():
     assert labels.label[0].eq(0).all()
     assert row.title == "a slice 1\nlesion"
     assert (row.unrefined == 1).sum() > 50
+    assert row.start == "class activation"
+    model.start = lambda image: image
+    assert label_volume(model, look(batch), batch, SETTINGS, look)[1].start == "prediction"
 
 
 def test_a_network_that_knows_sides_does_not():

@@ -56,6 +56,16 @@ def test_grid_has_a_line_per_row_and_a_panel_per_step(tmp_path, masks, panels):
     assert green.any() == (panels == 6)
 
 
+def test_the_second_column_is_headed_by_what_it_shows(tmp_path):
+    pictures = []
+    for start in ("class activation", "prediction"):
+        draw_grid([row(None)._replace(start=start)], tmp_path / "grid.png")
+        pictures.append(read(tmp_path / "grid.png"))
+    rows, columns = np.nonzero(np.ptp(np.stack(pictures), axis=(0, -1)) > 40)
+    assert rows.max() < 24
+    assert 168 < columns.min() < columns.max() < 2 * 168 + 5
+
+
 def test_a_last_panel_marks_what_refinement_corrected_and_broke(tmp_path):
     before, after, mask = box(0, 8, 0, 8), box(0, 8, 4, 12), box(0, 8, 4, 16)
     before[15, 15] = after[15, 14] = 1

@@ -18,7 +18,7 @@ from weakmedsam.contracts import ConfigError
 from weakmedsam.refine import Refinement
 from weakmedsam.segment import Segmenter
 from weakmedsam.stages import Request, parse_options
-from weakmedsam.sweep import PROGRAMS, check_stored, claim, plan, read_definition
+from weakmedsam.sweep import PROGRAMS, claim, fit_to_store, plan, read_definition
 from weakmedsam.sweep_features import Head, write_head
 from weakmedsam.sweep_ledger import draw, words_of
 from weakmedsam.sweep_run import pam_settings
@@ -106,22 +106,44 @@ def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, mon
     found.features.mkdir(parents=True)
     write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": 0.3}, [4, 6]))
     if missing is None:
-        check_stored(found)
+        fit_to_store(found)
     else:
         with pytest.raises(
             ConfigError, match=re.escape(f"own.yaml: model.pam.grid {missing} is not among the grids [4, 6]")
         ):
-            check_stored(found)
+            fit_to_store(found)
 
 
-def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypatch):
+@pytest.mark.parametrize("erasing", [0.0, 0.3])
+def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypatch, capsys, erasing):
     monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
     written(tmp_path, text=(ROOT / "experiments/sweeps/pam.yaml").read_text())
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
-    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": 0.0}, [4, 6, 8]))
-    with pytest.raises(ConfigError, match=r"own\.yaml: model\.pam\.erasing is swept, but .*with erasing 0"):
-        check_stored(found)
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": erasing}, [4, 6, 8]))
+    left = fit_to_store(found).definition["parameters"]
+    gone = found.definition["parameters"].keys() - left.keys()
+    assert gone == (set() if erasing else {"model.pam.erasing", "model.pam.erasing_share"})
+    assert ("not swept: model.pam.erasing, model.pam.erasing_share" in capsys.readouterr().out) == (
+        not erasing
+    )
+    assert (
+        read_definition(tmp_path / "own.yaml")["parameters"].keys() == found.definition["parameters"].keys()
+    )
+
+
+def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    definition = yaml.safe_load((ROOT / "experiments/sweeps/pam.yaml").read_text())
+    definition["parameters"] = {"model.pam.erasing": {"min": 0.1, "max": 1.0}}
+    written(tmp_path, text=yaml.safe_dump(definition))
+    found = plan("own", request_for(tmp_path))
+    found.features.mkdir(parents=True)
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": 0.0}, [4]))
+    with pytest.raises(
+        ConfigError, match=r"own\.yaml sweeps erasing alone, but .*write it with a value above 0"
+    ):
+        fit_to_store(found)
 
 
 def test_the_grids_of_the_sweep_are_those_that_are_stored():

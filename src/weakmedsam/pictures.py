@@ -33,6 +33,7 @@ class Row(NamedTuple):
         pseudo_label: (H, W) class ids.
         mask: (H, W) class ids, None where there is no expert mask to show.
         unrefined: (H, W) class ids of the activation without refinement; None if they are not compared.
+        start: what ``cam`` is; that of the first row heads the column.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     pseudo_label: NDArray[np.uint8]
     mask: NDArray[np.uint8] | None
     unrefined: NDArray[np.uint8] | None = None
+    start: str = "class activation"
 
 
 def draw_grid(rows: list[Row], path: Path) -> None:
@@ -54,7 +56,7 @@ def draw_grid(rows: list[Row], path: Path) -> None:
     """
     with_mask = any(row.mask is not None for row in rows)
     compared = any(row.mask is not None and row.unrefined is not None for row in rows)
-    names = ["image", "class activation", "prompt affinity", "refined by PAM", "pseudo-label"]
+    names = ["image", rows[0].start, "prompt affinity", "refined by PAM", "pseudo-label"]
     names += ["expert mask"] if with_mask else []
     names += ["PAM corrected / broke"] if compared else []
     figure = Figure(figsize=(2.1 * len(names), 2.25 * len(rows) + 0.25), layout="constrained")

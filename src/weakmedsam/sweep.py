@@ -65,6 +65,9 @@ PROGRAMS = {
 }
 
 
+_ERASED = ("model.pam.erasing", "model.pam.erasing_share")
+
+
 class Sweep(NamedTuple):
     """A sweep that is going to run.
 
@@ -149,29 +152,44 @@ def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
         raise ConfigError(f"{path}: a run of PAM has no epochs, so early_terminate never acts; remove it")
 
 
-def check_stored(sweep: Sweep) -> None:
-    """See that a store holds what a sweep of PAM may draw: masks of every grid, and what erasing them takes.
+def fit_to_store(sweep: Sweep) -> Sweep:
+    """Leave out what a run of PAM without erasing cannot answer, and see that masks of every grid are stored.
+
+    Whether a run erases is its backbone's affair (``experiments/backbone/samus.yaml`` does not), so one sweep
+    serves both.
 
     Raises:
-        ConfigError: it does not; names what is missing and how it gets there.
+        ConfigError: masks of a grid are missing; names it and how they get there. Or nothing is left to sweep.
     """
     from weakmedsam.sweep_features import read_head
 
-    parameters = sweep.definition["parameters"]
     if sweep.features is None:
-        return
-    if "model.pam.erasing" in parameters and not read_head(sweep.features).settings.get("erasing"):
-        raise ConfigError(
-            f"{SWEEPS / sweep.name}.yaml: model.pam.erasing is swept, but {sweep.features} was written with erasing "
-            "0 and does not hold what erasing takes: write it with a value above 0, or leave the line out"
-        )
-    drawn = parameters.get("model.pam.grid")
+        return sweep
+    parameters = sweep.definition["parameters"]
+    unanswered = [name for name in _ERASED if name in parameters]
+    if unanswered and not read_head(sweep.features).settings.get("erasing"):
+        parameters = {name: drawn for name, drawn in parameters.items() if name not in unanswered}
+        if not parameters:
+            raise ConfigError(
+                f"{SWEEPS / sweep.name}.yaml sweeps erasing alone, but {sweep.features} was written with "
+                "model.pam.erasing 0 and does not hold what erasing takes: write it with a value above 0"
+            )
+        print(f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.erasing 0")
+        sweep = sweep._replace(definition=sweep.definition | {"parameters": parameters})
+    _check_grids(sweep, sweep.features)
+    return sweep
+
+
+def _check_grids(sweep: Sweep, features: Path) -> None:
+    from weakmedsam.sweep_features import read_head
+
+    drawn = sweep.definition["parameters"].get("model.pam.grid")
     if drawn is None:
         return
     wanted = drawn.get("values", [drawn["value"]] if "value" in drawn else None)
     if wanted is None:
         wanted = range(int(drawn["min"]), int(drawn["max"]) + 1)
-    held = read_head(sweep.features).grids
+    held = read_head(features).grids
     missing = sorted(set(wanted) - set(held))
     if missing:
         raise ConfigError(
@@ -277,7 +295,7 @@ def start(sweep: Sweep, request: Request, count: int, local: bool, jobs: int | N
     """
     check_parameters(sweep)
     run(sweep.program.target, request)
-    check_stored(sweep)
+    sweep = fit_to_store(sweep)
     with alone(sweep.folder) as lock:
         claim(sweep)
         if local:

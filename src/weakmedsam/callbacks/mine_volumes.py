@@ -209,6 +209,7 @@ def draw_row(
         pseudo_label=after.to(torch.uint8).cpu().numpy(),
         mask=None if mask is None else mask.to(torch.uint8).cpu().numpy(),
         unrefined=before.to(torch.uint8).cpu().numpy(),
+        start="class activation" if module.start is None else "prediction",
     )
 
 
