@@ -1,5 +1,8 @@
 """Pseudo-labels that start from a segmentation network; here one that sees what is bright, so that all is known."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from test_classify import module, trainer
 from tiny import tiny_phantom
 from torch import nn
 
-from weakmedsam.callbacks import PromptAffinityMining
+from weakmedsam.callbacks import PromptAffinityMining, lineage
 from weakmedsam.contracts import CheckpointError
 from weakmedsam.pseudo_labels import read_settings
 from weakmedsam.segment import Segmenter
@@ -130,6 +133,15 @@ def test_those_of_another_network_are_made_anew_and_of_the_same_kept(scans, tmp_
     assert other[0] != first[0]
     assert other[1] != first[1]
     assert not np.array_equal(other[2], first[2])
+
+
+@pytest.mark.parametrize("start", [None, "segment/checkpoints/best.ckpt"])
+def test_lineage_tells_of_both_networks(monkeypatch, start):
+    told = []
+    monkeypatch.setattr(lineage, "record", lambda trainer, *what: told.append(what))
+    held = SimpleNamespace(ckpt_path="classify/best.ckpt", callbacks=[PromptAffinityMining(start=start)])
+    lineage.Lineage().on_predict_start(held, None)
+    assert told == [("uses", "model", Path("classify/best.ckpt"), *([Path(start)] if start else []))]
 
 
 def test_the_mirrored_images_are_looked_at_by_it_too(scans, tmp_path):

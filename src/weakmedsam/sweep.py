@@ -163,20 +163,21 @@ def fit_to_store(sweep: Sweep) -> Sweep:
     """
     from weakmedsam.sweep_features import read_head
 
-    if sweep.features is None:
+    features = sweep.features
+    if features is None:
         return sweep
     parameters = sweep.definition["parameters"]
     unanswered = [name for name in _ERASED if name in parameters]
-    if unanswered and not read_head(sweep.features).settings.get("erasing"):
+    if unanswered and not read_head(features).settings.get("erasing"):
         parameters = {name: drawn for name, drawn in parameters.items() if name not in unanswered}
         if not parameters:
             raise ConfigError(
-                f"{SWEEPS / sweep.name}.yaml sweeps erasing alone, but {sweep.features} was written with "
+                f"{SWEEPS / sweep.name}.yaml sweeps erasing alone, but {features} was written with "
                 "model.pam.erasing 0 and does not hold what erasing takes: write it with a value above 0"
             )
         print(f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.erasing 0")
         sweep = sweep._replace(definition=sweep.definition | {"parameters": parameters})
-    _check_grids(sweep, sweep.features)
+    _check_grids(sweep, features)
     return sweep
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
+from weakmedsam.callbacks.mine import PromptAffinityMining
 from weakmedsam.loggers import WeightsAndBiases
 
 
@@ -64,33 +65,41 @@ class Lineage(Callback):
             record(trainer, "makes", "dataset", Path(trainer.default_root_dir))
 
     def _use_network(self, trainer: Trainer) -> None:
-        if trainer.ckpt_path is not None:
-            record(trainer, "uses", "model", Path(trainer.ckpt_path))
+        # PAM may start from a segmentation network (``model.pam.start``).
+        starts = [c.start for c in trainer.callbacks if isinstance(c, PromptAffinityMining)]  # type: ignore[attr-defined]
+        used = [Path(path) for path in (trainer.ckpt_path, *starts) if path is not None]
+        if used:
+            record(trainer, "uses", "model", *used)
 
 
-def record(trainer: Trainer, verb: str, kind: str, place: Path) -> None:
-    """Tell the loggers that have ``lineage`` of an artifact; nothing on other ranks.
+def record(trainer: Trainer, verb: str, kind: str, *places: Path) -> None:
+    """Tell the loggers that have ``lineage`` of artifacts; nothing on other ranks.
 
     Args:
         trainer: whose run it is.
         verb: "uses" or "makes".
-        kind: "model", of which ``place`` is the checkpoint, or "dataset", of which it is the folder.
-        place: what the artifact holds; folders above it give its name.
+        kind: "model", of which a place is the checkpoint, or "dataset", of which it is the folder.
+        places: what each artifact holds; folders above it give its name.
     """
     for logger in trainer.loggers if trainer.is_global_zero else []:
         if isinstance(logger, WeightsAndBiases) and logger.lineage:
-            artifact = make_artifact(kind, place, offline=logger.experiment.offline)
-            logger.log_hyperparams({f"lineage_{verb}": {artifact.name: artifact.digest}})
-            try:
-                # wandb's own use_artifact refuses to work offline and waits for the server online; what it
-                # calls for a new artifact does neither. "User created" is what no run has made.
-                used = verb == "uses"
-                logger.experiment._log_artifact(artifact, is_user_created=used, use_after_commit=used)
-            except Exception as error:  # wandb has several kinds for a server that is lost
-                rank_zero_warn(
-                    f"W&B did not take {kind} {artifact.name} as an artifact ({error}). The files are in {place}; "
-                    f"name and digest are in the run's settings, under lineage_{verb}"
-                )
+            offline = logger.experiment.offline
+            artifacts = [make_artifact(kind, place, offline) for place in places]
+            logger.log_hyperparams({f"lineage_{verb}": {a.name: a.digest for a in artifacts}})
+            for artifact, place in zip(artifacts, places, strict=True):
+                _send(logger, artifact, verb == "uses", kind, place)
+
+
+def _send(logger: WeightsAndBiases, artifact: Any, used: bool, kind: str, place: Path) -> None:
+    try:
+        # wandb's own use_artifact refuses to work offline and waits for the server online; what it
+        # calls for a new artifact does neither. "User created" is what no run has made.
+        logger.experiment._log_artifact(artifact, is_user_created=used, use_after_commit=used)
+    except Exception as error:  # wandb has several kinds for a server that is lost
+        rank_zero_warn(
+            f"W&B did not take {kind} {artifact.name} as an artifact ({error}). The files are in {place}; "
+            f"name and digest are in the run's settings, under lineage_{'uses' if used else 'makes'}"
+        )
 
 
 def make_artifact(kind: str, place: Path, offline: bool) -> Any:
