@@ -145,23 +145,30 @@ def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(
     assert "kept as segment.old1" in capsys.readouterr().out.replace("\n", " ")
 
 
+ROUND = ["predict classify", "fit segment", "test classify", "test segment"]
+
+
 def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_path):
     run("evaluate", request_for(tmp_path))
     house.clear()
     run("evaluate", request_for(tmp_path, rounds=2))
-    labels, network, test = house
+    labels, network, maps, test = house
     folder = Path("runs/phantom/x")
     assert labels[0] == "predict"
     assert labels[labels.index("--model.pam.start") + 1].endswith(
         str(folder / "segment/checkpoints/best.ckpt")
     )
     assert labels[labels.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
-    assert "experiments/another_round.yaml" in labels
+    for command in (labels, maps):
+        assert "experiments/another_round.yaml" in command
+        assert "experiments/pseudo_labels.yaml" in command or command is maps
+        assert command[command.index("--model.pam.start") + 1].endswith("segment/checkpoints/best.ckpt")
+    assert maps[0] == "test"
     assert network[network.index("--data.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
     assert test[test.index("--ckpt_path") + 1].endswith(str(folder / "segment_2/checkpoints/best.ckpt"))
     house.clear()
     run("evaluate", request_for(tmp_path, rounds=3))
-    assert ran(house) == ["predict classify", "fit segment", "test segment"]
+    assert ran(house) == ROUND
     run("evaluate", request_for(tmp_path, rounds=1))
     run("evaluate", request_for(tmp_path, rounds=3))
     assert house == []
@@ -171,9 +178,9 @@ def test_what_changes_the_first_round_makes_the_second_anew(house, tmp_path):
     run("evaluate", request_for(tmp_path, rounds=2))
     house.clear()
     run("evaluate", request_for(tmp_path, "--pseudo_labels_2.model.pam.steps", "4", rounds=2))
-    assert ran(house) == ["predict classify", "fit segment", "test segment"]
+    assert ran(house) == ROUND
     run("evaluate", request_for(tmp_path, "--pseudo_labels.model.pam.steps", "4", rounds=2))
-    assert ran(house) == ["predict classify", "fit segment", "test segment"] * 2
+    assert ran(house) == ["predict classify", "fit segment", "test segment", *ROUND]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +211,8 @@ def test_options_of_a_later_round():
             " --segment.model.dice_weight 0 --segment_2.trainer.max_epochs 5 --test_2.data.num_workers 0"
         )
     )
-    labels, network, test = (options_for(stage, options) for stage in another_round(2))
+    labels, network, maps, test = (options_for(stage, options) for stage in another_round(2))
+    assert maps == labels
     assert labels == ["--model.sub_classes", "4", "--model.pam.beta", "3"]
     assert network == ["--model.dice_weight", "0", "--trainer.max_epochs", "5"]
     assert test == [*network, "--data.num_workers", "0"]

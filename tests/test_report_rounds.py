@@ -28,6 +28,11 @@ def run(tmp_path: Path) -> Path:
         write_stage(run, f"{kind}_2", 33.0)
     stamp(run, "segment", 5, {})
     stamp(run, "pseudo_labels_2", 6, {"classify": 1, "segment": 5})
+    write_stage(run, "test_maps_2", 7.0)
+    write_csv(
+        run / "test_maps_2/cam_cases.csv",
+        [{"case": "a", "class": "liver", "cam_dice": 0.4321, "pam_dice": 0.5432}],
+    )
     write_csv(run / "test_2/cases.csv", [{"case": "a", "class": "liver", "dice": DICE, "jaccard": 0.5}])
     return run
 
@@ -45,6 +50,11 @@ def test_the_last_round_is_the_runs_and_the_first_stands_beside_it(run: Path) ->
     text = printed(run)
     assert "Dice (test) 0.87" in text.split("test, round 2")[1]
     assert "test_2/cases.csv" in text
+    assert "Refined prediction (PAM) Dice" in figures
+    assert "0.543" in figures
+    row = text.split("test of the maps, round 2")[1].split("test, round 2")[0]
+    assert "0.432" in row
+    assert "0.543" in row
 
 
 def test_a_round_of_an_earlier_network_is_not_shown(run: Path) -> None:

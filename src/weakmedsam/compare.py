@@ -136,7 +136,7 @@ def numbers(run: Run) -> dict[str, Figure]:
     """What was measured, as numbers: validation at the epoch that is kept, maps and network on test cases."""
     tables = [(name, f"{title}, test", run.last.cases, name) for name, title in TESTED]
     tables += [
-        (f"test_{name}", f"{title}, test", run.map_cases, name)
+        (f"test_{name}", f"{title}, test", run.rounds[0].map_cases, name)
         for name, title in (("cam_dice", "CAM Dice"), ("pam_dice", "Refined CAM Dice"))
     ]
     found = []

@@ -19,7 +19,7 @@ from weakmedsam.contracts import WeakMedSAMError
 from weakmedsam.files import write_whole
 from weakmedsam.report_figures import DASH, RANDOM, duration, figures, title_of
 from weakmedsam.report_page import render
-from weakmedsam.report_run import Run, read_run
+from weakmedsam.report_run import LATER, Run, read_run
 from weakmedsam.stages import in_round, split_round
 
 REPORT = "report.html"
@@ -30,7 +30,10 @@ _SHORT = {
     "classify": (("auroc", "cam_dice", "pam_dice"), "classify/history.csv"),
     "pseudo_labels": (("quality",), "pseudo_labels/quality.csv"),
     "segment": (("val_dice", "agreement"), "segment/history.csv"),
-    "test_maps": (("test_cam_dice", "test_pam_dice"), "test_maps/cam_cases.csv"),
+    "test_maps": (
+        ("test_cam_dice", "test_pam_dice", "again_cam_dice", "again_pam_dice"),
+        "test_maps/cam_cases.csv",
+    ),
     "test": (("dice", "hd95_mm", "missed"), "test/cases.csv"),
     "ceiling": (("ceiling",), "ceiling/test/cases.csv"),
 }
@@ -40,6 +43,8 @@ _WORDS = {
     "pam_dice": "PAM Dice",
     "test_cam_dice": "CAM Dice (test)",
     "test_pam_dice": "PAM Dice (test)",
+    "again_cam_dice": "prediction Dice (test)",
+    "again_pam_dice": "PAM Dice (test)",
     "ceiling": "Dice of EXPERT masks (test)",
     "quality": "quality",
     "val_dice": "Dice (validation)",
@@ -94,9 +99,7 @@ def _table(run: Run) -> Table:
     table.add_column("time", justify="right")
     table.add_column("where to look")
     by_key = {(split_round(figure.stage)[1], figure.key): figure.overall for figure in figures(run)}
-    again = [
-        in_round(kind, one.number) for one in run.rounds[1:] for kind in ("pseudo_labels", "segment", "test")
-    ]
+    again = [in_round(kind, one.number) for one in run.rounds[1:] for kind in LATER]
     for name in (*list(_SHORT)[:-1], *again, "ceiling"):
         stage, (kind, number) = run.stages.get(name), split_round(name)
         if stage is None:

@@ -35,6 +35,9 @@ TIPS = {
     "pam_dice": "The same after refinement by prompt affinity mining.",
     "test_cam_dice": "As CAM Dice, on the test cases, on the scan's own slices.",
     "test_pam_dice": "The same after refinement by prompt affinity mining.",
+    "again_cam_dice": "Dice of what the segmentation network of the round before predicts, on the test cases; slices "
+    "that do not have the class by their image-level label stay empty.",
+    "again_pam_dice": "The same after refinement by prompt affinity mining: how good this round's pseudo-labels are.",
     "ceiling": "Dice of the same network trained on the expert masks: what weak labels could reach at best.",
     "val_dice": "Dice of the segmentation network against the expert masks of the validation cases.",
     "agreement": "Dice of the segmentation network with the pseudo-labels: there are no expert masks.",
@@ -130,9 +133,9 @@ def cell(value: str | float, column: str) -> str:
 
 def figures(run: Run) -> list[Figure]:
     """What was measured, stage by stage, for all classes and for each."""
-    found = [*_validated(run), *_maps_tested(run), *_ceiling(run)]
+    found = [*_validated(run), *_ceiling(run)]
     for one in run.rounds:
-        found += [*_labelled(one), *_tested(one), *_other_protocols(one)]
+        found += [*_labelled(one), *_maps_tested(one), *_tested(one), *_other_protocols(one)]
     order = list(run.stages)
     return sorted(found, key=lambda figure: order.index(figure.stage))
 
@@ -194,16 +197,21 @@ def _tested(one: Round) -> list[Figure]:
     return found
 
 
-def _maps_tested(run: Run) -> list[Figure]:
-    """Dice of CAM and refined CAM on the test cases, where that was measured."""
-    where = f"{len({row['case'] for row in run.map_cases})} test cases"
+def _maps_tested(one: Round) -> list[Figure]:
+    """Dice of what PAM started from and of what it made of it on the test cases, where that was measured."""
+    where = f"{len({row['case'] for row in one.map_cases})} test cases"
+    stage = "classify" if one.number == 1 else in_round("test_maps", one.number)
     found = []
-    for column, title in (("cam_dice", "CAM Dice"), ("pam_dice", "Refined CAM (PAM) Dice")):
-        values = by_class_of(run.map_cases, column)
+    for column, title in (
+        ("cam_dice", "CAM Dice" if one.number == 1 else "Prediction Dice, labels given"),
+        ("pam_dice", "Refined CAM (PAM) Dice" if one.number == 1 else "Refined prediction (PAM) Dice"),
+    ):
+        values = by_class_of(one.map_cases, column)
         if values:
             texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
             overall = number(mean_of_means(values))
-            found.append(Figure("classify", f"test_{column}", title, where, overall, texts))
+            key = f"test_{column}" if one.number == 1 else f"again_{column}"
+            found.append(Figure(stage, key, title, where, overall, texts))
     return found
 
 

@@ -22,7 +22,7 @@ from weakmedsam.stages import in_round
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test")
 """A run's stages in order; each has a folder of that name."""
 
-_KINDS = STAGES[2:]
+LATER = ("pseudo_labels", "segment", "test_maps", "test")
 """What another round makes anew."""
 
 BESIDE = ("test_maps", "ceiling")
@@ -104,12 +104,15 @@ class Round:
         number: 1 or more.
         quality: rows of pseudo_labels/quality.csv; from round 2 on that of pseudo_labels_2, and so with the others.
         cases: rows of test/cases.csv.
+        map_cases: rows of cam_cases.csv, of test_maps/ (the first round's also of test/): Dice of what PAM started
+            from and of what it made of that, on the test cases.
         summary: test/summary.json.
     """
 
     number: int
     quality: list[Row]
     cases: list[Row]
+    map_cases: list[Row]
     summary: dict[str, Any]
 
 
@@ -124,7 +127,6 @@ class Run:
         configs: the same -> text of config.yaml, where there is one.
         monitors: the same -> what chooses the checkpoint, where the config names it.
         rounds: one or more; the last one's figures are the run's.
-        map_cases: rows of cam_cases.csv (CAM and refined CAM on the test cases), of test_maps/.
         ceiling: rows of ceiling/test/cases.csv.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
@@ -136,7 +138,6 @@ class Run:
     configs: dict[str, str]
     monitors: dict[str, Monitor]
     rounds: tuple[Round, ...]
-    map_cases: list[Row]
     ceiling: list[Row]
     expert: bool
     random: bool
@@ -158,7 +159,7 @@ class Run:
 
     def latest(self, kind: str) -> str:
         """Name of the last round's ``pseudo_labels``, ``segment`` or ``test``; of another stage its own."""
-        return in_round(kind, self.last.number) if kind in _KINDS else kind
+        return in_round(kind, self.last.number) if kind in LATER else kind
 
     @property
     def classes(self) -> list[str]:
@@ -184,7 +185,7 @@ def read_run(folder: Path) -> Run:
             f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one."
         )
     count = _count_rounds(folder)
-    later = [(in_round(kind, n) for kind in _KINDS) for n in range(2, count + 1)]
+    later = [(in_round(kind, n) for kind in LATER) for n in range(2, count + 1)]
     names = (*STAGES, *(name for names in later for name in names))
     trained = ("classify", *(in_round("segment", n) for n in range(1, count + 1)))
     texts = {name: _read_text(folder / name / "config.yaml") for name in trained}
@@ -192,7 +193,6 @@ def read_run(folder: Path) -> Run:
     monitors = {name: _find_monitor(config) for name, config in configs.items()}
     stages = {name: _read_stage(folder / name) for name in (*names, *BESIDE)}
     stages = {name: found for name, found in stages.items() if name in names or found.state != "not run"}
-    maps = (folder / name / "cam_cases.csv" for name in ("test_maps", "test"))
     return Run(
         folder=folder,
         stages=stages,
@@ -200,7 +200,6 @@ def read_run(folder: Path) -> Run:
         configs={name: text for name, text in texts.items() if text},
         monitors={name: monitor for name, monitor in monitors.items() if monitor},
         rounds=tuple(_read_round(folder, n) for n in range(1, count + 1)),
-        map_cases=next((rows for path in maps if (rows := _read_rows(path, ("cam_dice", "pam_dice")))), []),
         ceiling=_read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
@@ -221,11 +220,13 @@ def _count_rounds(folder: Path) -> int:
 
 
 def _read_round(folder: Path, number: int) -> Round:
-    labels, test = (folder / in_round(kind, number) for kind in ("pseudo_labels", "test"))
+    labels, maps, test = (folder / in_round(kind, number) for kind in ("pseudo_labels", "test_maps", "test"))
+    tables = (_read_rows(place / "cam_cases.csv", ("cam_dice", "pam_dice")) for place in (maps, test))
     return Round(
         number,
         quality=_read_rows(labels / "quality.csv", ("quality",)),
         cases=_read_rows(test / "cases.csv", ("dice",)),
+        map_cases=next((rows for rows in tables if rows), []),
         summary=_read_json(test / "summary.json"),
     )
 

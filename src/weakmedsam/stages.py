@@ -13,6 +13,7 @@ import yaml
 from weakmedsam.contracts import ConfigError
 
 EXPERIMENTS = Path("experiments")
+_ANOTHER_ROUND = EXPERIMENTS / "another_round.yaml"
 
 
 class Request(NamedTuple):
@@ -149,16 +150,21 @@ def _test(request: Request, common: list[str], number: int = 1) -> list[list[str
     return [["test", *common, *_root(folder), "--ckpt_path", _best_segmenter(request, number)]]
 
 
-def _again(request: Request, common: list[str], number: int) -> list[list[str]]:
-    """Pseudo-labels from what the segmentation network of the round before predicts."""
+def _again(request: Request, common: list[str], number: int, name: str) -> list[list[str]]:
+    """Refine what the network of the round before predicts: pseudo-labels, or their score on test cases."""
     best = request.folder / "classify/checkpoints/best.ckpt"
     start = ["--model.pam.start", _best_segmenter(request, number - 1)]
-    folder = request.folder / in_round("pseudo_labels", number)
-    return [["predict", *common, *start, *_root(folder), "--ckpt_path", str(best)]]
+    command = "predict" if name == "pseudo_labels" else "test"
+    folder = request.folder / in_round(name, number)
+    return [[command, *common, *start, *_root(folder), "--ckpt_path", str(best)]]
 
 
-def _again_configs(request: Request) -> list[Path]:
-    return [*_pseudo_configs(request), EXPERIMENTS / "another_round.yaml"]
+def _labels_again_configs(request: Request) -> list[Path]:
+    return [*_pseudo_configs(request), _ANOTHER_ROUND]
+
+
+def _maps_again_configs(request: Request) -> list[Path]:
+    return [*_classify_configs(request), _ANOTHER_ROUND]
 
 
 def _pseudo_configs(request: Request) -> list[Path]:
@@ -222,7 +228,7 @@ def in_round(name: str, number: int) -> str:
 
 def split_round(name: str) -> tuple[str, int]:
     """``segment_2`` -> ("segment", 2); of another name round 1."""
-    found = re.fullmatch(r"(pseudo_labels|segment|test)_([2-9]|[1-9]\d+)", name)
+    found = re.fullmatch(r"(pseudo_labels|segment|test_maps|test)_([2-9]|[1-9]\d+)", name)
     return (found[1], int(found[2])) if found else (name, 1)
 
 
@@ -236,11 +242,14 @@ def another_round(number: int) -> tuple[Stage, ...]:
     before = in_round("segment", number - 1)
     # fmt: off
     return (
-        Stage(labels, f"refine what {before} predicts (PAM)", ("classify", before), _again_configs, _MODEL,
-              partial(_again, number=number), ("*.safetensors", "quality.csv")),
-        Stage(network, "train the segmentation network on it", (labels,), _segment_configs, _ALL,
+        Stage(labels, f"refine what {before} predicts (PAM)", ("classify", before), _labels_again_configs, _MODEL,
+              partial(_again, number=number, name="pseudo_labels"), ("*.safetensors", "quality.csv")),
+        Stage(network, "train a segmentation network on that", (labels,), _segment_configs, _ALL,
               partial(_segment, number=number), _NETWORK, trains=True),
-        Stage(in_round("test", number), "score it on test cases", (network,), _segment_configs, _ALL,
+        Stage(in_round("test_maps", number), f"score what is refined of {before} on test cases", ("classify", before),
+              _maps_again_configs, _MODEL, partial(_again, number=number, name="test_maps"), ("cam_cases.csv",),
+              needs_test_masks=True),
+        Stage(in_round("test", number), f"score {network} on test cases", (network,), _segment_configs, _ALL,
               partial(_test, number=number), ("cases.csv", "summary.json"), needs_test_masks=True),
     )
     # fmt: on
@@ -303,6 +312,8 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
         leader["segment"] = "segment"  # every round's network is of the same kind
     lead = leader.get(kind, stage.name)
     own = {stage.name, lead, in_round(lead, number)}
+    if number > 1 and kind == "test_maps":
+        own.add(in_round("pseudo_labels", number))  # what it scores
     known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
     for key, values in options:
         first, _, rest = key.partition(".")
