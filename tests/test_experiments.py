@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from weakmedsam import cli
 from weakmedsam.files import read_table
+from weakmedsam.pseudo_labels import read_settings
 from weakmedsam.sharding import FullySharded
 from weakmedsam.sweep import read_definition
 from weakmedsam.sweep_features import score
@@ -91,7 +92,7 @@ def call(monkeypatch, tmp_path, scans):
 
 
 def test_every_file_is_run_by_some_test():
-    known = {"classify", "pseudo_labels", "features", "segment", "published"}
+    known = {"classify", "pseudo_labels", "another_round", "features", "segment", "published"}
     assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == known
     assert {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()} == {
         *("backbone", "data", "logger", "slurm", "study", "sweeps", "trainer"),
@@ -111,6 +112,21 @@ def test_every_data_set_trains_a_step_of_each_stage(call, data):
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 1
     assert "segmenter" in saved
+
+
+def test_another_round_labels_volumes_from_a_segmentation_network(call):
+    one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
+    run = call("fit", ["segment"], "phantom", *one, "--data.supervision", "expert")
+    segmenter = (run / "checkpoints").rename(run.parent / "of_segment") / "last.ckpt"
+    run = call("fit", ["classify"], "phantom", *one)
+    start = ["--model.pam.start", str(segmenter), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    run = call("predict", ["classify", "pseudo_labels"], "phantom", *start, more=["another_round"])
+    held = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
+    wanted = yaml.safe_load((EXPERIMENTS / "another_round.yaml").read_text())["model"]["init_args"]["pam"]
+    assert {key: held[key] for key in wanted["init_args"]} == wanted["init_args"]
+    stamps = [read_settings(path) for path in run.glob("*.safetensors")]
+    assert stamps
+    assert all(len(stamp["start"]) == 16 and stamp["steps"] == held["steps"] for stamp in stamps)
 
 
 @pytest.mark.parametrize("name", names("sweeps"))

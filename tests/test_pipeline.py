@@ -203,28 +203,50 @@ def test_no_round_is_refused():
         chosen_stages("train", 0)
 
 
+def words(*given):
+    return shlex.split(" ".join(given))
+
+
 def test_options_of_a_later_round():
     options = parse_options(
-        shlex.split(
-            "--model.sub_classes 4 --model.pam.steps 16 --pseudo_labels.model.pam.beta 2"
-            " --pseudo_labels_2.model.pam.beta 3"
-            " --segment.model.dice_weight 0 --segment_2.trainer.max_epochs 5 --test_2.data.num_workers 0"
+        words(
+            "--pseudo_labels_2.model.pam.beta 3 --pseudo_labels_2.model.pam.steps 5 --segment_2.trainer.max_epochs 5",
+            "--model.sub_classes 4 --model.pam.steps 16 --classify.model.pam.threshold 0.9",
+            "--pseudo_labels.model.pam.init_args.steps 7 --pseudo_labels.model.pam.beta 2",
+            "--segment.model.dice_weight 0 --segment.trainer.max_epochs 3 --test.data.num_workers 0",
         )
     )
     labels, network, maps, test = (options_for(stage, options) for stage in another_round(2))
-    assert maps == labels
-    assert labels == ["--model.sub_classes", "4", "--model.pam.beta", "3"]
-    assert network == ["--model.dice_weight", "0", "--trainer.max_epochs", "5"]
+    # What another_round.yaml sets is this round's own; the rest is shared, and what is said of it alone wins.
+    own = "--model.pam.beta 3 --model.pam.steps 5"
+    assert labels == words("--model.sub_classes 4 --model.pam.beta 2", own)
+    assert maps == words("--model.sub_classes 4", own)
+    assert network == words("--model.dice_weight 0 --trainer.max_epochs 3 --trainer.max_epochs 5")
     assert test == [*network, "--data.num_workers", "0"]
-    assert options_for(STAGE["pseudo_labels"], options)[2:] == [
-        "--model.pam.steps",
-        "16",
-        "--model.pam.beta",
-        "2",
-    ]
-    assert options_for(STAGE["segment"], options) == ["--model.dice_weight", "0"]
-    with pytest.raises(ConfigError, match=r"--segment_1\.model concerns no stage"):
+    first = "--model.sub_classes 4 --model.pam.steps 16 --model.pam.threshold 0.9"
+    assert options_for(STAGE["pseudo_labels"], options) == words(
+        first, "--model.pam.init_args.steps 7 --model.pam.beta 2"
+    )
+    assert options_for(STAGE["segment"], options) == words("--model.dice_weight 0 --trainer.max_epochs 3")
+    with pytest.raises(
+        ConfigError, match=r"--segment_1\.model concerns no stage.*later round with segment_2"
+    ):
         options_for(STAGE["segment"], parse_options(["--segment_1.model", "4"]))
+
+
+def test_a_file_of_settings_for_all_stages_does_not_undo_a_later_rounds_own():
+    options = parse_options(words("--classify.config a.yaml --pseudo_labels_2.config b.yaml"))
+    labels, network, maps, _ = (options_for(stage, options) for stage in another_round(2))
+    files = ["--config", "a.yaml", "--config", "experiments/another_round.yaml", "--config", "b.yaml"]
+    assert labels == maps == files
+    assert network == []
+    assert options_for(STAGE["pseudo_labels"], options) == ["--config", "a.yaml"]
+
+
+def test_an_option_of_a_round_that_is_not_run_is_refused(house, tmp_path):
+    with pytest.raises(ConfigError, match=r"--segment_3\.trainer\.max_epochs is of round 3, ROUNDS is 2"):
+        run("train", request_for(tmp_path, "--segment_3.trainer.max_epochs", "5", rounds=2))
+    assert house == []
 
 
 def test_a_trainer_file_is_given_to_every_stage_that_has_a_trainer_and_wins(house, tmp_path):

@@ -13,12 +13,13 @@ from tiny import tiny_phantom
 from torch import nn
 
 from weakmedsam.callbacks import PromptAffinityMining, lineage
-from weakmedsam.contracts import CheckpointError
+from weakmedsam.contracts import CheckpointError, ConfigError
 from weakmedsam.pseudo_labels import read_settings
 from weakmedsam.segment import Segmenter
 from weakmedsam.self_training import SegmentedStart, load_segmenter
 
 CLASSES = ["lesion", "cyst"]
+BRIGHT = {"class_path": "test_self_training.Brightness", "arguments": {}}
 
 
 class Brightness(nn.Module):
@@ -59,7 +60,14 @@ def test_a_network_comes_back_from_its_checkpoint_alone(tmp_path):
     [
         (None, "does not exist"),
         ({"state_dict": {}}, "does not say which segmentation network"),
-        ({"segmenter": {"network": "x", "class_names": CLASSES}}, "of an earlier version"),
+        (
+            {"segmenter": {"network": "x", "class_names": CLASSES}},
+            r"of an earlier version \(then remove .*anew",
+        ),
+        (
+            {"segmenter": {"class_names": CLASSES, "network": "Brightness, 1 parameters", "made_by": BRIGHT}},
+            "does not fit Brightness, 1 parameters",
+        ),
         ("theirs", r"of the classes \['tumour'\], this run's are \['lesion', 'cyst'\]"),
     ],
 )
@@ -73,13 +81,39 @@ def test_what_is_no_such_checkpoint_is_refused_by_name(tmp_path, content, messag
         load_segmenter(path, CLASSES)
 
 
+def test_a_checkpoint_can_name_a_network_only(tmp_path):
+    torch.save({"segmenter": {"class_names": CLASSES, "made_by": {"class_path": "os.system", "arguments": {}}}},
+               tmp_path / "best.ckpt")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"model\.network: 'os\.system' is no class of networks"):
+        load_segmenter(tmp_path / "best.ckpt", CLASSES)
+
+
 def test_maps_are_probabilities_without_the_background(tmp_path):
-    segmenter = save(tmp_path / "best.ckpt")
+    segmenter = save(
+        tmp_path / "best.ckpt", classes=["lesion"], network="monai.networks.nets.BasicUNet", features=[4] * 6
+    )
     image = torch.rand(3, 1, 32, 32)
-    maps = SegmentedStart(tmp_path / "best.ckpt", CLASSES, 8)(image)
-    expected = F.avg_pool2d(segmenter(image).softmax(1)[:, 1:], 4)
-    assert maps.shape == (3, 2, 8, 8)
+    maps = SegmentedStart(tmp_path / "best.ckpt", ["lesion"], 8)(image)
+    expected = F.avg_pool2d(segmenter.eval()(image).softmax(1)[:, 1:], 4)
+    assert maps.shape == (3, 1, 8, 8)
     assert torch.allclose(maps, expected)
+
+
+def test_a_class_is_not_looked_for_inside_another_nor_where_there_is_only_noise(tmp_path):
+    save(tmp_path / "best.ckpt")
+    start = SegmentedStart(tmp_path / "best.ckpt", CLASSES, 8)
+    start.network = lambda image: image  # probabilities as they are given
+    start.network.to = lambda device: None
+    probability = torch.full((2, 3, 8, 8), 1e-6)
+    probability[0, 1, :4] = 0.85  # a lesion, within it a little of a cyst, and beside it less
+    probability[0, 2, 1, 1], probability[0, 2, 6, 6] = 0.05, 0.03
+    probability[1, 1, 2, 2] = 0.005
+    probability[:, 0] = 1 - probability[:, 1:].sum(dim=1)
+    maps = start(probability.log())
+    assert maps[0, 1].flatten().argmax() == 6 * 8 + 6
+    assert maps[0, 0, 0, 0] == pytest.approx(0.85, abs=1e-3)
+    assert maps[1].eq(0).all()
+    assert (maps <= 1).all()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +181,7 @@ def test_lineage_tells_of_both_networks(monkeypatch, start):
 def test_the_mirrored_images_are_looked_at_by_it_too(scans, tmp_path):
     save(tmp_path / "best.ckpt")
     predict(tmp_path / "labels", scans, tmp_path / "best.ckpt", flips=True)
-    for path in (tmp_path / "labels").glob("*.safetensors"):
-        stability = load_file(path)["stability"]
-        # Brightness knows no sides.
-        assert np.nanmin(stability) == 1
+    found = [load_file(path)["stability"] for path in (tmp_path / "labels").glob("*.safetensors")]
+    # Brightness knows no sides; the classifier, untrained, does.
+    assert found
+    assert min(np.nanmin(stability) for stability in found) == 1

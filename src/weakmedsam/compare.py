@@ -24,11 +24,12 @@ from weakmedsam.files import write_whole
 from weakmedsam.report_figures import TESTED, VALIDATED, by_class_of, kept_epoch, mean_of_means
 from weakmedsam.report_page import flat
 from weakmedsam.report_run import NAN, Run, read_run
+from weakmedsam.stages import split_round
 
 SEED = "seed_everything"
 """What may differ within a group."""
 
-PLACES = ("default_root_dir", "dirpath", "save_dir", "store_dir", "pseudo_labels_dir", "ckpt_path")
+PLACES = ("default_root_dir", "dirpath", "save_dir", "store_dir", "pseudo_labels_dir", "ckpt_path", "start")
 """Keys that say where a run lies or reads: they differ between any two runs and decide nothing."""
 
 
@@ -113,16 +114,33 @@ def read_contenders(names: Sequence[str], runs: Path) -> list[Contender]:
 def read_settings(run: Run) -> dict[str, str]:
     """What both trainings were set to and how many rounds there were, flat, as text.
 
-    Places and the command line's own keys are left out.
+    Of pseudo-labels and of later rounds, what they set otherwise. Places and the command line's own keys are left out.
     """
-    settings = {}
-    for stage in ("classify", "segment"):
-        text = run.configs.get(stage)
-        nested: Any = yaml.safe_load(text) if text else run.stages[stage].settings
-        for key, value in flat(_listed(nested) if isinstance(nested, dict) else {}).items():
-            if key.rsplit(".", 1)[-1] not in PLACES:
-                settings[f"{stage}.{key.replace('init_args.', '')}"] = value
+    settings = {
+        f"{stage}.{key}": value
+        for stage in ("classify", "segment")
+        for key, value in _settings_of(run, stage).items()
+    }
+    for stage in run.configs:
+        kind, number = split_round(stage)
+        if number <= run.last.number and stage not in ("classify", "segment"):
+            first = "classify" if kind == "pseudo_labels" else kind
+            for key, value in _settings_of(run, stage).items():
+                decides = key.startswith("model.pam.") or kind == "segment"
+                if decides and settings.get(f"{first}.{key}") != value:
+                    settings[f"{stage}.{key}"] = value
     return settings | {"ROUNDS": str(run.last.number)} if settings else {}
+
+
+def _settings_of(run: Run, stage: str) -> dict[str, str]:
+    text = run.configs.get(stage)
+    nested: Any = yaml.safe_load(text) if text else run.stages[stage].settings
+    found = flat(_listed(nested) if isinstance(nested, dict) else {})
+    return {
+        key.replace("init_args.", ""): value
+        for key, value in found.items()
+        if key.rsplit(".", 1)[-1] not in PLACES
+    }
 
 
 def _listed(value: Any) -> Any:

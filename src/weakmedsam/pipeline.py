@@ -34,6 +34,7 @@ from weakmedsam.stages import (
     TARGETS,
     Request,
     Stage,
+    check_rounds,
     chosen_stages,
     options_for,
     parse_options,
@@ -215,6 +216,7 @@ def run(target: str, request: Request) -> None:
     """
     if request.experiment == "sweeps":
         raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
+    check_rounds(request.options, request.rounds)
     chosen = chosen_stages(target, request.rounds)
     with alone(request.folder) as lock, Relay([lock]).listening() as relay:
         for i, stage in enumerate(chosen, start=1):

@@ -24,7 +24,7 @@ TITLES = {
     "test_maps": "test of the maps",
     "ceiling": "ceiling",
 }
-TARGETS = {**TITLES, "test": "evaluate"}
+TARGETS = {**TITLES, "test": "evaluate", "test_maps": "evaluate"}
 """The make target of each stage."""
 
 TIPS = {
@@ -133,9 +133,10 @@ def cell(value: str | float, column: str) -> str:
 
 def figures(run: Run) -> list[Figure]:
     """What was measured, stage by stage, for all classes and for each."""
-    found = [*_validated(run), *_ceiling(run)]
+    found = _validated(run)
     for one in run.rounds:
         found += [*_labelled(one), *_maps_tested(one), *_tested(one), *_other_protocols(one)]
+    found += _ceiling(run)
     order = list(run.stages)
     return sorted(found, key=lambda figure: order.index(figure.stage))
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from weakmedsam.contracts import DataError
-from weakmedsam.stages import in_round
+from weakmedsam.stages import in_round, split_round
 
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test")
 """A run's stages in order; each has a folder of that name."""
@@ -40,8 +40,9 @@ class Stage:
     """What one stage left behind.
 
     Attributes:
-        name: one of ``STAGES``.
-        state: "done" (its stage.json is there), "unfinished" (its folder is) or "not run".
+        name: one of ``STAGES``, or of a later round.
+        state: "done" (its stage.json is there), "unfinished" (its folder is), "not run"; of a later round also "out of
+            date": what it was made of has been made anew.
         settings: resolved options, nested.
         command: the command that ran it.
         seconds: how long it took; NaN where unknown.
@@ -124,9 +125,9 @@ class Run:
         folder: the run's directory, ``runs/<dataset>/<experiment>``.
         stages: stage name -> ``Stage``, all of ``STAGES`` and of the rounds, and of ``BESIDE`` what was run.
         histories: "classify", "segment", "segment_2", ... -> ``History``.
-        configs: the same -> text of config.yaml, where there is one.
-        monitors: the same -> what chooses the checkpoint, where the config names it.
-        rounds: one or more; the last one's figures are the run's.
+        configs: the same, and "pseudo_labels", "pseudo_labels_2", ... -> text of config.yaml, where there is one.
+        monitors: of trained stages -> what chooses the checkpoint, where the config names it.
+        rounds: one or more, begun or done.
         ceiling: rows of ceiling/test/cases.csv.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
@@ -154,11 +155,12 @@ class Run:
 
     @property
     def last(self) -> Round:
-        """The round whose network is the run's."""
-        return self.rounds[-1]
+        """The round whose figures are the run's: the last that is scored; where none is, the last that is trained."""
+        trained = [one for one in self.rounds if self.stages[in_round("segment", one.number)].state == "done"]
+        return ([one for one in self.rounds if one.cases] or trained or self.rounds[:1])[-1]
 
     def latest(self, kind: str) -> str:
-        """Name of the last round's ``pseudo_labels``, ``segment`` or ``test``; of another stage its own."""
+        """Name of that round's ``pseudo_labels``, ``segment`` or ``test``; of another stage its own."""
         return in_round(kind, self.last.number) if kind in LATER else kind
 
     @property
@@ -184,22 +186,22 @@ def read_run(folder: Path) -> Run:
         raise DataError(
             f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one."
         )
-    count = _count_rounds(folder)
-    later = [(in_round(kind, n) for kind in LATER) for n in range(2, count + 1)]
-    names = (*STAGES, *(name for names in later for name in names))
-    trained = ("classify", *(in_round("segment", n) for n in range(1, count + 1)))
-    texts = {name: _read_text(folder / name / "config.yaml") for name in trained}
+    numbers = range(1, _count_rounds(folder) + 1)
+    names = (*STAGES, *(in_round(kind, n) for n in numbers[1:] for kind in LATER))
+    trained = ("classify", *(in_round("segment", n) for n in numbers))
+    labelled = tuple(in_round("pseudo_labels", n) for n in numbers)
+    texts = {name: _read_text(_within(folder, name) / "config.yaml") for name in (*trained, *labelled)}
     configs = {name: _parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
-    monitors = {name: _find_monitor(config) for name, config in configs.items()}
-    stages = {name: _read_stage(folder / name) for name in (*names, *BESIDE)}
+    monitors = {name: _find_monitor(configs[name]) for name in trained}
+    stages = {name: _read_stage(folder, name) for name in (*names, *BESIDE)}
     stages = {name: found for name, found in stages.items() if name in names or found.state != "not run"}
     return Run(
         folder=folder,
         stages=stages,
-        histories={name: _read_history(folder / name / "history.csv") for name in trained},
+        histories={name: _read_history(_within(folder, name) / "history.csv") for name in trained},
         configs={name: text for name, text in texts.items() if text},
         monitors={name: monitor for name, monitor in monitors.items() if monitor},
-        rounds=tuple(_read_round(folder, n) for n in range(1, count + 1)),
+        rounds=tuple(_read_round(folder, n) for n in numbers),
         ceiling=_read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
@@ -207,20 +209,31 @@ def read_run(folder: Path) -> Run:
     )
 
 
+def _fits(folder: Path, name: str) -> bool:
+    """Whether a stage of a later round was made of what is there now."""
+    after = _read_json(folder / name / "settings.json").get("after")
+    if not isinstance(after, dict):
+        return False
+    return all(_read_json(folder / stage / "stage.json").get("made") == made for stage, made in after.items())
+
+
 def _count_rounds(folder: Path) -> int:
     """How many rounds there are of the network that is there now; later ones of an earlier network do not count."""
     number = 1
-    while True:
-        before, labels = in_round("segment", number), in_round("pseudo_labels", number + 1)
-        begun = _read_json(folder / labels / "settings.json").get("after")
-        made = _read_json(folder / before / "stage.json").get("made")
-        if not isinstance(begun, dict) or begun.get(before) != made:
-            return number
+    while _fits(folder, in_round("pseudo_labels", number + 1)):
         number += 1
+    return number
+
+
+def _within(folder: Path, name: str) -> Path:
+    """A stage's folder; of a later round's that is out of date one that is not there, so that nothing is read of it."""
+    fits = split_round(name)[1] == 1 or _fits(folder, name)
+    return folder / name if fits else folder / name / "out of date"
 
 
 def _read_round(folder: Path, number: int) -> Round:
-    labels, maps, test = (folder / in_round(kind, number) for kind in ("pseudo_labels", "test_maps", "test"))
+    kinds = ("pseudo_labels", "test_maps", "test")
+    labels, maps, test = (_within(folder, in_round(kind, number)) for kind in kinds)
     tables = (_read_rows(place / "cam_cases.csv", ("cam_dice", "pam_dice")) for place in (maps, test))
     return Round(
         number,
@@ -245,10 +258,14 @@ def _backbone_options(config: Any) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _read_stage(folder: Path) -> Stage:
+def _read_stage(run: Path, name: str) -> Stage:
+    folder = run / name
     path = folder / "stage.json"
+    begun = folder.is_dir() and any(folder.iterdir())
+    if begun and _within(run, name) != folder:
+        return Stage(name, "out of date")
     if not path.exists():
-        return Stage(folder.name, "unfinished" if folder.is_dir() and any(folder.iterdir()) else "not run")
+        return Stage(name, "unfinished" if begun else "not run")
     facts = _read_json(path)
     settings, versions = (facts.get(key) or {} for key in ("settings", "versions"))
     if not isinstance(settings, dict) or not isinstance(versions, dict):

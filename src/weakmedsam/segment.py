@@ -100,9 +100,10 @@ def build_network(name: str, arguments: dict[str, Any], num_classes: int) -> nn.
     """
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)(
-            spatial_dims=2, in_channels=1, out_channels=num_classes + 1, **arguments
-        )
+        kind = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise ConfigError(f"model.network: {name!r} is no class of networks (torch.nn.Module)")
+        return kind(spatial_dims=2, in_channels=1, out_channels=num_classes + 1, **arguments)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"model.network: {name!r} cannot be built ({error}); e.g. monai.networks.nets.BasicUNet"

@@ -18,6 +18,10 @@ from weakmedsam.backbones.checkpoints import read_checkpoint
 from weakmedsam.contracts import CheckpointError
 from weakmedsam.segment import SIGNATURE, Segmenter
 
+LEAST = 0.01
+"""Probability that a class has to reach somewhere in a slice: PAM scales maps by their maximum, and below it there is
+nothing but noise to scale. What lies inside another class is scaled up no less, hence the share."""
+
 
 def load_segmenter(path: Path, class_names: list[str]) -> Segmenter:
     """A trained segmentation network, frozen, from its checkpoint alone.
@@ -27,7 +31,8 @@ def load_segmenter(path: Path, class_names: list[str]) -> Segmenter:
         class_names: the classes that it has to know, id 1 first.
 
     Raises:
-        CheckpointError: no such file, not of a segmentation network, of an earlier version or of other classes.
+        CheckpointError: no such file, or one of another stage, an earlier version or other classes, or damaged.
+        ConfigError: its network's class is not installed here.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -35,25 +40,27 @@ def load_segmenter(path: Path, class_names: list[str]) -> Segmenter:
         )
     held = read_checkpoint(path)
     said = held.get(SIGNATURE) if isinstance(held, dict) else None
-    if said is None or "made_by" not in said:
+    if not isinstance(said, dict) or "made_by" not in said:
         raise CheckpointError(
-            f"model.pam.start: {path} does not say which segmentation network it holds (it is of another stage, or "
-            "of an earlier version); give the best.ckpt of a segmentation stage, trained anew where it is older"
+            f"model.pam.start: {path} does not say which segmentation network it holds: it is of another stage, or "
+            f"of an earlier version (then remove {path.parent.parent}, and the same command trains it anew)"
         )
     names = list(said["class_names"])
     if names != class_names:
         raise CheckpointError(
             f"model.pam.start: {path} is of the classes {names}, this run's are {class_names}"
         )
-    made_by = said["made_by"]
-    segmenter = Segmenter(made_by["class_path"], names, made_by["arguments"])
-    segmenter.network.load_state_dict(
-        {
-            key.removeprefix("network."): value
-            for key, value in held["state_dict"].items()
-            if key.startswith("network.")
-        }
-    )
+    segmenter = Segmenter(said["made_by"]["class_path"], names, said["made_by"]["arguments"])
+    weights = {
+        key.removeprefix("network."): value
+        for key, value in held.get("state_dict", {}).items()
+        if key.startswith("network.")
+    }
+    try:
+        segmenter.network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"model.pam.start: {path} does not fit {said['network']} ({reason})") from error
     return segmenter.eval().requires_grad_(False)
 
 
@@ -77,6 +84,18 @@ class SegmentedStart:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
-        """(B, 1, S, S) in [0, 1] -> (B, C, cells, cells) probabilities, background left out."""
+        """What the network says of slices.
+
+        Args:
+            image: (B, 1, S, S) in [0, 1].
+
+        Returns:
+            (B, C, cells, cells) in [0, 1]: the class's probability p_c times its share p_c / sum p of all classes but
+            background; 0 where p_c is below ``LEAST`` in all of a slice. With one class it is the probability.
+        """
         self.network.to(image.device)
-        return onto_map(self.network(image).float().softmax(1)[:, 1:], self.cells)
+        # In float32 but for autocast: a trainer of true half precision converts its own module, not this one.
+        maps = onto_map(self.network(image.float()).float().softmax(1)[:, 1:], self.cells)
+        share = maps / maps.sum(dim=1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+        seen = maps.amax((-2, -1), keepdim=True) >= LEAST
+        return torch.where(seen, maps * share, 0)

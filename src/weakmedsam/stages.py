@@ -295,38 +295,63 @@ def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]:
-    """The options that concern a stage, as command-line words.
+    """The options that concern a stage, as command-line words; those meant for it alone come last and win.
 
-    ``--segment.…`` concerns the networks of all rounds, ``--segment_2.…`` that of one; ``--model.pam.…`` the first
-    round only, because what is walked in later ones is of another kind, ``--pseudo_labels_2.model.pam.…`` those.
+    A stage's name before an option means that stage in every round, ``segment_2`` that of one. What
+    ``another_round.yaml`` sets of PAM is the first round's in other options, because what is walked later is of another
+    kind: ``--model.pam.steps`` does not reach ``pseudo_labels_2``, ``--pseudo_labels_2.model.pam.steps`` does.
 
     Raises:
         ConfigError: an option that concerns no stage.
     """
-    words = []
     # A test follows the settings of the network it tests.
     leader = {"test": "segment", "ceiling": "segment"}
     leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features"), "classify")
     kind, number = split_round(stage.name)
-    if number > 1:
-        leader["segment"] = "segment"  # every round's network is of the same kind
-    lead = leader.get(kind, stage.name)
-    own = {stage.name, lead, in_round(lead, number)}
-    if number > 1 and kind == "test_maps":
-        own.add(in_round("pseudo_labels", number))  # what it scores
+    lead = leader.get(kind, kind)
+    ranks = {lead: 1, in_round(lead, number): 2, kind: 3, stage.name: 4}
+    walked = number > 1 and kind in ("pseudo_labels", "test_maps")
+    if walked and kind == "test_maps":  # it scores what the pseudo-labels are made by
+        ranks[in_round("pseudo_labels", number)] = 4
+    kept = _walked_otherwise() if walked else set()
     known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
+    found: list[tuple[int, list[str]]] = []
     for key, values in options:
         first, _, rest = key.partition(".")
         if split_round(first)[0] not in known:
             raise ConfigError(
-                f"ARGS: --{key} concerns no stage; options begin with {', '.join(sorted(known))}"
+                f"ARGS: --{key} concerns no stage; options begin with {', '.join(sorted(known))}, and in a later round "
+                "with segment_2, pseudo_labels_2, ..."
             )
-        chosen = rest if first in own else key if first in stage.takes else None
-        if number > 1 and chosen == key and key.startswith("model.pam"):
-            continue  # of the first round; this one's are in another_round.yaml
-        if chosen is not None and not (stage.name == "prepare" and not chosen.startswith("data.")):
-            words += [f"--{chosen}", *values]
-    return words
+        chosen = rest if first in ranks else key if first in stage.takes else None
+        rank = ranks.get(first, 0)
+        if chosen is None or (rank < 4 and chosen.replace("init_args.", "") in kept):
+            continue
+        if not (stage.name == "prepare" and not chosen.startswith("data.")):
+            found.append((rank, [f"--{chosen}", *values]))
+    found.sort(key=lambda option: option[0])
+    words = [word for rank, option in found if rank < 4 for word in option]
+    if walked and "--config" in words:  # of a file for all stages: this round's own has to win over it
+        words += ["--config", str(_ANOTHER_ROUND)]
+    return words + [word for rank, option in found if rank == 4 for word in option]
+
+
+def _walked_otherwise() -> set[str]:
+    """Options that later rounds do not share with the first: those that ``another_round.yaml`` sets."""
+    held = yaml.safe_load(_ANOTHER_ROUND.read_text(encoding="utf-8"))
+    return {f"model.pam.{key}" for key in held["model"]["init_args"]["pam"]["init_args"]}
+
+
+def check_rounds(options: list[tuple[str, list[str]]], rounds: int) -> None:
+    """See that no option is meant for a round that there is not.
+
+    Raises:
+        ConfigError: there is one; names it.
+    """
+    for key, _ in options:
+        first = key.partition(".")[0]
+        if split_round(first)[1] > rounds:
+            raise ConfigError(f"ARGS: --{key} is of round {split_round(first)[1]}, ROUNDS is {rounds}")
 
 
 def stage_configs(stage: Stage, request: Request) -> list[Path]:
