@@ -61,7 +61,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     },
     "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
     "src/weakmedsam/pipeline.py": ({"weakmedsam", SETS}, HEAVY),
-    "src/weakmedsam/stages.py": ({"weakmedsam", SETS}, HEAVY),
+    **{
+        f"src/weakmedsam/{name}.py": ({"weakmedsam", SETS}, HEAVY) for name in ("stages", "rounds", "options")
+    },
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),
     "src/weakmedsam/*": ({"weakmedsam", SETS}, set()),

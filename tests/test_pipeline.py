@@ -11,6 +11,7 @@ import pytest
 from weakmedsam import pipeline
 from weakmedsam.contracts import ConfigError
 from weakmedsam.locks import alone
+from weakmedsam.options import options_for, parse_options, wanted_settings
 from weakmedsam.pipeline import run
 from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.stages import (
@@ -18,9 +19,6 @@ from weakmedsam.stages import (
     Request,
     another_round,
     chosen_stages,
-    options_for,
-    parse_options,
-    wanted_settings,
 )
 
 STAGE = {stage.name: stage for stage in STAGES}

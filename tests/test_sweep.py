@@ -15,9 +15,10 @@ from weakmedsam import cli, sweep
 from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import ConfigError
+from weakmedsam.options import parse_options
 from weakmedsam.refine import Refinement
 from weakmedsam.segment import Segmenter
-from weakmedsam.stages import Request, parse_options
+from weakmedsam.stages import Request
 from weakmedsam.sweep import PROGRAMS, claim, fit_to_store, plan, read_definition
 from weakmedsam.sweep_features import Head, write_head
 from weakmedsam.sweep_ledger import draw, words_of

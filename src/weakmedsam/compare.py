@@ -22,9 +22,10 @@ import yaml
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
 from weakmedsam.report_figures import TESTED, VALIDATED, by_class_of, kept_epoch, mean_of_means
+from weakmedsam.report_files import NAN
 from weakmedsam.report_page import flat
-from weakmedsam.report_run import NAN, Run, read_run
-from weakmedsam.stages import split_round
+from weakmedsam.report_run import Run, read_run
+from weakmedsam.rounds import split_round
 
 SEED = "seed_everything"
 """What may differ within a group."""

@@ -10,8 +10,8 @@ from html import escape
 from weakmedsam.compare import Contender, Group, differing, spread
 from weakmedsam.report_charts import COLOURS, Chart, Line
 from weakmedsam.report_figures import TIPS, number
+from weakmedsam.report_files import Row
 from weakmedsam.report_page import templates
-from weakmedsam.report_run import Row
 
 CURVES = (
     ("classify", "train/loss", "Loss, training", "loss", False),

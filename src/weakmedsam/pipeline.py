@@ -28,18 +28,15 @@ from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
+from weakmedsam.options import check_rounds, options_for, parse_options, wanted_settings
 from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.settings import changes
 from weakmedsam.stages import (
     TARGETS,
     Request,
     Stage,
-    check_rounds,
     chosen_stages,
-    options_for,
-    parse_options,
     stage_configs,
-    wanted_settings,
 )
 
 console = Console(highlight=False)

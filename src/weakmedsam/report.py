@@ -20,7 +20,7 @@ from weakmedsam.files import write_whole
 from weakmedsam.report_figures import DASH, RANDOM, duration, figures, title_of
 from weakmedsam.report_page import render
 from weakmedsam.report_run import LATER, Run, read_run
-from weakmedsam.stages import in_round, split_round
+from weakmedsam.rounds import in_round, split_round
 
 REPORT = "report.html"
 

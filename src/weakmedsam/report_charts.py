@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from weakmedsam.report_run import History
-from weakmedsam.stages import split_round
+from weakmedsam.report_files import History
+from weakmedsam.rounds import split_round
 
 COLOURS = 6
 """Line colours in the style sheet, ``c1`` to ``c6``, repeated beyond; ``c0`` is the ink, for means."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from weakmedsam.report_run import NAN, Round, Row, Run
-from weakmedsam.stages import in_round, split_round
+from weakmedsam.report_files import NAN, Row
+from weakmedsam.report_run import Round, Run
+from weakmedsam.rounds import in_round, split_round
 
 DASH = "\N{EN DASH}"
 RANDOM = "weights: none (random numbers)"

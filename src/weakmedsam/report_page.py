@@ -22,8 +22,9 @@ from weakmedsam.report_figures import (
     target_of,
     title_of,
 )
+from weakmedsam.report_files import Row
 from weakmedsam.report_pictures import RULE, Album, chosen_pictures, latest_epoch, mean_by_case
-from weakmedsam.report_run import Row, Run
+from weakmedsam.report_run import Run
 
 
 def render(run: Run) -> str:

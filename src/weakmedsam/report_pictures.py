@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from weakmedsam.report_run import Row
+from weakmedsam.report_files import Row
 
 RULE = (
     "best, median and worst by the mean over the classes of a case, NaN left out; of an even number the "

@@ -6,18 +6,23 @@ error that names the file. Neither torch nor Lightning is imported.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from weakmedsam.contracts import DataError
-from weakmedsam.stages import in_round, split_round
+from weakmedsam.report_files import (
+    NAN,
+    History,
+    Row,
+    parse_yaml,
+    read_history,
+    read_json,
+    read_rows,
+    read_text,
+)
+from weakmedsam.rounds import in_round, split_round
 
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test")
 """A run's stages in order; each has a folder of that name."""
@@ -28,10 +33,6 @@ LATER = ("pseudo_labels", "segment", "test_maps", "test")
 BESIDE = ("test_maps", "ceiling")
 """Stages that nothing builds on: scores of activation maps, and the network trained on expert masks."""
 
-NAN = math.nan
-Row = dict[str, str | float]
-
-_TEXT_COLUMNS = ("case", "class")
 _CLASS_METRICS = ("val/auroc/", "val/ap/", "val/cam_dice/", "val/pam_dice/", "val/dice/", "val/agreement/")
 
 
@@ -59,27 +60,6 @@ class Stage:
     finished: str = ""
     versions: dict[str, Any] = field(default_factory=dict)
     git: str = ""
-
-
-@dataclass(frozen=True)
-class History:
-    """Metrics by epoch, epochs ascending; NaN where a metric was not measured.
-
-    Attributes:
-        epochs: (E,) epoch numbers.
-        series: metric name -> (E,) values.
-    """
-
-    epochs: list[float] = field(default_factory=list)
-    series: dict[str, list[float]] = field(default_factory=dict)
-
-    def at(self, metric: str, epoch: float) -> tuple[float, float]:
-        """Value of a metric at an epoch, or at the last one before that has it, with that epoch."""
-        found = (NAN, NAN)
-        for number, value in zip(self.epochs, self.series.get(metric, ()), strict=False):
-            if number <= epoch and not math.isnan(value):
-                found = (value, number)
-        return found
 
 
 @dataclass(frozen=True)
@@ -190,19 +170,19 @@ def read_run(folder: Path) -> Run:
     names = (*STAGES, *(in_round(kind, n) for n in numbers[1:] for kind in LATER))
     trained = ("classify", *(in_round("segment", n) for n in numbers))
     labelled = tuple(in_round("pseudo_labels", n) for n in numbers)
-    texts = {name: _read_text(_within(folder, name) / "config.yaml") for name in (*trained, *labelled)}
-    configs = {name: _parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
+    texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *labelled)}
+    configs = {name: parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(configs[name]) for name in trained}
     stages = {name: _read_stage(folder, name) for name in (*names, *BESIDE)}
     stages = {name: found for name, found in stages.items() if name in names or found.state != "not run"}
     return Run(
         folder=folder,
         stages=stages,
-        histories={name: _read_history(_within(folder, name) / "history.csv") for name in trained},
+        histories={name: read_history(_within(folder, name) / "history.csv") for name in trained},
         configs={name: text for name, text in texts.items() if text},
         monitors={name: monitor for name, monitor in monitors.items() if monitor},
         rounds=tuple(_read_round(folder, n) for n in numbers),
-        ceiling=_read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
+        ceiling=read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
         random=_backbone_options(configs["classify"]).get("weights") == "none",
@@ -211,10 +191,10 @@ def read_run(folder: Path) -> Run:
 
 def _fits(folder: Path, name: str) -> bool:
     """Whether a stage of a later round was made of what is there now."""
-    after = _read_json(folder / name / "settings.json").get("after")
+    after = read_json(folder / name / "settings.json").get("after")
     if not isinstance(after, dict):
         return False
-    return all(_read_json(folder / stage / "stage.json").get("made") == made for stage, made in after.items())
+    return all(read_json(folder / stage / "stage.json").get("made") == made for stage, made in after.items())
 
 
 def _count_rounds(folder: Path) -> int:
@@ -234,13 +214,13 @@ def _within(folder: Path, name: str) -> Path:
 def _read_round(folder: Path, number: int) -> Round:
     kinds = ("pseudo_labels", "test_maps", "test")
     labels, maps, test = (_within(folder, in_round(kind, number)) for kind in kinds)
-    tables = (_read_rows(place / "cam_cases.csv", ("cam_dice", "pam_dice")) for place in (maps, test))
+    tables = (read_rows(place / "cam_cases.csv", ("cam_dice", "pam_dice")) for place in (maps, test))
     return Round(
         number,
-        quality=_read_rows(labels / "quality.csv", ("quality",)),
-        cases=_read_rows(test / "cases.csv", ("dice",)),
+        quality=read_rows(labels / "quality.csv", ("quality",)),
+        cases=read_rows(test / "cases.csv", ("dice",)),
         map_cases=next((rows for rows in tables if rows), []),
-        summary=_read_json(test / "summary.json"),
+        summary=read_json(test / "summary.json"),
     )
 
 
@@ -266,7 +246,7 @@ def _read_stage(run: Path, name: str) -> Stage:
         return Stage(name, "out of date")
     if not path.exists():
         return Stage(name, "unfinished" if begun else "not run")
-    facts = _read_json(path)
+    facts = read_json(path)
     settings, versions = (facts.get(key) or {} for key in ("settings", "versions"))
     if not isinstance(settings, dict) or not isinstance(versions, dict):
         raise DataError(f"{path}: `settings` and `versions` must be objects")
@@ -281,105 +261,6 @@ def _read_stage(run: Path, name: str) -> Stage:
         versions=versions,
         git=str(facts.get("git") or ""),
     )
-
-
-def _read_text(path: Path) -> str:
-    if not path.exists():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    if not text:
-        return {}
-    try:
-        facts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: is not valid JSON ({error}); run its stage again") from error
-    if not isinstance(facts, dict):
-        raise DataError(f"{path}: should hold one JSON object, holds a {type(facts).__name__}")
-    return facts
-
-
-def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row."""
-    lines = csv.reader(_read_text(path).splitlines(), strict=True)
-    try:
-        header = next(lines, [])
-        missing = [name for name in required if name not in header]
-        if missing:
-            raise DataError(
-                f"{path}: has no column {', '.join(missing)}; it has {', '.join(header) or 'no header'}"
-            )
-        for cells in lines:
-            if cells and len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns"
-                )
-            if cells:
-                yield lines.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: is not valid CSV ({error})") from error
-
-
-def _read_history(path: Path) -> History:
-    if not path.exists():
-        return History()
-    rows: dict[float, dict[str, float]] = {}
-    for line, cells in _read_csv(path, ("epoch",)):
-        row = {name: _number(cell, path, line, name) for name, cell in cells.items()}
-        if not math.isfinite(row["epoch"]):
-            raise DataError(f"{path}, line {line}: no epoch number")
-        rows[row["epoch"]] = row  # an epoch that was repeated after a stop counts once, the last time
-    epochs = sorted(rows)
-    names = [name for name in rows[epochs[0]] if name != "epoch"] if epochs else []
-    return History(epochs, {name: [rows[epoch][name] for epoch in epochs] for name in names})
-
-
-def _read_rows(path: Path, numbers: Sequence[str]) -> list[Row]:
-    """Rows of a table by case and class; further columns become numbers where every cell is one."""
-    if not path.exists():
-        return []
-    lines = list(_read_csv(path, (*_TEXT_COLUMNS, *numbers)))
-    names = list(lines[0][1]) if lines else []
-    further = [name for name in names if name not in (*_TEXT_COLUMNS, *numbers)]
-    numeric = {*numbers, *(name for name in further if all(_is_number(cells[name]) for _, cells in lines))}
-    return [
-        {
-            name: _number(cell, path, line, name) if name in numeric else cell
-            for name, cell in cells.items()
-        }
-        for line, cells in lines
-    ]  # fmt: skip
-
-
-def _number(cell: str, path: Path, line: int, name: str) -> float:
-    if not _is_number(cell):
-        raise DataError(f"{path}, line {line}, column {name}: {cell!r} is not a number")
-    text = cell.strip().lower()
-    return (
-        {"": NAN, "true": 1.0, "false": 0.0}.get(text, NAN) if text in ("", "true", "false") else float(text)
-    )
-
-
-def _is_number(cell: str) -> bool:
-    text = cell.strip().lower()
-    try:
-        return text in ("", "true", "false") or isinstance(float(text), float)
-    except ValueError:
-        return False
-
-
-def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: is not valid YAML ({error})") from error
-    return config if isinstance(config, dict) else {}
 
 
 def _find_monitor(config: dict[str, Any]) -> Monitor | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from weakmedsam.stages import WAYS
+from weakmedsam.options import WAYS
 
 FREE = frozenset(
     {

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import NamedTuple
 
 from weakmedsam.contracts import ConfigError
+from weakmedsam.rounds import in_round
 
 EXPERIMENTS = Path("experiments")
-_ANOTHER_ROUND = EXPERIMENTS / "another_round.yaml"
+ANOTHER_ROUND = EXPERIMENTS / "another_round.yaml"
+"""What a later round sets otherwise."""
 
 
 class Request(NamedTuple):
@@ -160,11 +159,11 @@ def _again(request: Request, common: list[str], number: int, name: str) -> list[
 
 
 def _labels_again_configs(request: Request) -> list[Path]:
-    return [*_pseudo_configs(request), _ANOTHER_ROUND]
+    return [*_pseudo_configs(request), ANOTHER_ROUND]
 
 
 def _maps_again_configs(request: Request) -> list[Path]:
-    return [*_classify_configs(request), _ANOTHER_ROUND]
+    return [*_classify_configs(request), ANOTHER_ROUND]
 
 
 def _pseudo_configs(request: Request) -> list[Path]:
@@ -221,17 +220,6 @@ TARGETS = {
 }
 
 
-def in_round(name: str, number: int) -> str:
-    """A stage's name in a round: ``segment``, ``segment_2``, ``segment_3``."""
-    return name if number == 1 else f"{name}_{number}"
-
-
-def split_round(name: str) -> tuple[str, int]:
-    """``segment_2`` -> ("segment", 2); of another name round 1."""
-    found = re.fullmatch(r"(pseudo_labels|segment|test_maps|test)_([2-9]|[1-9]\d+)", name)
-    return (found[1], int(found[2])) if found else (name, 1)
-
-
 def another_round(number: int) -> tuple[Stage, ...]:
     """The stages of a round after the first: self-training, see ``self_training.py``.
 
@@ -276,84 +264,6 @@ def chosen_stages(target: str, rounds: int) -> list[Stage]:
     return chosen
 
 
-def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
-    """``--a.b 1 --c=2 --flag`` -> [("a.b", ["1"]), ("c", ["2"]), ("flag", [])].
-
-    Raises:
-        ConfigError: a value without an option before it.
-    """
-    options: list[tuple[str, list[str]]] = []
-    for word in words:
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            options.append((key, [value] if equals else []))
-        elif options:
-            options[-1][1].append(word)
-        else:
-            raise ConfigError(f"ARGS: {word!r} is not an option; options look like --model.sub_classes 4")
-    return options
-
-
-def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]:
-    """The options that concern a stage, as command-line words; those meant for it alone come last and win.
-
-    A stage's name before an option means that stage in every round, ``segment_2`` that of one. What
-    ``another_round.yaml`` sets of PAM is the first round's in other options, because what is walked later is of another
-    kind: ``--model.pam.steps`` does not reach ``pseudo_labels_2``, ``--pseudo_labels_2.model.pam.steps`` does.
-
-    Raises:
-        ConfigError: an option that concerns no stage.
-    """
-    # A test follows the settings of the network it tests.
-    leader = {"test": "segment", "ceiling": "segment"}
-    leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features"), "classify")
-    kind, number = split_round(stage.name)
-    lead = leader.get(kind, kind)
-    ranks = {lead: 1, in_round(lead, number): 2, kind: 3, stage.name: 4}
-    walked = number > 1 and kind in ("pseudo_labels", "test_maps")
-    if walked and kind == "test_maps":  # it scores what the pseudo-labels are made by
-        ranks[in_round("pseudo_labels", number)] = 4
-    kept = _walked_otherwise() if walked else set()
-    known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
-    found: list[tuple[int, list[str]]] = []
-    for key, values in options:
-        first, _, rest = key.partition(".")
-        if split_round(first)[0] not in known:
-            raise ConfigError(
-                f"ARGS: --{key} concerns no stage; options begin with {', '.join(sorted(known))}, and in a later round "
-                "with segment_2, pseudo_labels_2, ..."
-            )
-        chosen = rest if first in ranks else key if first in stage.takes else None
-        rank = ranks.get(first, 0)
-        if chosen is None or (rank < 4 and chosen.replace("init_args.", "") in kept):
-            continue
-        if not (stage.name == "prepare" and not chosen.startswith("data.")):
-            found.append((rank, [f"--{chosen}", *values]))
-    found.sort(key=lambda option: option[0])
-    words = [word for rank, option in found if rank < 4 for word in option]
-    if walked and "--config" in words:  # of a file for all stages: this round's own has to win over it
-        words += ["--config", str(_ANOTHER_ROUND)]
-    return words + [word for rank, option in found if rank == 4 for word in option]
-
-
-def _walked_otherwise() -> set[str]:
-    """Options that later rounds do not share with the first: those that ``another_round.yaml`` sets."""
-    held = yaml.safe_load(_ANOTHER_ROUND.read_text(encoding="utf-8"))
-    return {f"model.pam.{key}" for key in held["model"]["init_args"]["pam"]["init_args"]}
-
-
-def check_rounds(options: list[tuple[str, list[str]]], rounds: int) -> None:
-    """See that no option is meant for a round that there is not.
-
-    Raises:
-        ConfigError: there is one; names it.
-    """
-    for key, _ in options:
-        first = key.partition(".")[0]
-        if split_round(first)[1] > rounds:
-            raise ConfigError(f"ARGS: --{key} is of round {split_round(first)[1]}, ROUNDS is {rounds}")
-
-
 def stage_configs(stage: Stage, request: Request) -> list[Path]:
     """The YAML files of a stage, merged left to right.
 
@@ -374,33 +284,3 @@ def stage_configs(stage: Stage, request: Request) -> list[Path]:
             known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
             raise ConfigError(f"{path} does not exist; there are: {known}")
     return files
-
-
-WAYS = (
-    *("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps"),
-    *("enable_progress_bar", "enable_model_summary", "default_root_dir"),
-)
-"""Keys of a trainer that say how it runs, not what comes out; so do the keys in ``_PLACES`` where nothing
-is trained: each rank does its share, and the files are the same."""
-
-_PLACES = ("devices", "num_nodes")
-
-
-def decisive(stage: Stage, trainer: dict[str, Any]) -> dict[str, Any]:
-    """What of a trainer file's keys decides the stage's result; precision does, the accelerator does not."""
-    idle = {*WAYS, *(() if stage.trains else _PLACES)}
-    return {key: value for key, value in trainer.items() if key not in idle}
-
-
-def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
-    """All that decides a stage's result, as plain values.
-
-    Raises:
-        ConfigError: see ``stage_configs``.
-    """
-    files = stage_configs(stage, request)
-    merged = {str(path): yaml.safe_load(path.read_text()) for path in files if path in stage.configs(request)}
-    if request.trainer and "trainer" in stage.takes:
-        chosen = decisive(stage, yaml.safe_load(files[-1].read_text())["trainer"])
-        merged |= {"trainer": chosen} if chosen else {}
-    return {"configs": merged, "options": options_for(stage, request.options), "data_dir": request.data_dir}

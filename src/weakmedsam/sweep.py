@@ -22,14 +22,13 @@ import yaml
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
 from weakmedsam.locks import alone
+from weakmedsam.options import options_for, parse_options
 from weakmedsam.pipeline import run
 from weakmedsam.settings import differences
 from weakmedsam.stages import (
     EXPERIMENTS,
     STAGES,
     Request,
-    options_for,
-    parse_options,
     pseudo_labelled,
     stage_configs,
 )
