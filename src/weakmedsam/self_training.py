@@ -2,8 +2,8 @@
 
 Not in the paper. One pseudo-label is as wrong as its activation, but the errors of many patients differ, and the
 network that learnt from all of them draws what they have in common; PAM then fits that to each scan's own borders.
-Self-training on such predictions is as old as pseudo-labels (Lee, ICML Workshop on Challenges in Representation
-Learning, 2013); in place of an activation map it is used since Wei et al., "STC", TPAMI 2017.
+Pseudo-labels from a network's own predictions: Lee, ICML Workshop on Challenges in Representation Learning, 2013; gated
+by image-level labels, as the target of the next segmentation network: Wei et al., "STC", TPAMI 2017.
 """
 
 from __future__ import annotations
