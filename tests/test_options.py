@@ -11,6 +11,10 @@ from weakmedsam.stages import STAGES, another_round, chosen_stages
 STAGE = {stage.name: stage for stage in STAGES}
 
 
+def words(*given):
+    return shlex.split(" ".join(given))
+
+
 def test_options_are_split_into_keys_and_values():
     assert parse_options(["--a.b", "1", "--c=2", "--flag", "--d", "-1"]) == [
         ("a.b", ["1"]),
@@ -23,35 +27,11 @@ def test_options_are_split_into_keys_and_values():
 
 
 def test_options_go_to_the_stages_they_concern():
-    options = parse_options(
-        [
-            "--model.sub_classes",
-            "4",
-            "--trainer.max_epochs",
-            "2",
-            "--data.seed",
-            "1",
-            "--segment.model.dice_weight",
-            "0",
-        ]
-    )
-    assert options_for(STAGE["classify"], options) == [
-        "--model.sub_classes",
-        "4",
-        "--trainer.max_epochs",
-        "2",
-        "--data.seed",
-        "1",
-    ]
-    assert options_for(STAGE["pseudo_labels"], options)[:2] == ["--model.sub_classes", "4"]
-    assert options_for(STAGE["segment"], options) == [
-        "--trainer.max_epochs",
-        "2",
-        "--data.seed",
-        "1",
-        "--model.dice_weight",
-        "0",
-    ]
+    model, shared = "--model.sub_classes 4", "--trainer.max_epochs 2 --data.seed 1"
+    options = parse_options(words(model, shared, "--segment.model.dice_weight 0"))
+    assert options_for(STAGE["classify"], options) == words(model, shared)
+    assert options_for(STAGE["pseudo_labels"], options)[:2] == words(model)
+    assert options_for(STAGE["segment"], options) == words(shared, "--model.dice_weight 0")
     assert options_for(STAGE["test"], options)[-2:] == ["--model.dice_weight", "0"]
     assert options_for(STAGE["prepare"], options) == ["--data.seed", "1"]
     with pytest.raises(ConfigError, match=r"--modle\.sub_classes concerns no stage"):
@@ -78,10 +58,6 @@ def test_no_round_is_refused():
         chosen_stages("train", 0)
 
 
-def words(*given):
-    return shlex.split(" ".join(given))
-
-
 def test_options_of_a_later_round():
     options = parse_options(
         words(
@@ -95,7 +71,7 @@ def test_options_of_a_later_round():
     # What another_round.yaml sets is this round's own; the rest is shared, and what is said of it alone wins.
     own = "--model.pam.beta 3 --model.pam.steps 5"
     assert labels == words("--model.sub_classes 4 --model.pam.beta 2", own)
-    assert maps == words("--model.sub_classes 4", own)
+    assert maps == labels  # what is scored is made as they are
     assert network == words("--model.dice_weight 0 --trainer.max_epochs 3 --trainer.max_epochs 5")
     assert test == [*network, "--data.num_workers", "0"]
     first = "--model.sub_classes 4 --model.pam.steps 16 --model.pam.threshold 0.9"

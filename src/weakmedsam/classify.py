@@ -210,13 +210,7 @@ class WeakMedSAM(LightningModule):
             with self._precision():
                 features = self.features(some)
             with torch.autocast(features.device.type, enabled=False):
-                evidence = F.conv2d(features.float(), self.class_head.weight.float())
-                mean = self.pooling == "average"
-                parts.append(
-                    mean_inside(evidence, self.inside(box, evidence.shape[-1]))
-                    if mean
-                    else self.pool(evidence, box)
-                )
+                parts.append(self.pool(F.conv2d(features.float(), self.class_head.weight.float()), box))
         return torch.cat(parts)
 
     def _precision(self) -> AbstractContextManager[Any]:

@@ -55,8 +55,8 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     lead = leader.get(kind, kind)
     ranks = {lead: 1, in_round(lead, number): 2, kind: 3, stage.name: 4}
     walked = number > 1 and kind in ("pseudo_labels", "test_maps")
-    if walked and kind == "test_maps":  # it scores what the pseudo-labels are made by
-        ranks[in_round("pseudo_labels", number)] = 4
+    if walked:  # what is scored is made as the pseudo-labels are
+        ranks |= {"pseudo_labels": 3, in_round("pseudo_labels", number): 4}
     kept = _walked_otherwise() if walked else set()
     known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
     found: list[tuple[int, list[str]]] = []

@@ -165,9 +165,9 @@ def fit_to_store(sweep: Sweep) -> Sweep:
     features = sweep.features
     if features is None:
         return sweep
-    parameters = sweep.definition["parameters"]
+    head, parameters = read_head(features), sweep.definition["parameters"]
     unanswered = [name for name in _ERASED if name in parameters]
-    if unanswered and not read_head(features).settings.get("erasing"):
+    if unanswered and not head.settings.get("erasing"):
         parameters = {name: drawn for name, drawn in parameters.items() if name not in unanswered}
         if not parameters:
             raise ConfigError(
@@ -176,20 +176,17 @@ def fit_to_store(sweep: Sweep) -> Sweep:
             )
         print(f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.erasing 0")
         sweep = sweep._replace(definition=sweep.definition | {"parameters": parameters})
-    _check_grids(sweep, features)
+    _check_grids(sweep, head.grids)
     return sweep
 
 
-def _check_grids(sweep: Sweep, features: Path) -> None:
-    from weakmedsam.sweep_features import read_head
-
+def _check_grids(sweep: Sweep, held: list[int]) -> None:
     drawn = sweep.definition["parameters"].get("model.pam.grid")
     if drawn is None:
         return
     wanted = drawn.get("values", [drawn["value"]] if "value" in drawn else None)
     if wanted is None:
         wanted = range(int(drawn["min"]), int(drawn["max"]) + 1)
-    held = read_head(features).grids
     missing = sorted(set(wanted) - set(held))
     if missing:
         raise ConfigError(
