@@ -92,7 +92,7 @@ def call(monkeypatch, tmp_path, scans):
 
 
 def test_every_file_is_run_by_some_test():
-    known = {"classify", "pseudo_labels", "another_round", "features", "segment", "published"}
+    known = {"classify", "pseudo_labels", "another_round", "refined", "features", "segment", "published"}
     assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == known
     assert {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()} == {
         *("backbone", "data", "logger", "slurm", "study", "sweeps", "trainer"),
@@ -127,6 +127,19 @@ def test_another_round_labels_volumes_from_a_segmentation_network(call):
     stamps = [read_settings(path) for path in run.glob("*.safetensors")]
     assert stamps
     assert all(len(stamp["start"]) == 16 and stamp["steps"] == held["steps"] for stamp in stamps)
+
+
+def test_refined_segments_test_volumes_by_its_own_settings(call):
+    one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
+    run = call("fit", ["segment"], "phantom", *one, "--data.supervision", "expert")
+    segmenter = (run / "checkpoints").rename(run.parent / "of_segment") / "last.ckpt"
+    run = call("fit", ["classify"], "phantom", *one)
+    start = ["--model.pam.start", str(segmenter), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    run = call("test", ["classify"], "phantom", *start, more=["refined"])
+    held = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
+    wanted = yaml.safe_load((EXPERIMENTS / "refined.yaml").read_text())["model"]["init_args"]["pam"]
+    assert {key: held[key] for key in wanted["init_args"]} == wanted["init_args"]
+    assert (run / "cases.csv").is_file()
 
 
 @pytest.mark.parametrize("name", names("sweeps"))

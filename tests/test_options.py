@@ -67,13 +67,14 @@ def test_options_of_a_later_round():
             "--segment.model.dice_weight 0 --segment.trainer.max_epochs 3 --test.data.num_workers 0",
         )
     )
-    labels, network, maps, test = (options_for(stage, options) for stage in another_round(2))
+    labels, network, maps, test, refined = (options_for(stage, options) for stage in another_round(2))
     # What another_round.yaml sets is this round's own; the rest is shared, and what is said of it alone wins.
     own = "--model.pam.beta 3 --model.pam.steps 5"
     assert labels == words("--model.sub_classes 4 --model.pam.beta 2", own)
     assert maps == labels  # what is scored is made as they are
     assert network == words("--model.dice_weight 0 --trainer.max_epochs 3 --trainer.max_epochs 5")
     assert test == [*network, "--data.num_workers", "0"]
+    assert refined == words("--model.sub_classes 4")  # what is walked is neither round's
     first = "--model.sub_classes 4 --model.pam.steps 16 --model.pam.threshold 0.9"
     assert options_for(STAGE["pseudo_labels"], options) == words(
         first, "--model.pam.init_args.steps 7 --model.pam.beta 2"
@@ -87,8 +88,24 @@ def test_options_of_a_later_round():
 
 def test_a_file_of_settings_for_all_stages_does_not_undo_a_later_rounds_own():
     options = parse_options(words("--classify.config a.yaml --pseudo_labels_2.config b.yaml"))
-    labels, network, maps, _ = (options_for(stage, options) for stage in another_round(2))
+    labels, network, maps, *_ = (options_for(stage, options) for stage in another_round(2))
     files = ["--config", "a.yaml", "--config", "experiments/another_round.yaml", "--config", "b.yaml"]
     assert labels == maps == files
     assert network == []
     assert options_for(STAGE["pseudo_labels"], options) == ["--config", "a.yaml"]
+
+
+def test_options_of_refined_predictions():
+    options = parse_options(
+        words(
+            "--refined_2.model.pam.steps 5 --refined.model.pam.threshold 0.3 --refined.model.pam.steps 4",
+            "--classify.config a.yaml --model.pam.rescale true --model.pam.beta 2 --segment.data.num_workers 0",
+        )
+    )
+    shared = "--config a.yaml --model.pam.beta 2 --config experiments/refined.yaml"
+    own = "--model.pam.threshold 0.3 --model.pam.steps 4"
+    first, second = (options_for(stage, options) for stage in (STAGE["refined"], another_round(2)[-1]))
+    assert sorted(first) == sorted(words(shared, own))
+    assert first[-4:] == words(own)
+    assert second == [*first, *words("--model.pam.steps 5")]
+    assert first.index("experiments/refined.yaml") > first.index("a.yaml")

@@ -65,10 +65,13 @@ def house(tmp_path, monkeypatch):
 def ran(calls):
     names = [" ".join(call) for call in calls]
     calls.clear()
-    return [f"{name.split()[0]} {Path(name.split('--config ')[1].split()[0]).stem}" for name in names]
+    first = [Path(name.split("--config ")[1].split()[0]).stem for name in names]
+    configs = ["refined" if "refined.yaml" in name else stem for name, stem in zip(names, first, strict=True)]
+    return [f"{name.split()[0]} {config}" for name, config in zip(names, configs, strict=True)]
 
 
-ALL = ["prepare phantom", "fit classify", "predict classify", "fit segment", "test classify", "test segment"]
+TESTS = ["test classify", "test segment", "test refined"]
+ALL = ["prepare phantom", "fit classify", "predict classify", "fit segment", *TESTS]
 
 
 def test_stages_run_once_and_in_order(house, tmp_path, capsys):
@@ -76,16 +79,16 @@ def test_stages_run_once_and_in_order(house, tmp_path, capsys):
     assert ran(house) == ALL
     run("evaluate", request_for(tmp_path))
     assert house == []
-    assert capsys.readouterr().out.count("up to date") == 6
+    assert capsys.readouterr().out.count("up to date") == 7
 
 
 def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(house, tmp_path, capsys):
     run("evaluate", request_for(tmp_path))
     house.clear()
     run("evaluate", request_for(tmp_path, "--segment.trainer.max_epochs", "2"))
-    assert ran(house) == ["fit segment", "test segment"]
+    assert ran(house) == ["fit segment", *TESTS[1:]]
     run("evaluate", request_for(tmp_path, "--segment.trainer.max_epochs", "2", "--model.pam.beta", "2"))
-    assert ran(house) == ["fit classify", "predict classify", "fit segment", "test classify", "test segment"]
+    assert ran(house) == ["fit classify", "predict classify", "fit segment", *TESTS]
     folder = tmp_path / "runs/phantom/x"
     assert (folder / "segment.old1/stage.json").is_file()
     assert (folder / "segment.old2/stage.json").is_file()
@@ -93,14 +96,14 @@ def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(
     assert "kept as segment.old1" in capsys.readouterr().out.replace("\n", " ")
 
 
-ROUND = ["predict classify", "fit segment", "test classify", "test segment"]
+ROUND = ["predict classify", "fit segment", *TESTS]
 
 
 def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_path):
     run("evaluate", request_for(tmp_path))
     house.clear()
     run("evaluate", request_for(tmp_path, rounds=2))
-    labels, network, maps, test = house
+    labels, network, maps, test, refined = house
     folder = Path("runs/phantom/x")
     assert labels[0] == "predict"
     assert labels[labels.index("--model.pam.start") + 1].endswith(
@@ -112,6 +115,9 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
         assert "experiments/pseudo_labels.yaml" in command or command is maps
         assert command[command.index("--model.pam.start") + 1].endswith("segment/checkpoints/best.ckpt")
     assert maps[0] == "test"
+    assert "experiments/refined.yaml" in refined
+    assert refined[refined.index("--model.pam.start") + 1].endswith("segment_2/checkpoints/best.ckpt")
+    assert refined[refined.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
     assert network[network.index("--data.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
     assert test[test.index("--ckpt_path") + 1].endswith(str(folder / "segment_2/checkpoints/best.ckpt"))
     house.clear()
@@ -128,7 +134,7 @@ def test_what_changes_the_first_round_makes_the_second_anew(house, tmp_path):
     run("evaluate", request_for(tmp_path, "--pseudo_labels_2.model.pam.steps", "4", rounds=2))
     assert ran(house) == ROUND
     run("evaluate", request_for(tmp_path, "--pseudo_labels.model.pam.steps", "4", rounds=2))
-    assert ran(house) == ["predict classify", "fit segment", "test segment", *ROUND]
+    assert ran(house) == ["predict classify", "fit segment", *TESTS[1:], *ROUND]
 
 
 def test_an_option_of_a_round_that_is_not_run_is_refused(house, tmp_path):
@@ -300,7 +306,7 @@ def test_without_expert_masks_there_is_nothing_to_score_and_the_chain_ends_well(
     pipeline.masked[0] = 0
     run("evaluate", request_for(tmp_path))
     assert ran(house) == ALL[:4]
-    assert capsys.readouterr().out.count("nothing to score") == 2
+    assert capsys.readouterr().out.count("nothing to score") == 3
 
 
 def test_an_unknown_data_set_lists_the_known(house, tmp_path):

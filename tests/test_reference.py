@@ -37,7 +37,7 @@ def test_every_value_that_a_file_sets_is_there_with_the_file():
     section = text[text.index("### `model.pam`") :]
     row = next(line for line in section.splitlines() if line.startswith("| `threshold`"))
     assert row.count("`0.5`") == 1
-    assert row.rstrip("| ").endswith("in classify")
+    assert row.rstrip("| ").endswith("| `0.75` in classify; `0.4` in refined")
     study = yaml.safe_load(Path("experiments/study/pam.yaml").read_text(encoding="utf-8"))
     (compared,) = study["trainer"]["callbacks"]
     # What would not fit on any screen is only counted.

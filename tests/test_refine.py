@@ -109,7 +109,7 @@ def test_bad_settings_are_refused_by_their_key(settings, message):
 
 def test_the_callback_has_the_same_settings_and_defaults():
     arguments = inspect.signature(PromptAffinityMining).parameters
-    others = ("views", "start", "pictures", "every_n_epochs")
+    others = ("views", "start", "presence", "pictures", "every_n_epochs")
     defaults = {name: argument.default for name, argument in arguments.items() if name not in others}
     assert defaults == asdict(Refinement())
     changed = Refinement(

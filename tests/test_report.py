@@ -100,6 +100,29 @@ def test_test_figures_are_means_of_class_means(full_run: Path) -> None:
     assert f"<strong>{sum(means) / 2:.3f}</strong>" in section(page_of(full_run), "figures")
 
 
+def test_refined_predictions_have_figures_and_a_section_of_their_own(full_run: Path) -> None:
+    means = {}
+    for stage in ("test", "refined"):
+        rows = list(csv.DictReader((full_run / stage / "cases.csv").open()))
+        values = {
+            name: [float(r["dice"]) for r in rows if r["class"] == name and r["dice"]] for name in CLASSES
+        }
+        means[stage] = sum(sum(some) / len(some) for some in values.values()) / 2
+    page = page_of(full_run)
+    shown = section(page, "figures")
+    assert means["refined"] > means["test"] + 0.1
+    assert all(f"<strong>{mean:.3f}</strong>" in shown for mean in means.values())
+    assert "test, refined" in shown
+    part = section(page, "refined")
+    assert "what PAM makes of the network's, no label given" in part
+    assert part.count("<img") == section(page, "test").count("<img") == 3
+    assert f"Dice (test) {means['refined']:.3f}" in printed(full_run)
+    shutil.rmtree(full_run / "refined")
+    page = page_of(full_run)
+    assert "make evaluate" in section(page, "refined")
+    assert "test, refined (not run)" in section(page, "headline")
+
+
 def test_names_are_escaped(full_run: Path) -> None:
     page = page_of(full_run)
     assert NASTY not in page

@@ -1,5 +1,6 @@
 """Pseudo-labels that start from a segmentation network; here one that sees what is bright, so that all is known."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,11 @@ from tiny import tiny_phantom
 from torch import nn
 
 from weakmedsam.callbacks import PromptAffinityMining, lineage
+from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import CheckpointError, ConfigError
 from weakmedsam.pseudo_labels import read_settings
 from weakmedsam.segment import Segmenter
-from weakmedsam.self_training import SegmentedStart, load_segmenter
+from weakmedsam.self_training import SegmentedStart, find_present, load_segmenter
 
 CLASSES = ["lesion", "cyst"]
 BRIGHT = {"class_path": "test_self_training.Brightness", "arguments": {}}
@@ -185,3 +187,62 @@ def test_the_mirrored_images_are_looked_at_by_it_too(scans, tmp_path):
     # Brightness knows no sides; the classifier, untrained, does.
     assert found
     assert min(np.nanmin(stability) for stability in found) == 1
+
+
+def score(folder, scans, start, **settings):
+    torch.manual_seed(0)
+    fixed = {"affinity": "none", "sigma": 0.0, "map_size": 32, "rescale": False}
+    model = module()
+    model._callbacks.append(
+        PromptAffinityMining(start=str(start), presence="predicted", **(fixed | settings))
+    )
+    trainer(folder).test(model, tiny_phantom(scans), verbose=False)
+    return list(csv.DictReader((folder / "cases.csv").open()))
+
+
+def test_refined_predictions_without_a_walk_are_what_the_network_segments(scans, tmp_path):
+    segmenter = save(tmp_path / "best.ckpt")
+    trainer(tmp_path / "own").test(segmenter, tiny_phantom(scans), verbose=False)
+    own = list(csv.DictReader((tmp_path / "own/cases.csv").open()))
+    found = score(tmp_path / "refined", scans, tmp_path / "best.ckpt")
+    assert [(row["case"], row["class"]) for row in found] == [(row["case"], row["class"]) for row in own]
+    volumes = [(float(a["predicted_ml"]), float(b["predicted_ml"])) for a, b in zip(found, own, strict=True)]
+    assert sum(b for _, b in volumes) > 1
+    # Nearly: on the map a class has its share of the probability too.
+    assert all(a == pytest.approx(b, rel=0.05) for a, b in volumes)
+    assert (tmp_path / "refined/summary.json").is_file()
+    assert len(list((tmp_path / "refined/pictures").glob("*.png"))) == len({row["case"] for row in own})
+    assert not (tmp_path / "refined/cam_cases.csv").exists()
+
+
+def test_no_label_of_a_test_case_is_used(scans, tmp_path, monkeypatch):
+    save(tmp_path / "best.ckpt")
+    as_given = score(tmp_path / "given", scans, tmp_path / "best.ckpt", affinity="intensity", walk="volume")
+    step = WeakMedSAM.test_step
+
+    def without_labels(self, batch, batch_idx):
+        found = step(self, batch, batch_idx)
+        batch["label"] = 1 - batch["label"]
+        return found
+
+    monkeypatch.setattr(WeakMedSAM, "test_step", without_labels)
+    inverted = score(tmp_path / "other", scans, tmp_path / "best.ckpt", affinity="intensity", walk="volume")
+    assert inverted == as_given
+
+
+def test_a_class_is_present_where_it_is_likelier_than_all_else():
+    maps = torch.zeros(2, 2, 4, 4)
+    maps[0, 0, 1, 2], maps[0, 1, 3, 3], maps[1, 1, 0, 0] = 0.5, 0.49, 0.9
+    assert find_present(maps).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"presence": "guessed"}, "presence: 'guessed' is unknown; choose one of given, predicted"),
+        ({"presence": "predicted"}, r"presence: predicted is what .* best\.ckpt as model\.pam\.start"),
+    ],
+)
+def test_who_says_what_is_present_is_checked(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        PromptAffinityMining(**settings)

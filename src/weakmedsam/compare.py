@@ -154,6 +154,7 @@ def _listed(value: Any) -> Any:
 def numbers(run: Run) -> dict[str, Figure]:
     """What was measured, as numbers: validation at the epoch that is kept, maps and network on test cases."""
     tables = [(name, f"{title}, test", run.last.cases, name) for name, title in TESTED]
+    tables.append(("refined.dice", "Refined prediction Dice, test", run.last.refined, "dice"))
     tables += [
         (f"test_{name}", f"{title}, test", run.rounds[0].map_cases, name)
         for name, title in (("cam_dice", "CAM Dice"), ("pam_dice", "Refined CAM Dice"))

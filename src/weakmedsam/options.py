@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from weakmedsam.contracts import ConfigError
 from weakmedsam.rounds import in_round, split_round
-from weakmedsam.stages import ANOTHER_ROUND, STAGES, Request, Stage, stage_configs
+from weakmedsam.stages import ANOTHER_ROUND, REFINED, STAGES, Request, Stage, stage_configs
 
 WAYS = (
     *("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps"),
@@ -42,22 +43,27 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     """The options that concern a stage, as command-line words; those meant for it alone come last and win.
 
     A stage's name before an option means that stage in every round, ``segment_2`` that of one. What
-    ``another_round.yaml`` sets of PAM is the first round's in other options, because what is walked later is of another
-    kind: ``--model.pam.steps`` does not reach ``pseudo_labels_2``, ``--pseudo_labels_2.model.pam.steps`` does.
+    ``another_round.yaml`` and ``refined.yaml`` set of PAM is the first round's in other options, because what is walked
+    there is of another kind: ``--model.pam.steps`` does not reach ``pseudo_labels_2`` or ``refined``,
+    ``--refined.model.pam.steps`` does.
 
     Raises:
         ConfigError: an option that concerns no stage.
     """
     # A test follows the settings of the network it tests.
     leader = {"test": "segment", "ceiling": "segment"}
-    leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features"), "classify")
+    leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features", "refined"), "classify")
     kind, number = split_round(stage.name)
     lead = leader.get(kind, kind)
     ranks = {lead: 1, in_round(lead, number): 2, kind: 3, stage.name: 4}
-    walked = number > 1 and kind in ("pseudo_labels", "test_maps")
-    if walked:  # what is scored is made as the pseudo-labels are
-        ranks |= {"pseudo_labels": 3, in_round("pseudo_labels", number): 4}
-    kept = _walked_otherwise() if walked else set()
+    own = None
+    if kind == "refined":
+        own = REFINED
+        ranks |= {kind: 4} | {stage.name: 5}  # in the same way in every round
+    elif number > 1 and kind in ("pseudo_labels", "test_maps"):
+        own = ANOTHER_ROUND
+        ranks |= {"pseudo_labels": 3, in_round("pseudo_labels", number): 4}  # scored as it is made
+    kept = _set_by(own) if own else set()
     known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
     found: list[tuple[int, list[str]]] = []
     for key, values in options:
@@ -75,14 +81,14 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
             found.append((rank, [f"--{chosen}", *values]))
     found.sort(key=lambda option: option[0])
     words = [word for rank, option in found if rank < 4 for word in option]
-    if walked and "--config" in words:  # of a file for all stages: this round's own has to win over it
-        words += ["--config", str(ANOTHER_ROUND)]
-    return words + [word for rank, option in found if rank == 4 for word in option]
+    if own and "--config" in words:  # of a file for all stages: the stage's own has to win over it
+        words += ["--config", str(own)]
+    return words + [word for rank, option in found if rank >= 4 for word in option]
 
 
-def _walked_otherwise() -> set[str]:
-    """Options that later rounds do not share with the first: those that ``another_round.yaml`` sets."""
-    held = yaml.safe_load(ANOTHER_ROUND.read_text(encoding="utf-8"))
+def _set_by(path: Path) -> set[str]:
+    """Options of PAM that a stage does not share with the first round's pseudo-labels: those its own file sets."""
+    held = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {f"model.pam.{key}" for key in held["model"]["init_args"]["pam"]["init_args"]}
 
 

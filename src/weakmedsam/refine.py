@@ -30,7 +30,8 @@ class Mined(NamedTuple):
     """Activation before and after PAM, on maps.
 
     Attributes:
-        cam: (B, C, h, w) in [0, 1], activation scaled over the scan, 0 in the padding around it.
+        cam: (B, C, h, w) in [0, 1], activation scaled over the scan (without ``rescale`` as it comes), 0 in the padding
+            around it.
         affinity: (B, s, s) in [0, 1], a picture of the affinity within slices; 0 without one.
         start: (B, C, s, s) in [0, 1], activation on the map that is walked on.
         walked: (B, C, s, s) in [0, 1], activation after walk and vote.
@@ -215,10 +216,15 @@ def _deep(maps: Tensor) -> Tensor:
 def _start(backbone: Backbone, some: Slices, settings: Refinement) -> tuple[Tensor, Tensor, Tensor]:
     """The activation over the scan, the same on the map, and the map's cells on the scan."""
     size, map_size = backbone.image_size, settings.map_size
-    cam = min_max_inside(some.cam.float(), inside_box(some.box, size, some.cam.shape[-1]))
+    cam = _over_scan(some.cam.float(), inside_box(some.box, size, some.cam.shape[-1]), settings)
     inside = inside_box(some.box, size, map_size)
     start = F.interpolate(cam, size=(map_size, map_size), mode="bilinear")
-    return cam, min_max_inside(start, inside), inside
+    return cam, _over_scan(start, inside, settings), inside
+
+
+def _over_scan(maps: Tensor, inside: Tensor, settings: Refinement) -> Tensor:
+    """Maps scaled over the cells inside, or as they come; 0 outside."""
+    return min_max_inside(maps, inside) if settings.rescale else maps * inside
 
 
 def _walked(

@@ -34,8 +34,8 @@ class Refinement:
         map_size: side of the map that is walked on, cells; the paper uses 64.
         threshold: score above which a pixel belongs to a class, in (0, 1); the paper uses 0.5.
         sigma: of the smoothing before the threshold, pixels of the frame; 0 = none.
-        rescale: scale each slice's map to [0, 1] after each step (at the end for ``steps`` None), as
-            published.
+        rescale: scale each slice's map to [0, 1] before the walk and after each step (at the end for ``steps``
+            None), as published. Without it a slice's map keeps its height, which of a probability means something.
         restart: probability of going back to the start at each step, in [0, 1); published: 0.
         prompts: where prompts are: ``grid``; ``content``, grid points on the scan and not in the dark;
             ``peaks`` of the activation of each present class. The latter two are not in the paper.

@@ -35,6 +35,7 @@ _SHORT = {
         "test_maps/cam_cases.csv",
     ),
     "test": (("dice", "hd95_mm", "missed"), "test/cases.csv"),
+    "refined": (("refined.dice", "refined.hd95_mm", "refined.missed"), "refined/cases.csv"),
     "ceiling": (("ceiling",), "ceiling/test/cases.csv"),
 }
 _WORDS = {
@@ -52,6 +53,9 @@ _WORDS = {
     "dice": "Dice (test)",
     "hd95_mm": "HD95 mm",
     "missed": "missed",
+    "refined.dice": "Dice (test)",
+    "refined.hd95_mm": "HD95 mm",
+    "refined.missed": "missed",
 }
 
 

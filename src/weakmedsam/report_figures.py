@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -23,9 +23,10 @@ TITLES = {
     "segment": "segment",
     "test": "test",
     "test_maps": "test of the maps",
+    "refined": "test, refined",
     "ceiling": "ceiling",
 }
-TARGETS = {**TITLES, "test": "evaluate", "test_maps": "evaluate"}
+TARGETS = {**TITLES, **dict.fromkeys(("test", "test_maps", "refined"), "evaluate")}
 """The make target of each stage."""
 
 TIPS = {
@@ -49,12 +50,15 @@ TIPS = {
     "jaccard": "Overlap, |A and B| / |A or B|, per case over the whole volume: 0 to 1.",
     "assd_mm": "Average symmetric surface distance; 0 is perfect. A miss or false alarm has a penalty.",
     "hd95_mm": "95th percentile of surface distances; 0 is perfect. A miss or false alarm has a penalty.",
+    "refined.dice": "Dice of the segmentation network's predictions after refinement by prompt affinity mining; "
+    "nothing is known of a test case, the network says which classes its slices have.",
     "found_mm": "As above, without the cases that were missed or are false alarms.",
     "slice_wise": "Mean over the slices that have the class in truth or prediction, as many papers do.",
     "published": "Mean over all slices, an empty one counting as 1: the authors' released code.",
     "missed": "Cases that have the class where nothing of it was found.",
     "false_alarm": "Cases without the class where something was marked.",
 }
+TIPS = {**{f"refined.{key}": tip for key, tip in TIPS.items()}, **TIPS}
 VALIDATED = (
     ("classify", "val/auroc", "Class AUROC", "auroc"),
     ("classify", "val/ap", "Class average precision", "ap"),
@@ -136,7 +140,8 @@ def figures(run: Run) -> list[Figure]:
     """What was measured, stage by stage, for all classes and for each."""
     found = _validated(run)
     for one in run.rounds:
-        found += [*_labelled(one), *_maps_tested(one), *_tested(one), *_other_protocols(one)]
+        found += [*_labelled(one), *_maps_tested(one), *_other_protocols(one)]
+        found += [*_tested(one.cases, in_round("test", one.number)), *_refined(one)]
     found += _ceiling(run)
     order = list(run.stages)
     return sorted(found, key=lambda figure: order.index(figure.stage))
@@ -174,29 +179,35 @@ def _validated(run: Run) -> list[Figure]:
     return found
 
 
-def _tested(one: Round) -> list[Figure]:
-    where, stage = f"{len({row['case'] for row in one.cases})} test cases", in_round("test", one.number)
+def _tested(rows: Sequence[Row], stage: str) -> list[Figure]:
+    where = f"{len({row['case'] for row in rows})} test cases"
     found = []
     for column, title in TESTED:
-        values = by_class_of(one.cases, column)
+        values = by_class_of(rows, column)
         digits = 2 if column.endswith("_mm") else 3
         if values:
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
             found.append(Figure(stage, column, title, where, number(mean_of_means(values), digits), texts))
-        kept = [row for row in one.cases if not any(row.get(name) == 1 for name, _ in _COUNTED)]
-        if values and digits == 2 and len(kept) < len(one.cases):
+        kept = [row for row in rows if not any(row.get(name) == 1 for name, _ in _COUNTED)]
+        if values and digits == 2 and len(kept) < len(rows):
             values = by_class_of(kept, column)
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
             overall = number(mean_of_means(values), digits)
             found.append(Figure(stage, "found_mm", f"{title}, where found", where, overall, texts))
     for column, title in _COUNTED:
         counts = {
-            name: sum(v for v in values if v == v) for name, values in by_class_of(one.cases, column).items()
+            name: sum(v for v in values if v == v) for name, values in by_class_of(rows, column).items()
         }
         if counts:
             texts = {name: f"{count:g}" for name, count in counts.items()}
             found.append(Figure(stage, column, title, where, f"{sum(counts.values()):g}", texts))
     return found
+
+
+def _refined(one: Round) -> list[Figure]:
+    """What became of the predictions on test cases: the same figures under names of their own."""
+    found = _tested(one.refined, in_round("refined", one.number))
+    return [replace(figure, key=f"refined.{figure.key}") for figure in found]
 
 
 def _maps_tested(one: Round) -> list[Figure]:

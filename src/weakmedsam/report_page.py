@@ -35,6 +35,7 @@ def render(run: Run) -> str:
     tables = {
         run.latest("pseudo_labels"): (run.last.quality, "quality"),
         run.latest("test"): (_without_slices(run.last.cases), "dice"),
+        run.latest("refined"): (_without_slices(run.last.refined), "dice"),
     }
     environment = templates()
     scores = {stage: mean_by_case(rows, column) for stage, (rows, column) in tables.items()}

@@ -24,10 +24,10 @@ from weakmedsam.report_files import (
 )
 from weakmedsam.rounds import in_round, split_round
 
-STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test")
+STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
 """A run's stages in order; each has a folder of that name."""
 
-LATER = ("pseudo_labels", "segment", "test_maps", "test")
+LATER = ("pseudo_labels", "segment", "test_maps", "test", "refined")
 """What another round makes anew."""
 
 BESIDE = ("test_maps", "ceiling")
@@ -87,12 +87,14 @@ class Round:
         cases: rows of test/cases.csv.
         map_cases: rows of cam_cases.csv, of test_maps/ (the first round's also of test/): Dice of what PAM started
             from and of what it made of that, on the test cases.
+        refined: rows of refined/cases.csv.
         summary: test/summary.json.
     """
 
     number: int
     quality: list[Row]
     cases: list[Row]
+    refined: list[Row]
     map_cases: list[Row]
     summary: dict[str, Any]
 
@@ -140,7 +142,7 @@ class Run:
         return ([one for one in self.rounds if one.cases] or trained or self.rounds[:1])[-1]
 
     def latest(self, kind: str) -> str:
-        """Name of that round's ``pseudo_labels``, ``segment`` or ``test``; of another stage its own."""
+        """Name of that round's ``pseudo_labels``, ``segment``, ``test`` or ``refined``; of another stage its own."""
         return in_round(kind, self.last.number) if kind in LATER else kind
 
     @property
@@ -212,13 +214,14 @@ def _within(folder: Path, name: str) -> Path:
 
 
 def _read_round(folder: Path, number: int) -> Round:
-    kinds = ("pseudo_labels", "test_maps", "test")
-    labels, maps, test = (_within(folder, in_round(kind, number)) for kind in kinds)
+    kinds = ("pseudo_labels", "test_maps", "test", "refined")
+    labels, maps, test, refined = (_within(folder, in_round(kind, number)) for kind in kinds)
     tables = (read_rows(place / "cam_cases.csv", ("cam_dice", "pam_dice")) for place in (maps, test))
     return Round(
         number,
         quality=read_rows(labels / "quality.csv", ("quality",)),
         cases=read_rows(test / "cases.csv", ("dice",)),
+        refined=read_rows(refined / "cases.csv", ("dice",)),
         map_cases=next((rows for rows in tables if rows), []),
         summary=read_json(test / "summary.json"),
     )

@@ -12,5 +12,5 @@ def in_round(name: str, number: int) -> str:
 
 def split_round(name: str) -> tuple[str, int]:
     """``segment_2`` -> ("segment", 2); of another name round 1."""
-    found = re.fullmatch(r"(pseudo_labels|segment|test_maps|test)_([2-9]|[1-9]\d+)", name)
+    found = re.fullmatch(r"(pseudo_labels|segment|test_maps|test|refined)_([2-9]|[1-9]\d+)", name)
     return (found[1], int(found[2])) if found else (name, 1)

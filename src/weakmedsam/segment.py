@@ -25,11 +25,9 @@ from weakmedsam.contracts import (
     SliceBatch,
     VolumeBatch,
 )
-from weakmedsam.files import write_whole
+from weakmedsam.evaluation import Evaluation
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice
-from weakmedsam.pictures import draw_contours, most_telling_slice
-from weakmedsam.scores import CaseScores, gather, score_case, summarise, take_means, write_tables
 from weakmedsam.sharding import shard
 
 SIGNATURE = "segmenter"
@@ -199,7 +197,7 @@ class Segmenter(LightningModule):
         self.warmup = warmup
         self.slices_per_step = slices_per_step
         self.val_loss = MeanMetric()
-        self._scores: list[CaseScores] = []
+        self._evaluation: Evaluation | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, S, S) in [0, 1] to logits (B, C + 1, S, S), background first.
@@ -354,26 +352,16 @@ class Segmenter(LightningModule):
         return torch.cat(parts)
 
     def on_test_epoch_start(self) -> None:
-        """Forget an earlier test."""
-        self._scores = []
+        """Begin a table."""
+        self._evaluation = Evaluation(self.class_names, Path(self.trainer.default_root_dir))
 
     def test_step(self, batch: VolumeBatch, batch_idx: int) -> None:
         """Score one volume on its own slices and draw its picture."""
-        frame, spacing, case = batch["frame"], batch["spacing"], batch["case"]
-        prediction = self.segment_volume(batch["image"], frame).cpu()
-        truth = batch["mask"].to(torch.uint8).cpu()
-        scores = score_case(case, prediction, truth, spacing, self.class_names)
-        self._scores += scores
-        z = most_telling_slice(prediction, truth)
-        native = to_native(batch["image"][z : z + 1], frame)[0, 0].cpu()
-        dice = ", ".join(f"{s.class_name} {s.volume.dice:.2f}" for s in scores)
-        picture = draw_contours(native, prediction[z], truth[z], spacing, f"{case}, slice {z}\nDice {dice}")
-        write_whole(Path(self.trainer.default_root_dir) / "pictures" / f"{case}.png", picture)
+        assert self._evaluation is not None
+        self._evaluation.add(batch, self.segment_volume(batch["image"], batch["frame"]))
 
     def on_test_epoch_end(self) -> None:
-        """Put the ranks' cases together, write the tables and log the means."""
-        scores = gather(self._scores, self.class_names)
-        summary = summarise(scores, self.class_names)
-        self.log_dict({f"test/{k}": value for k, value in take_means(summary).items()}, sync_dist=True)
-        if self.trainer.is_global_zero:
-            write_tables(Path(self.trainer.default_root_dir), scores, summary)
+        """Write the tables and log the means."""
+        assert self._evaluation is not None
+        means = self._evaluation.finish(self.trainer.is_global_zero)
+        self.log_dict({f"test/{name}": value for name, value in means.items()}, sync_dist=True)

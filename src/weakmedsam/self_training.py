@@ -22,6 +22,10 @@ LEAST = 0.01
 """Probability that a class has to reach somewhere in a slice: PAM scales maps by their maximum, and below it there is
 nothing but noise to scale. What lies inside another class is scaled up no less, hence the share."""
 
+PRESENT = 0.5
+"""What a class's map has to reach somewhere in a slice that is said to have the class: there it is likelier than all
+else together."""
+
 
 def load_segmenter(path: Path, class_names: list[str]) -> Segmenter:
     """A trained segmentation network, frozen, from its checkpoint alone.
@@ -99,3 +103,15 @@ class SegmentedStart:
         share = maps / maps.sum(dim=1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
         seen = maps.amax((-2, -1), keepdim=True) >= LEAST
         return torch.where(seen, maps * share, 0)
+
+
+def find_present(maps: Tensor) -> Tensor:
+    """Which classes slices have, by what a segmentation network says of them.
+
+    Args:
+        maps: (B, C, h, w) of ``SegmentedStart``.
+
+    Returns:
+        (B, C) of the maps' type, 0 or 1, as image-level labels are.
+    """
+    return (maps.amax((-2, -1)) >= PRESENT).to(maps.dtype)

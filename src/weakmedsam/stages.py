@@ -13,6 +13,8 @@ from weakmedsam.rounds import in_round
 EXPERIMENTS = Path("experiments")
 ANOTHER_ROUND = EXPERIMENTS / "another_round.yaml"
 """What a later round sets otherwise."""
+REFINED = EXPERIMENTS / "refined.yaml"
+"""What PAM sets otherwise on predictions of test cases."""
 
 
 class Request(NamedTuple):
@@ -158,6 +160,18 @@ def _again(request: Request, common: list[str], number: int, name: str) -> list[
     return [[command, *common, *start, *_root(folder), "--ckpt_path", str(best)]]
 
 
+def _refined(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
+    """Refine and score what the network of a round predicts on test cases, no labels given."""
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    start = ["--model.pam.start", _best_segmenter(request, number)]
+    folder = request.folder / in_round("refined", number)
+    return [["test", *common, *start, *_root(folder), "--ckpt_path", str(best)]]
+
+
+def _refined_configs(request: Request) -> list[Path]:
+    return [*_classify_configs(request), REFINED]
+
+
 def _labels_again_configs(request: Request) -> list[Path]:
     return [*_pseudo_configs(request), ANOTHER_ROUND]
 
@@ -200,6 +214,8 @@ STAGES = (
           ("cam_cases.csv",), needs_test_masks=True),
     Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test,
           ("cases.csv", "summary.json"), needs_test_masks=True),
+    Stage("refined", "refine and score what it predicts on test cases (PAM)", ("classify", "segment"),
+          _refined_configs, _MODEL, _refined, ("cases.csv", "summary.json"), needs_test_masks=True),
     Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling,
           (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
 )
@@ -213,10 +229,10 @@ TARGETS = {
     "pseudo-labels": ("prepare", "classify", "pseudo_labels"),
     "features": ("prepare", "classify", "features"),
     "segment": ("prepare", "classify", "pseudo_labels", "segment"),
-    "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
+    "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
     "report": (),
     "ceiling": ("prepare", "ceiling"),
-    "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"),
+    "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
 }
 
 
@@ -239,6 +255,9 @@ def another_round(number: int) -> tuple[Stage, ...]:
               needs_test_masks=True),
         Stage(in_round("test", number), f"score {network} on test cases", (network,), _segment_configs, _ALL,
               partial(_test, number=number), ("cases.csv", "summary.json"), needs_test_masks=True),
+        Stage(in_round("refined", number), f"refine and score what {network} predicts on test cases (PAM)",
+              ("classify", network), _refined_configs, _MODEL, partial(_refined, number=number),
+              ("cases.csv", "summary.json"), needs_test_masks=True),
     )
     # fmt: on
 

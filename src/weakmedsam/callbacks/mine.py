@@ -14,12 +14,19 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from weakmedsam.callbacks.mine_tables import CaseDice, gather_cases, write_cases, write_quality
-from weakmedsam.callbacks.mine_volumes import draw_row, fingerprint, label_volume, score_volume
+from weakmedsam.callbacks.mine_volumes import (
+    draw_row,
+    fingerprint,
+    label_volume,
+    score_volume,
+    segment_volume,
+)
 from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, send_overlays
 from weakmedsam.cam import mirror_axes
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.erasing import by_erasing
+from weakmedsam.evaluation import Evaluation
 from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
@@ -27,6 +34,7 @@ from weakmedsam.refine import Refined, Refinement, Slices, refine
 from weakmedsam.self_training import SegmentedStart
 
 VIEWS = ("plain", "mirrored")
+PRESENCE = ("given", "predicted")
 
 
 class Mirroring(Protocol):
@@ -73,7 +81,7 @@ class PromptAffinityMining(Callback):
         map_size: side of the map that is walked on, cells.
         threshold: score above which a pixel belongs to a class.
         sigma: of the smoothing before the threshold, pixels of the frame.
-        rescale: scale each map to [0, 1] after each step.
+        rescale: scale each map to [0, 1] before the walk and after each step.
         restart: probability of going back to the start at each step.
         prompts: where prompts are.
         content_share: what is dark for ``prompts`` "content".
@@ -95,6 +103,9 @@ class PromptAffinityMining(Callback):
             too, in the ways that training mirrors (see ``cam.mirror_axes``).
         start: what is walked: None for the activation, as published, or a segmentation network's checkpoint, for
             what that predicts (``self_training.py``); ``views`` then has no say.
+        presence: who says in the test which classes a slice has: its image-level label (``given``), or ``start``
+            (``predicted``): then nothing is known of a scan, and the test scores and draws segmentations as the
+            segmentation network's own does (``cases.csv``, ``summary.json``).
         every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
             Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
         pictures: rows of a picture grid, and slices that W&B shows with their masks.
@@ -135,6 +146,7 @@ class PromptAffinityMining(Callback):
         flips: bool = False,
         views: str = "plain",
         start: str | None = None,
+        presence: str = "given",
         every_n_epochs: int = 1,
         pictures: int = 6,
     ) -> None:
@@ -147,12 +159,23 @@ class PromptAffinityMining(Callback):
         check_least("model.pam.every_n_epochs", every_n_epochs, 1)
         if views not in VIEWS:
             raise ConfigError(f"model.pam.views: {views!r} is unknown; choose one of {', '.join(VIEWS)}")
+        if presence not in PRESENCE:
+            raise ConfigError(
+                f"model.pam.presence: {presence!r} is unknown; choose one of {', '.join(PRESENCE)}"
+            )
+        if presence == "predicted" and start is None:
+            raise ConfigError(
+                "model.pam.presence: predicted is what a segmentation network says; give its best.ckpt as "
+                "model.pam.start"
+            )
         self.views = views
         self.start = start
+        self.predicted = presence == "predicted"
         self.every_n_epochs = every_n_epochs
         self._dice: dict[str, VolumeDice] = {}
         self._rows: FixedSlices[Row] = FixedSlices(pictures)
         self._cases: list[CaseDice] = []
+        self._evaluation: Evaluation | None = None
         self._stamp: dict[str, object] = {}
         self._start: str | None = None
 
@@ -267,8 +290,11 @@ class PromptAffinityMining(Callback):
     # Test
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Empty the table."""
+        """Begin a table."""
         self._cases.clear()
+        if self.predicted:
+            names = cast(WeakMedSAM, pl_module).class_names
+            self._evaluation = Evaluation(names, Path(trainer.default_root_dir))
 
     def on_test_batch_end(
         self,
@@ -279,13 +305,20 @@ class PromptAffinityMining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Dice of a volume, on the scan's own slices, before and after refinement."""
+        """Dice of a volume, on the scan's own slices, before and after refinement; or score its segmentation."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        self._cases += score_volume(module, activation, batch, self.settings)
+        if self._evaluation is None:
+            self._cases += score_volume(module, activation, batch, self.settings)
+        else:
+            self._evaluation.add(batch, segment_volume(module, activation, batch, self.settings))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``cam_cases.csv``; log ``test/cam_dice`` and ``test/pam_dice``."""
+        """Write ``cam_cases.csv``; log ``test/cam_dice`` and ``test/pam_dice``; or what is said of segmentations."""
         module = cast(WeakMedSAM, pl_module)
+        if self._evaluation is not None:
+            for name, value in self._evaluation.finish(trainer.is_global_zero).items():
+                module.log(f"test/{name}", value)
+            return
         cases = gather_cases(self._cases)
         means = []
         for name in module.class_names:

@@ -18,6 +18,7 @@ from weakmedsam.metrics import dice_from_counts, overlap_counts
 from weakmedsam.pictures import Row
 from weakmedsam.pseudo_labels import PseudoLabel, agreement, threshold_scores
 from weakmedsam.refine import Refined, Refinement, Slices, find_levels, mine, score
+from weakmedsam.self_training import find_present
 from weakmedsam.volume_walk import relative_thickness
 
 Look = Callable[[VolumeBatch], Activation]
@@ -98,6 +99,29 @@ def score_volume(
             counts[name] = counts[name] + overlap_counts(ids, truth[rows], len(names)).sum(0).cpu()
     cam, pam = (dice_from_counts(counts[name]).tolist() for name in ("cam", "pam"))
     return [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, strict=True)]
+
+
+def segment_volume(
+    module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement
+) -> Tensor:
+    """Segment a volume by what is refined, with nothing known of it: the start says which classes its slices have.
+
+    Args:
+        module: the network, with a ``start``.
+        activation: of all its slices.
+        batch: the volume, with ``mask``, of which the shape is taken.
+        settings: the numbers of PAM.
+
+    Returns:
+        (D, H0, W0) uint8 class ids on the scan's own slices; background in slices that are said to have no class.
+    """
+    said = batch.copy()
+    said["label"] = find_present(activation.cam).to(batch["label"].dtype)
+    ids = torch.zeros(batch["mask"].shape, dtype=torch.uint8)
+    for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
+        native = to_native(refined.after, batch["frame"])
+        ids[rows.cpu()] = threshold_scores(native, settings.threshold)[0].cpu()
+    return ids
 
 
 def label_volume(
