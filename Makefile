@@ -97,7 +97,7 @@ pseudo-labels: $(STAMP)
 segment: $(STAMP)
 	@$(call pipeline,segment)
 
-## Score the segmentation network against the expert masks of the test cases
+## Score the segmentation network, and what PAM makes of its predictions, against the expert masks of the test cases
 evaluate: $(STAMP)
 	@$(call pipeline,evaluate)
 

@@ -87,7 +87,7 @@ def whole(tmp_path_factory):
 def test_labels_go_in_and_a_scored_network_comes_out(whole):
     folder, output = whole
     run = folder / "runs/phantom/default"
-    for stage in ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test"):
+    for stage in ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"):
         assert json.loads((run / stage / "stage.json").read_text())["seconds"] > 0
     for file in (
         *(
@@ -101,6 +101,8 @@ def test_labels_go_in_and_a_scored_network_comes_out(whole):
             "segment/history.csv",
             "test/cases.csv",
             "test/summary.json",
+            "refined/cases.csv",
+            "refined/summary.json",
             "report.html",
         ),
     ):
@@ -113,12 +115,12 @@ def test_a_second_run_says_that_all_is_up_to_date_and_starts_nothing(whole):
     logs = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.name != ".lock"}
     process = start(folder)
     output, _ = process.communicate(timeout=60)
-    assert output.count("up to date") == 6
+    assert output.count("up to date") == 7
     rewritten = {path for path, at in logs.items() if path.stat().st_mtime_ns != at and path.is_file()}
     assert {path.name for path in rewritten} <= {"report.html"}
 
 
-STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test")
+STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined")
 
 
 def kill_inside(folder, stage, seconds, after=None, target=("train",), rounds=1):
@@ -172,7 +174,12 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
         # NaN, of an absent class or an unmeasured stability, equals NaN.
         assert a.keys() == b.keys()
         assert all(np.array_equal(a[key], b[key], equal_nan=a[key].dtype.kind == "f") for key in a)
-    for table in ("test/cases.csv", "test_maps/cam_cases.csv", "pseudo_labels/quality.csv"):
+    for table in (
+        "test/cases.csv",
+        "refined/cases.csv",
+        "test_maps/cam_cases.csv",
+        "pseudo_labels/quality.csv",
+    ):
         assert (ours / table).read_text() == (theirs / table).read_text()
     assert (ours / "test/summary.json").read_text() == (theirs / "test/summary.json").read_text()
     assert not list(ours.rglob("*.part"))
@@ -230,7 +237,7 @@ def named(server, stage):
 
 
 def test_every_stage_is_a_run_with_its_settings_commit_versions_and_data(sent):
-    stages = ("classify", "pseudo_labels", "segment", "test_maps", "test")
+    stages = ("classify", "pseudo_labels", "segment", "test_maps", "test", "refined")
     assert set(sent.runs()) == {f"phantom/default/{stage}" for stage in stages}
     marks = set()
     for stage in stages:
@@ -244,7 +251,7 @@ def test_every_stage_is_a_run_with_its_settings_commit_versions_and_data(sent):
     assert sent.config(named(sent, "classify"))["config"]["model"]["init_args"]["sub_classes"] == 2
 
 
-@pytest.mark.parametrize("stage", ["classify", "pseudo_labels", "segment", "test_maps", "test"])
+@pytest.mark.parametrize("stage", ["classify", "pseudo_labels", "segment", "test_maps", "test", "refined"])
 def test_all_figures_pictures_and_tables_stand_on_one_axis_of_steps(sent, stage):
     rows = sent.history(named(sent, stage))
     assert rows
@@ -305,14 +312,15 @@ def test_artifacts_say_what_was_made_of_what_though_the_runs_were_offline(sent):
         }
         return {mark for mark in found if not mark.startswith("run-")}  # tables are artifacts of wandb's own
 
-    stages = ("classify", "pseudo_labels", "segment", "test_maps", "test")
+    stages = ("classify", "pseudo_labels", "segment", "test_maps", "test", "refined")
     used = {stage: of(stage, "UseArtifact") for stage in stages}
     made = {stage: of(stage, "CreateArtifact") for stage in stages}  # one that a run only uses names no run
-    assert used["classify"] == made["test"] == made["test_maps"] == set()
+    assert used["classify"] == made["test"] == made["test_maps"] == made["refined"] == set()
     assert len(made["classify"]) == len(made["pseudo_labels"]) == len(made["segment"]) == 1
     assert made["classify"] == used["pseudo_labels"] == used["test_maps"]
     assert made["pseudo_labels"] == used["segment"]
     assert made["segment"] == used["test"]
+    assert used["refined"] == made["classify"] | made["segment"]
     assert json.dumps(sent.config(named(sent, "test"))["lineage_uses"]).startswith(
         '{"phantom-default-segment": "'
     )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from test_classify import module
 
-from weakmedsam.callbacks.mine_volumes import label_volume, refine_volume, score_volume
+from weakmedsam.callbacks.mine_volumes import label_volume, refine_volume, score_volume, segment_volume
 from weakmedsam.classify import Activation
 from weakmedsam.contracts import Frame
 from weakmedsam.refine import Refinement
@@ -101,3 +101,45 @@ def test_a_volume_without_any_class_is_background_for_sure():
     assert labels.confidence.eq(1).all()
     assert labels.quality.isnan().all()
     assert labels.stability.isnan().all()
+
+
+PLAIN = Refinement(affinity="none", map_size=16, sigma=0.0, rescale=False)
+
+
+def faint(height, cells=16):
+    """A box of that height in all four slices, as a network would say it."""
+    cam = torch.zeros(4, 2, cells, cells)
+    cam[:, 0, 4:8, 2:7] = height
+    return Activation(torch.zeros(4, 2), cam, torch.zeros(4, 16, 8, 8))
+
+
+@pytest.mark.parametrize(("rescale", "height"), [(False, 0.3), (True, 1.0)])
+def test_what_is_not_scaled_keeps_its_height(rescale, height):
+    batch, model = volume(), module(pam=True)
+    seen = faint(0.3).rows(batch["label"].any(dim=1).nonzero().flatten())
+    scores = [part.after for _, part in refine_volume(model, seen, batch, replace(PLAIN, rescale=rescale))]
+    assert torch.cat(scores).amax((1, 2, 3)).allclose(torch.tensor(height))
+
+
+def test_a_slice_of_which_the_start_is_not_sure_stays_empty_beside_one_of_which_it_is():
+    batch, model = volume(), module(pam=True)
+    seen, settings = (
+        faint(0.9),
+        replace(PLAIN, affinity="intensity", walk="volume", radius=2.0, steps=8, threshold=0.4),
+    )
+    seen.cam[1] *= 0.5  # above the threshold; the label says that the class is there
+    ids = segment_volume(model, seen, batch, settings)
+    assert ids.shape == (4, 24, SIZE)
+    assert ids[1].eq(0).all()
+    assert (ids[2:, 4:12, 4:14] == 1).float().mean() > 0.9
+    assert segment_volume(model, faint(0.0), batch, settings).eq(0).all()
+
+
+def test_padding_does_not_say_what_is_present():
+    batch, model = volume(), module(pam=True)
+    seen = faint(0.45)
+    seen.cam[:, :, 0, 0] = 0.9  # four pixels above the scan
+    assert segment_volume(model, seen, batch, replace(PLAIN, threshold=0.4)).eq(0).all()
+    seen.cam[2] *= 2
+    ids = segment_volume(model, seen, batch, replace(PLAIN, threshold=0.4))
+    assert ids.flatten(1).any(1).tolist() == [False, False, True, False]

@@ -123,6 +123,15 @@ def test_refined_predictions_have_figures_and_a_section_of_their_own(full_run: P
     assert "test, refined (not run)" in section(page, "headline")
 
 
+def test_the_volumes_dice_stands_before_that_of_other_protocols(full_run: Path) -> None:
+    slice_wise = {"slice_wise": {"dice": {"mean": 0.5}}}
+    (full_run / "test/summary.json").write_text(
+        json.dumps({"classes": {"liver": slice_wise}, "mean": {"slice_wise": {"dice": 0.5}}})
+    )
+    shown = section(page_of(full_run), "figures").split(">test<")[1]
+    assert 0 < shown.index(">Dice<") < shown.index(">Slice-wise Dice<")
+
+
 def test_names_are_escaped(full_run: Path) -> None:
     page = page_of(full_run)
     assert NASTY not in page

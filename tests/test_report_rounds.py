@@ -23,7 +23,7 @@ def stamp(run: Path, stage: str, made: int, after: dict[str, int]) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     run = draw_run(tmp_path / "phantom" / "k4")
-    for kind in ("pseudo_labels", "segment", "test"):
+    for kind in ("pseudo_labels", "segment", "test", "refined"):
         shutil.copytree(run / kind, run / f"{kind}_2")
         write_stage(run, f"{kind}_2", 33.0)
     write_stage(run, "test_maps_2", 7.0)
@@ -33,6 +33,8 @@ def run(tmp_path: Path) -> Path:
     stamp(run, "segment_2", 7, {"pseudo_labels_2": 6})
     stamp(run, "test_maps_2", 8, {"classify": 1, "segment": 5})
     stamp(run, "test_2", 9, {"segment_2": 7})
+    stamp(run, "refined_2", 9, {"classify": 1, "segment_2": 7})
+    write_csv(run / "refined_2/cases.csv", [{"case": "a", "class": "liver", "dice": 0.9123, "jaccard": 0.8}])
     write_csv(
         run / "test_maps_2/cam_cases.csv",
         [{"case": "a", "class": "liver", "cam_dice": 0.4321, "pam_dice": 0.5432}],
@@ -59,6 +61,17 @@ def test_the_last_round_is_the_runs_and_the_first_stands_beside_it(run: Path) ->
     row = text.split("test of the maps, round 2")[1].split("test, round 2")[0]
     assert "0.432" in row
     assert "0.543" in row
+
+
+def test_the_last_rounds_predictions_are_shown_refined_while_they_are_of_its_network(run: Path) -> None:
+    page = page_of(run)
+    assert "Test cases, refined by PAM, round 2" in section(page, "refined")
+    assert "0.912" in section(page, "refined")
+    assert "Dice (test) 0.912" in printed(run).split("test, refined, round 2")[1]
+    stamp(run, "segment_2", 11, {"pseudo_labels_2": 6})
+    page = page_of(run)
+    assert "0.912" not in page
+    assert "test, refined, round 2 (out of date)" in section(page, "headline")
 
 
 def test_a_round_of_an_earlier_network_is_not_shown(run: Path) -> None:
@@ -124,3 +137,6 @@ def test_runs_whose_later_rounds_are_set_otherwise_are_no_seeds_of_one_setting(r
     assert len(group_by_seed(apart)) == 2
     assert apart[1].settings["segment_2.model.learning_rate"] == "0.1"
     assert "segment_2.model.learning_rate" not in apart[0].settings
+    shutil.copy(run / "segment_2/config.yaml", other / "segment_2/config.yaml")
+    (other / "refined_2/config.yaml").write_text(json.dumps({"model": pam}))
+    assert len(group_by_seed(read_contenders(pair, run.parent.parent))) == 2

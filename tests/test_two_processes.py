@@ -135,11 +135,17 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
     seen = [(run / f"pseudo_labels/seen-{rank}.txt").read_text().split() for rank in (0, 1)]
     assert all(seen)
     assert sorted(seen[0] + seen[1]) == [name.removesuffix(".safetensors") for name in made]
-    for stage in ("test_maps", "test"):  # where ranks have unequal shares one repeats a volume
+    for stage in ("test_maps", "test", "refined"):  # where ranks have unequal shares one repeats a volume
         seen = [(run / stage / f"seen-{rank}.txt").read_text().split() for rank in (0, 1)]
         assert len(seen[0]) == len(seen[1]) == -(-splits["test"]["cases"] // 2)
         assert len({*seen[0], *seen[1]}) == splits["test"]["cases"]
-    stages = ("pseudo_labels", "features", "test_maps", "test")  # the networks are those of two processes
+    stages = (
+        "pseudo_labels",
+        "features",
+        "test_maps",
+        "test",
+        "refined",
+    )  # the networks are those of two processes
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
         run_commands([by_one_process(run, stage, tmp_path / "one") for stage in stages])
@@ -148,6 +154,7 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
     for name in made:
         one, two = (load_file(folder / "pseudo_labels" / name) for folder in (tmp_path / "one", run))
         assert all((one[key] == two[key]).all() for key in ("label", "confidence"))
-    for name in ("pseudo_labels/quality.csv", "test_maps/cam_cases.csv", "test/cases.csv"):
+    tables = ("pseudo_labels/quality.csv", "test_maps/cam_cases.csv", "test/cases.csv", "refined/cases.csv")
+    for name in tables:
         assert table(run / name) == table(tmp_path / "one" / name)
     assert (run / "test/summary.json").read_text() == (tmp_path / "one/test/summary.json").read_text()

@@ -115,7 +115,8 @@ def read_contenders(names: Sequence[str], runs: Path) -> list[Contender]:
 def read_settings(run: Run) -> dict[str, str]:
     """What both trainings were set to and how many rounds there were, flat, as text.
 
-    Of pseudo-labels and of later rounds, what they set otherwise. Places and the command line's own keys are left out.
+    Of pseudo-labels, refined predictions and later rounds, what they set otherwise. Places and the command line's own
+    keys are left out.
     """
     settings = {
         f"{stage}.{key}": value
@@ -125,7 +126,7 @@ def read_settings(run: Run) -> dict[str, str]:
     for stage in run.configs:
         kind, number = split_round(stage)
         if number <= run.last.number and stage not in ("classify", "segment"):
-            first = "classify" if kind == "pseudo_labels" else kind
+            first = "classify" if kind in ("pseudo_labels", "refined") else kind
             for key, value in _settings_of(run, stage).items():
                 decides = key.startswith("model.pam.") or kind == "segment"
                 if decides and settings.get(f"{first}.{key}") != value:

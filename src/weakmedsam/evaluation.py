@@ -39,7 +39,7 @@ class Evaluation:
         scores = score_case(case, prediction, truth, spacing, self.class_names)
         self._scores += scores
         z = most_telling_slice(prediction, truth)
-        native = to_native(batch["image"][z : z + 1], frame)[0, 0].cpu()
+        native = to_native(batch["image"][z : z + 1].float(), frame)[0, 0].cpu()
         dice = ", ".join(f"{s.class_name} {s.volume.dice:.2f}" for s in scores)
         picture = draw_contours(native, prediction[z], truth[z], spacing, f"{case}, slice {z}\nDice {dice}")
         write_whole(self.folder / "pictures" / f"{case}.png", picture)

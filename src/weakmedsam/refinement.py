@@ -35,7 +35,8 @@ class Refinement:
         threshold: score above which a pixel belongs to a class, in (0, 1); the paper uses 0.5.
         sigma: of the smoothing before the threshold, pixels of the frame; 0 = none.
         rescale: scale each slice's map to [0, 1] before the walk and after each step (at the end for ``steps``
-            None), as published. Without it a slice's map keeps its height, which of a probability means something.
+            None), as published. Without it a slice's map keeps its height, which of a probability means
+            something; but ``erasing`` and votes scale to a maximum of 1 all the same.
         restart: probability of going back to the start at each step, in [0, 1); published: 0.
         prompts: where prompts are: ``grid``; ``content``, grid points on the scan and not in the dark;
             ``peaks`` of the activation of each present class. The latter two are not in the paper.

@@ -140,8 +140,8 @@ def figures(run: Run) -> list[Figure]:
     """What was measured, stage by stage, for all classes and for each."""
     found = _validated(run)
     for one in run.rounds:
-        found += [*_labelled(one), *_maps_tested(one), *_other_protocols(one)]
-        found += [*_tested(one.cases, in_round("test", one.number)), *_refined(one)]
+        found += [*_labelled(one), *_maps_tested(one), *_tested(one.cases, in_round("test", one.number))]
+        found += [*_other_protocols(one), *_refined(one)]
     found += _ceiling(run)
     order = list(run.stages)
     return sorted(found, key=lambda figure: order.index(figure.stage))

@@ -107,7 +107,8 @@ class Run:
         folder: the run's directory, ``runs/<dataset>/<experiment>``.
         stages: stage name -> ``Stage``, all of ``STAGES`` and of the rounds, and of ``BESIDE`` what was run.
         histories: "classify", "segment", "segment_2", ... -> ``History``.
-        configs: the same, and "pseudo_labels", "pseudo_labels_2", ... -> text of config.yaml, where there is one.
+        configs: the same, and "pseudo_labels", "refined", "pseudo_labels_2", ... -> text of config.yaml, where there is
+            one.
         monitors: of trained stages -> what chooses the checkpoint, where the config names it.
         rounds: one or more, begun or done.
         ceiling: rows of ceiling/test/cases.csv.
@@ -171,8 +172,8 @@ def read_run(folder: Path) -> Run:
     numbers = range(1, _count_rounds(folder) + 1)
     names = (*STAGES, *(in_round(kind, n) for n in numbers[1:] for kind in LATER))
     trained = ("classify", *(in_round("segment", n) for n in numbers))
-    labelled = tuple(in_round("pseudo_labels", n) for n in numbers)
-    texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *labelled)}
+    mined = tuple(in_round(kind, n) for kind in ("pseudo_labels", "refined") for n in numbers)
+    texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *mined)}
     configs = {name: parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(configs[name]) for name in trained}
     stages = {name: _read_stage(folder, name) for name in (*names, *BESIDE)}

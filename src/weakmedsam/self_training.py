@@ -1,9 +1,10 @@
-"""Self-training: PAM walks what the segmentation network predicts, in place of the class activation.
+"""PAM walks what the segmentation network predicts in place of the activation: another round, refined predictions.
 
 Not in the paper. One pseudo-label is as wrong as its activation, but the errors of many patients differ, and the
 network that learnt from all of them draws what they have in common; PAM then fits that to each scan's own borders.
 Pseudo-labels from a network's own predictions: Lee, ICML Workshop on Challenges in Representation Learning, 2013; gated
-by image-level labels, as the target of the next segmentation network: Wei et al., "STC", TPAMI 2017.
+by image-level labels, as the target of the next segmentation network: Wei et al., "STC", TPAMI 2017. On test cases,
+where no label is given, the same walk fits the network's own prediction to the scan.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class PromptAffinityMining(Callback):
     Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
 
     Args:
-        grid: this and all that follow but the last: see ``refine.Refinement``, which states meaning, range
+        grid: this and all that follow, to ``flips``: see ``refine.Refinement``, which states meaning, range
             and the paper's values.
         affinity: what two pixels are compared by.
         intensity_share: weight of the grey values beside the masks.

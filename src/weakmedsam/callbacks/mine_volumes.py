@@ -1,4 +1,4 @@
-"""What PAM does with whole volumes: their pseudo-labels with quality, and their Dice in the test."""
+"""What PAM does with whole volumes: pseudo-labels with quality, Dice in the test, refined predictions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.callbacks.mine_tables import CaseDice
+from weakmedsam.cam import inside_box
 from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import VolumeBatch
 from weakmedsam.erasing import Losses, by_erasing
@@ -109,17 +110,18 @@ def segment_volume(
     Args:
         module: the network, with a ``start``.
         activation: of all its slices.
-        batch: the volume, with ``mask``, of which the shape is taken.
+        batch: the volume; neither its labels nor a mask are looked at.
         settings: the numbers of PAM.
 
     Returns:
         (D, H0, W0) uint8 class ids on the scan's own slices; background in slices that are said to have no class.
     """
-    said = batch.copy()
-    said["label"] = find_present(activation.cam).to(batch["label"].dtype)
-    ids = torch.zeros(batch["mask"].shape, dtype=torch.uint8)
+    said, frame = batch.copy(), batch["frame"]
+    inside = inside_box(batch["box"][None], frame.size, activation.cam.shape[-1])
+    said["label"] = find_present(activation.cam * inside).to(batch["label"].dtype)
+    ids = torch.zeros(len(batch["image"]), frame.height, frame.width, dtype=torch.uint8)
     for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
-        native = to_native(refined.after, batch["frame"])
+        native = to_native(refined.after, frame)
         ids[rows.cpu()] = threshold_scores(native, settings.threshold)[0].cpu()
     return ids
 
