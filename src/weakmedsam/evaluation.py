@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,8 +41,13 @@ class Evaluation:
         self._scores += scores
         z = most_telling_slice(prediction, truth)
         native = to_native(batch["image"][z : z + 1].float(), frame)[0, 0].cpu()
-        dice = ", ".join(f"{s.class_name} {s.volume.dice:.2f}" for s in scores)
-        picture = draw_contours(native, prediction[z], truth[z], spacing, f"{case}, slice {z}\nDice {dice}")
+        # A class that is in neither has no Dice.
+        dice = ", ".join(
+            f"{s.class_name} {s.volume.dice:.2f}" for s in scores if not math.isnan(s.volume.dice)
+        )
+        picture = draw_contours(
+            native, prediction[z], truth[z], spacing, f"{case}, slice {z}\nDice {dice or '-'}"
+        )
         write_whole(self.folder / "pictures" / f"{case}.png", picture)
 
     def finish(self, writes: bool) -> dict[str, float]:
