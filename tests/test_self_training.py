@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
 from test_classify import module, trainer
+from test_segment import trainer as segmentation_trainer
 from tiny import tiny_phantom
 from torch import nn
 
@@ -50,7 +51,7 @@ def save(path, level=0.5, network="test_self_training.Brightness", classes=CLASS
 def test_a_network_comes_back_from_its_checkpoint_alone(tmp_path):
     unet = "monai.networks.nets.BasicUNet"
     ours = save(tmp_path / "best.ckpt", network=unet, features=[4, 4, 4, 4, 4, 4]).eval()
-    theirs = load_segmenter(tmp_path / "best.ckpt", CLASSES)
+    theirs = load_segmenter(tmp_path / "best.ckpt", CLASSES, 32)
     image = torch.rand(2, 1, 32, 32)
     assert torch.equal(theirs(image), ours(image))
     assert not any(parameter.requires_grad for parameter in theirs.parameters())
@@ -80,14 +81,26 @@ def test_what_is_no_such_checkpoint_is_refused_by_name(tmp_path, content, messag
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(CheckpointError, match=rf"model\.pam\.start: .*best\.ckpt.*{message}"):
-        load_segmenter(path, CLASSES)
+        load_segmenter(path, CLASSES, 32)
+
+
+def test_a_network_of_frames_of_another_size_is_refused(scans, tmp_path):
+    network = Segmenter("monai.networks.nets.BasicUNet", CLASSES, {"features": [4] * 6})
+    run = segmentation_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(network, tiny_phantom(scans, supervision="expert"))
+    run.save_checkpoint(tmp_path / "best.ckpt")
+    load_segmenter(tmp_path / "best.ckpt", CLASSES, 32)
+    with pytest.raises(
+        CheckpointError, match=r"trained on frames of 32 pixels.* have 64; give --data\.image_size"
+    ):
+        load_segmenter(tmp_path / "best.ckpt", CLASSES, 64)
 
 
 def test_a_checkpoint_can_name_a_network_only(tmp_path):
     torch.save({"segmenter": {"class_names": CLASSES, "made_by": {"class_path": "os.system", "arguments": {}}}},
                tmp_path / "best.ckpt")  # fmt: skip
     with pytest.raises(ConfigError, match=r"model\.network: 'os\.system' is no class of networks"):
-        load_segmenter(tmp_path / "best.ckpt", CLASSES)
+        load_segmenter(tmp_path / "best.ckpt", CLASSES, 32)
 
 
 def test_maps_are_probabilities_without_the_background(tmp_path):
@@ -95,7 +108,7 @@ def test_maps_are_probabilities_without_the_background(tmp_path):
         tmp_path / "best.ckpt", classes=["lesion"], network="monai.networks.nets.BasicUNet", features=[4] * 6
     )
     image = torch.rand(3, 1, 32, 32)
-    maps = SegmentedStart(tmp_path / "best.ckpt", ["lesion"], 8)(image)
+    maps = SegmentedStart(tmp_path / "best.ckpt", ["lesion"], 32, 8)(image)
     expected = F.avg_pool2d(segmenter.eval()(image).softmax(1)[:, 1:], 4)
     assert maps.shape == (3, 1, 8, 8)
     assert torch.allclose(maps, expected)
@@ -103,7 +116,7 @@ def test_maps_are_probabilities_without_the_background(tmp_path):
 
 def test_a_class_is_not_looked_for_inside_another_nor_where_there_is_only_noise(tmp_path):
     save(tmp_path / "best.ckpt")
-    start = SegmentedStart(tmp_path / "best.ckpt", CLASSES, 8)
+    start = SegmentedStart(tmp_path / "best.ckpt", CLASSES, 32, 8)
     start.network = lambda image: image  # probabilities as they are given
     start.network.to = lambda device: None
     probability = torch.full((2, 3, 8, 8), 1e-6)

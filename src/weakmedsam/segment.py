@@ -198,6 +198,7 @@ class Segmenter(LightningModule):
         self.slices_per_step = slices_per_step
         self.val_loss = MeanMetric()
         self._evaluation: Evaluation | None = None
+        self._image_size: int | None = None  # side of the frames that it is trained on, pixels
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, S, S) in [0, 1] to logits (B, C + 1, S, S), background first.
@@ -258,6 +259,7 @@ class Segmenter(LightningModule):
             "network": network_signature(self.network),
             "class_names": self.class_names,
             "made_by": self._made_by,
+            "image_size": self._image_size,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -285,7 +287,7 @@ class Segmenter(LightningModule):
     def training_step(self, batch: SliceBatch, batch_idx: int) -> Tensor:
         """Loss of a batch with ``target`` and, where there is one, ``confidence``."""
         loss = self._loss(self(batch["image"]), batch)
-        size = len(batch["image"])
+        size, self._image_size = len(batch["image"]), batch["image"].shape[-1]
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
         )

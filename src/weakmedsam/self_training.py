@@ -28,15 +28,17 @@ PRESENT = 0.5
 else together."""
 
 
-def load_segmenter(path: Path, class_names: list[str]) -> Segmenter:
+def load_segmenter(path: Path, class_names: list[str], image_size: int) -> Segmenter:
     """A trained segmentation network, frozen, from its checkpoint alone.
 
     Args:
         path: of a checkpoint of the segmentation stage.
         class_names: the classes that it has to know, id 1 first.
+        image_size: side of the frames it will see, pixels.
 
     Raises:
-        CheckpointError: no such file, or one of another stage, an earlier version or other classes, or damaged.
+        CheckpointError: no such file, or one of another stage, an earlier version, other classes or frames of another
+            size, or damaged.
         ConfigError: its network's class is not installed here.
     """
     if not path.is_file():
@@ -54,6 +56,11 @@ def load_segmenter(path: Path, class_names: list[str]) -> Segmenter:
     if names != class_names:
         raise CheckpointError(
             f"model.pam.start: {path} is of the classes {names}, this run's are {class_names}"
+        )
+    if said.get("image_size") not in (None, image_size):
+        raise CheckpointError(
+            f"model.pam.start: {path} was trained on frames of {said['image_size']} pixels, the classifier's "
+            f"have {image_size}; give --data.image_size to all stages"
         )
     segmenter = Segmenter(said["made_by"]["class_path"], names, said["made_by"]["arguments"])
     weights = {
@@ -77,14 +84,15 @@ class SegmentedStart:
     Args:
         path: checkpoint of the segmentation network.
         class_names: as of ``load_segmenter``.
+        image_size: as of ``load_segmenter``.
         cells: side of the maps; PAM's ``map_size``, beyond which nothing is gained.
 
     Raises:
         CheckpointError: as ``load_segmenter``.
     """
 
-    def __init__(self, path: Path, class_names: list[str], cells: int) -> None:
-        self.network = load_segmenter(path, class_names)
+    def __init__(self, path: Path, class_names: list[str], image_size: int, cells: int) -> None:
+        self.network = load_segmenter(path, class_names, image_size)
         self.cells = cells
 
     @torch.no_grad()

@@ -193,7 +193,8 @@ class PromptAffinityMining(Callback):
         """Tell the module in which mirrors to look, and what to start from."""
         module, data = cast(WeakMedSAM, pl_module), cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
         if self.start is not None:
-            segmented = SegmentedStart(Path(self.start), module.class_names, self.settings.map_size)
+            size, cells = module.backbone.image_size, self.settings.map_size
+            segmented = SegmentedStart(Path(self.start), module.class_names, size, cells)
             module.start, self._start = segmented, fingerprint(segmented.network)
         if self.views == "mirrored" and data.augment is not None:
             module.views = mirror_axes(data.augment.flip_columns > 0, data.augment.flip_rows > 0)
