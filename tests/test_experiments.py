@@ -114,31 +114,34 @@ def test_every_data_set_trains_a_step_of_each_stage(call, data):
     assert "segmenter" in saved
 
 
-def test_another_round_labels_volumes_from_a_segmentation_network(call):
+@pytest.fixture
+def on_predictions(call):
+    """Runs PAM by a file of settings from what a segmentation network, trained a step, predicts."""
     one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
     run = call("fit", ["segment"], "phantom", *one, "--data.supervision", "expert")
     segmenter = (run / "checkpoints").rename(run.parent / "of_segment") / "last.ckpt"
     run = call("fit", ["classify"], "phantom", *one)
     start = ["--model.pam.start", str(segmenter), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
-    run = call("predict", ["classify", "pseudo_labels"], "phantom", *start, more=["another_round"])
-    held = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
-    wanted = yaml.safe_load((EXPERIMENTS / "another_round.yaml").read_text())["model"]["init_args"]["pam"]
-    assert {key: held[key] for key in wanted["init_args"]} == wanted["init_args"]
+
+    def walk(command, configs, name):
+        run = call(command, configs, "phantom", *start, more=[name])
+        held = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
+        own = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())["model"]["init_args"]["pam"]
+        assert {key: held[key] for key in own["init_args"]} == own["init_args"]
+        return run, held
+
+    return walk
+
+
+def test_another_round_labels_volumes_from_a_segmentation_network(on_predictions):
+    run, held = on_predictions("predict", ["classify", "pseudo_labels"], "another_round")
     stamps = [read_settings(path) for path in run.glob("*.safetensors")]
     assert stamps
     assert all(len(stamp["start"]) == 16 and stamp["steps"] == held["steps"] for stamp in stamps)
 
 
-def test_refined_segments_test_volumes_by_its_own_settings(call):
-    one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
-    run = call("fit", ["segment"], "phantom", *one, "--data.supervision", "expert")
-    segmenter = (run / "checkpoints").rename(run.parent / "of_segment") / "last.ckpt"
-    run = call("fit", ["classify"], "phantom", *one)
-    start = ["--model.pam.start", str(segmenter), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
-    run = call("test", ["classify"], "phantom", *start, more=["refined"])
-    held = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
-    wanted = yaml.safe_load((EXPERIMENTS / "refined.yaml").read_text())["model"]["init_args"]["pam"]
-    assert {key: held[key] for key in wanted["init_args"]} == wanted["init_args"]
+def test_refined_segments_test_volumes_by_its_own_settings(on_predictions):
+    run, _ = on_predictions("test", ["classify"], "refined")
     assert (run / "cases.csv").is_file()
 
 

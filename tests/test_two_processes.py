@@ -139,13 +139,8 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
         seen = [(run / stage / f"seen-{rank}.txt").read_text().split() for rank in (0, 1)]
         assert len(seen[0]) == len(seen[1]) == -(-splits["test"]["cases"] // 2)
         assert len({*seen[0], *seen[1]}) == splits["test"]["cases"]
-    stages = (
-        "pseudo_labels",
-        "features",
-        "test_maps",
-        "test",
-        "refined",
-    )  # the networks are those of two processes
+    # The networks are those of two processes.
+    stages = ("pseudo_labels", "features", "test_maps", "test", "refined")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
         run_commands([by_one_process(run, stage, tmp_path / "one") for stage in stages])

@@ -59,7 +59,7 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     own = None
     if kind == "refined":
         own = REFINED
-        ranks |= {kind: 4} | {stage.name: 5}  # in the same way in every round
+        ranks |= {kind: 4, stage.name: 5}  # in the same way in every round
     elif number > 1 and kind in ("pseudo_labels", "test_maps"):
         own = ANOTHER_ROUND
         ranks |= {"pseudo_labels": 3, in_round("pseudo_labels", number): 4}  # scored as it is made

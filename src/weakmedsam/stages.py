@@ -151,21 +151,15 @@ def _test(request: Request, common: list[str], number: int = 1) -> list[list[str
     return [["test", *common, *_root(folder), "--ckpt_path", _best_segmenter(request, number)]]
 
 
-def _again(request: Request, common: list[str], number: int, name: str) -> list[list[str]]:
-    """Refine what the network of the round before predicts: pseudo-labels, or their score on test cases."""
+def _from_network(
+    request: Request, common: list[str], kind: str, number: int = 1, of: int = 1
+) -> list[list[str]]:
+    """PAM from what the network of round ``of`` predicts: pseudo-labels, or the score of test cases."""
     best = request.folder / "classify/checkpoints/best.ckpt"
-    start = ["--model.pam.start", _best_segmenter(request, number - 1)]
-    command = "predict" if name == "pseudo_labels" else "test"
-    folder = request.folder / in_round(name, number)
+    start = ["--model.pam.start", _best_segmenter(request, of)]
+    command = "predict" if kind == "pseudo_labels" else "test"
+    folder = request.folder / in_round(kind, number)
     return [[command, *common, *start, *_root(folder), "--ckpt_path", str(best)]]
-
-
-def _refined(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
-    """Refine and score what the network of a round predicts on test cases, no labels given."""
-    best = request.folder / "classify/checkpoints/best.ckpt"
-    start = ["--model.pam.start", _best_segmenter(request, number)]
-    folder = request.folder / in_round("refined", number)
-    return [["test", *common, *start, *_root(folder), "--ckpt_path", str(best)]]
 
 
 def _refined_configs(request: Request) -> list[Path]:
@@ -215,7 +209,8 @@ STAGES = (
     Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test,
           ("cases.csv", "summary.json"), needs_test_masks=True),
     Stage("refined", "refine and score what it predicts on test cases (PAM)", ("classify", "segment"),
-          _refined_configs, _MODEL, _refined, ("cases.csv", "summary.json"), needs_test_masks=True),
+          _refined_configs, _MODEL, partial(_from_network, kind="refined"), ("cases.csv", "summary.json"),
+          needs_test_masks=True),
     Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling,
           (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
 )
@@ -244,19 +239,20 @@ def another_round(number: int) -> tuple[Stage, ...]:
     """
     labels, network = in_round("pseudo_labels", number), in_round("segment", number)
     before = in_round("segment", number - 1)
+    again = partial(_from_network, number=number)
     # fmt: off
     return (
         Stage(labels, f"refine what {before} predicts (PAM)", ("classify", before), _labels_again_configs, _MODEL,
-              partial(_again, number=number, name="pseudo_labels"), ("*.safetensors", "quality.csv")),
+              partial(again, kind="pseudo_labels", of=number - 1), ("*.safetensors", "quality.csv")),
         Stage(network, "train a segmentation network on that", (labels,), _segment_configs, _ALL,
               partial(_segment, number=number), _NETWORK, trains=True),
         Stage(in_round("test_maps", number), f"score what is refined of {before} on test cases", ("classify", before),
-              _maps_again_configs, _MODEL, partial(_again, number=number, name="test_maps"), ("cam_cases.csv",),
+              _maps_again_configs, _MODEL, partial(again, kind="test_maps", of=number - 1), ("cam_cases.csv",),
               needs_test_masks=True),
         Stage(in_round("test", number), f"score {network} on test cases", (network,), _segment_configs, _ALL,
               partial(_test, number=number), ("cases.csv", "summary.json"), needs_test_masks=True),
         Stage(in_round("refined", number), f"refine and score what {network} predicts on test cases (PAM)",
-              ("classify", network), _refined_configs, _MODEL, partial(_refined, number=number),
+              ("classify", network), _refined_configs, _MODEL, partial(again, kind="refined", of=number),
               ("cases.csv", "summary.json"), needs_test_masks=True),
     )
     # fmt: on
