@@ -126,6 +126,14 @@ def test_picture_shows_the_largest_truth_and_is_drawn_for_empty_slices_too():
     assert png.startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("width", [20, 56, 62])
+def test_a_title_of_two_lines_is_whole_whatever_the_pictures_proportions(width):
+    box = torch.zeros(128, 128, dtype=torch.uint8)
+    box[40:90, 40 : 40 + width] = 1
+    png = draw_contours(torch.rand(128, 128), box, box, (1.0, 1.0, 1.0), "case, slice 9\nDice lesion 0.37")
+    assert (read(io.BytesIO(png))[:4, :, :3] > 250).all()
+
+
 def test_contours_are_of_truth_in_green_and_of_the_prediction_in_magenta():
     # Rows are twice as far apart as columns.
     truth, prediction = torch.zeros(2, 40, 40, dtype=torch.uint8)

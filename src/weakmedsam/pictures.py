@@ -170,7 +170,7 @@ def draw_contours(
         limit(*((end + 0.5, begin - 0.5) if axis == 0 else (begin - 0.5, end + 0.5)))
     axes.set_aspect(spacing[1] / spacing[2])
     axes.set_axis_off()
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)  # an axes' title is cut in some proportions
     handles = [Line2D([], [], color=c, label=n) for c, n in (("lime", "truth"), ("magenta", "prediction"))]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     png = io.BytesIO()
