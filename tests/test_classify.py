@@ -5,7 +5,6 @@ import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny import TinyBackbone, same_state, tiny_phantom
 
 from data_modules.transforms import Augmentation
@@ -265,25 +264,6 @@ def test_a_one_cycle_schedule_cannot_be_lengthened(scans, tmp_path):
         trainer(tmp_path / "b", 2).fit(
             module(), tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
         )
-
-
-def test_auroc_is_that_of_scikit_learn_and_undefined_without_both_kinds(scans):
-    logged = {}
-    model = WeakMedSAM(TinyBackbone(), ["only"])
-    model.log = lambda name, value, **_: logged.update({name: float(value)})
-    generator = torch.Generator().manual_seed(1)
-    logits, label = (
-        torch.randn(50, 1, generator=generator),
-        (torch.rand(50, 1, generator=generator) < 0.4).float(),
-    )
-    model._score(logits[:20], label[:20])
-    model._score(logits[20:], label[20:])
-    model.on_validation_epoch_end()
-    assert logged["val/auroc"] == pytest.approx(roc_auc_score(label, logits), abs=1e-5)
-    assert logged["val/ap/only"] == pytest.approx(average_precision_score(label, logits), abs=1e-5)
-    model._score(logits, torch.zeros(50, 1))
-    model.on_validation_epoch_end()
-    assert logged["val/auroc"] != logged["val/auroc"]
 
 
 def test_settings_out_of_range_are_refused():

@@ -12,10 +12,10 @@ from tiny import same_state, tiny_phantom
 
 from weakmedsam import cli
 from weakmedsam.callbacks.reseed import Reseed, epoch_seed
-from weakmedsam.callbacks.settings import KEY, KeepSettings, check_settings, data_digest
+from weakmedsam.callbacks.settings import KeepSettings, check_settings
 from weakmedsam.contracts import CheckpointError
 from weakmedsam.segment import Segmenter
-from weakmedsam.settings import deciding
+from weakmedsam.settings import RUN_KEY, data_digest, deciding
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def call(monkeypatch, tmp_path):
 def checkpoint(call, tmp_path):
     """A checkpoint of the default settings, as far as settings go."""
     path = tmp_path / "last.ckpt"
-    torch.save({KEY: {"settings": call(), "data": {"cases": 1, "digest": "a"}}}, path)
+    torch.save({RUN_KEY: {"settings": call(), "data": {"cases": 1, "digest": "a"}}}, path)
     return path
 
 
@@ -77,7 +77,7 @@ def test_what_decides_nothing_may_change(call, checkpoint):
 
 
 def test_a_setting_that_the_checkpoints_version_did_not_have_is_no_difference():
-    check_settings({KEY: {"settings": {"model": {"a": 1}}}}, {"model": {"a": 1, "new": 2}}, "last.ckpt")
+    check_settings({RUN_KEY: {"settings": {"model": {"a": 1}}}}, {"model": {"a": 1, "new": 2}}, "last.ckpt")
     check_settings({}, {"model": {"a": 1}}, "last.ckpt")  # of an earlier version
     assert deciding({"model": {"pictures": 1, "a": (1, Path("b"))}, "ckpt_path": "c"}) == {
         "seed_everything": None, "model": {"a": [1, "b"]}, "data": None, "trainer": None,
@@ -152,7 +152,7 @@ def test_other_scans_under_the_same_settings_are_refused(tmp_path):
         tmp_path / "more", supervision="expert", num_volumes=7
     )  # fmt: skip
     train(tmp_path, data, stop=1, callbacks=[KeepSettings({})])
-    held = torch.load(tmp_path / "last.ckpt", weights_only=True)[KEY]
+    held = torch.load(tmp_path / "last.ckpt", weights_only=True)[RUN_KEY]
     assert held["data"] == data_digest(data)
     with pytest.raises(CheckpointError, match=r"trained on other data \(6 cases, \w+; now 7 cases, \w+\)"):
         train(tmp_path, others, last=tmp_path / "last.ckpt", callbacks=[KeepSettings({})])

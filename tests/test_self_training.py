@@ -1,6 +1,7 @@
 """Pseudo-labels that start from a segmentation network; here one that sees what is bright, so that all is known."""
 
 import csv
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from weakmedsam.contracts import CheckpointError, ConfigError
 from weakmedsam.pseudo_labels import read_settings
 from weakmedsam.segment import Segmenter
 from weakmedsam.self_training import SegmentedStart, find_present, load_segmenter
+from weakmedsam.settings import RUN_KEY, data_digest
 
 CLASSES = ["lesion", "cyst"]
 BRIGHT = {"class_path": "test_self_training.Brightness", "arguments": {}}
@@ -38,11 +40,15 @@ class Brightness(nn.Module):
         return torch.cat([torch.zeros_like(above), above, -above - 12], dim=1)
 
 
-def save(path, level=0.5, network="test_self_training.Brightness", classes=CLASSES, **arguments):
+def save(path, level=0.5, network="test_self_training.Brightness", classes=CLASSES, data=None, **arguments):
     segmenter = Segmenter(network, classes, arguments)
     if network.endswith("Brightness"):
         nn.init.constant_(segmenter.network.level, level)
     checkpoint = {"state_dict": segmenter.state_dict()}
+    if data is not None:
+        data.prepare_data()
+        data.setup("test")
+        checkpoint[RUN_KEY] = {"settings": {}, "data": data_digest(data)}
     segmenter.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
     return segmenter
@@ -51,7 +57,7 @@ def save(path, level=0.5, network="test_self_training.Brightness", classes=CLASS
 def test_a_network_comes_back_from_its_checkpoint_alone(tmp_path):
     unet = "monai.networks.nets.BasicUNet"
     ours = save(tmp_path / "best.ckpt", network=unet, features=[4, 4, 4, 4, 4, 4]).eval()
-    theirs = load_segmenter(tmp_path / "best.ckpt", CLASSES, 32)
+    theirs, _ = load_segmenter(tmp_path / "best.ckpt", CLASSES, 32)
     image = torch.rand(2, 1, 32, 32)
     assert torch.equal(theirs(image), ours(image))
     assert not any(parameter.requires_grad for parameter in theirs.parameters())
@@ -226,6 +232,17 @@ def test_refined_predictions_without_a_walk_are_what_the_network_segments(scans,
     assert (tmp_path / "refined/summary.json").is_file()
     assert len(list((tmp_path / "refined/pictures").glob("*.png"))) == len({row["case"] for row in own})
     assert not (tmp_path / "refined/cam_cases.csv").exists()
+
+
+def test_that_a_network_learnt_from_other_data_is_said_once_and_nothing_of_the_same(scans, tmp_path):
+    save(tmp_path / "best.ckpt", data=tiny_phantom(scans, percentiles=(5, 95)))
+    with pytest.warns(UserWarning, match=r"best\.ckpt was trained on other data \(.*intensities") as told:
+        score(tmp_path / "other", scans, tmp_path / "best.ckpt")
+    assert sum("other data" in str(warning.message) for warning in told) == 1
+    save(tmp_path / "best.ckpt", data=tiny_phantom(scans))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was trained on other data")
+        score(tmp_path / "same", scans, tmp_path / "best.ckpt")
 
 
 def test_no_label_of_a_test_case_is_used(scans, tmp_path, monkeypatch):

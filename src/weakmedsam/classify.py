@@ -17,8 +17,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torchmetrics import CatMetric
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.backbones.checkpoints import check_fit
@@ -31,6 +29,7 @@ from weakmedsam.cam import (
     pool_evidence,
 )
 from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
+from weakmedsam.label_scores import LabelScores
 from weakmedsam.local import LocalEncoder
 from weakmedsam.sharding import shard
 from weakmedsam.subclasses import subclass_loss
@@ -149,7 +148,7 @@ class WeakMedSAM(LightningModule):
         self.subclass_head.requires_grad_(sce is not None)
         self.register_buffer("subclass_ids", torch.zeros(0, classes, dtype=torch.int64))
         self.register_buffer("subclass_counts", torch.zeros(classes, dtype=torch.int64))
-        self.scores, self.truths = CatMetric(), CatMetric()
+        self.label_scores = LabelScores(self.class_names)
         self.finished_cases: set[str] = set()
         self.views: list[tuple[int, ...]] = [()]
         self.start: Callable[[Tensor], Tensor] | None = None  # image -> cam, in place of the activation
@@ -299,13 +298,13 @@ class WeakMedSAM(LightningModule):
         activation = self(batch["image"], batch["box"])
         loss = F.binary_cross_entropy_with_logits(activation.logits, batch["label"])
         self.log("val/loss", loss, batch_size=len(batch["label"]), sync_dist=True)
-        self._score(activation.logits, batch["label"])
+        self.label_scores.update(activation.logits, batch["label"])
         return activation
 
     def test_step(self, batch: VolumeBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """The same figures over whole volumes."""
         activation = self.look_at_volume(batch)
-        self._score(activation.logits, batch["label"])
+        self.label_scores.update(activation.logits, batch["label"])
         return activation
 
     def predict_step(self, batch: VolumeBatch, batch_idx: int) -> Activation | None:
@@ -333,24 +332,9 @@ class WeakMedSAM(LightningModule):
         """Log ``test/auroc`` and ``test/ap``."""
         self._log_scores("test")
 
-    def _score(self, logits: Tensor, label: Tensor) -> None:
-        self.scores.update(logits.float().sigmoid().flatten())
-        self.truths.update(label.flatten())
-
     def _log_scores(self, stage: str) -> None:
-        scores = self.scores.compute().unflatten(0, (-1, len(self.class_names)))
-        truths = self.truths.compute().unflatten(0, (-1, len(self.class_names))).long()
-        for name, metric in (("auroc", binary_auroc), ("ap", binary_average_precision)):
-            values = []
-            for c, class_name in enumerate(self.class_names):
-                # Neither is defined where every slice has the class, or none; torchmetrics says 0 then.
-                defined = 0 < truths[:, c].sum() < len(truths)
-                value = metric(scores[:, c], truths[:, c]) if defined else scores.new_tensor(torch.nan)
-                values.append(value)
-                self.log(f"{stage}/{name}/{class_name}", value)
-            self.log(f"{stage}/{name}", torch.stack(values).nanmean(), prog_bar=name == "auroc")
-        self.scores.reset()
-        self.truths.reset()
+        for name, value in self.label_scores.finish().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "auroc")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on what is not frozen, with a one-cycle schedule over all steps."""

@@ -10,14 +10,17 @@ where no label is given, the same walk fits the network's own prediction to the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from weakmedsam.affinity import onto_map
 from weakmedsam.backbones.checkpoints import read_checkpoint
 from weakmedsam.contracts import CheckpointError
 from weakmedsam.segment import SIGNATURE, Segmenter
+from weakmedsam.settings import RUN_KEY, KnownData, data_digest, say_digest
 
 LEAST = 0.01
 """Probability that a class has to reach somewhere in a slice: PAM scales maps by their maximum, and below it there is
@@ -28,13 +31,18 @@ PRESENT = 0.5
 else together."""
 
 
-def load_segmenter(path: Path, class_names: list[str], image_size: int) -> Segmenter:
+def load_segmenter(
+    path: Path, class_names: list[str], image_size: int
+) -> tuple[Segmenter, dict[str, Any] | None]:
     """A trained segmentation network, frozen, from its checkpoint alone.
 
     Args:
         path: of a checkpoint of the segmentation stage.
         class_names: the classes that it has to know, id 1 first.
         image_size: side of the frames it will see, pixels.
+
+    Returns:
+        The network, and ``settings.data_digest`` of what it learnt from (None: its checkpoint does not say).
 
     Raises:
         CheckpointError: no such file, or one of another stage, an earlier version, other classes or frames of another
@@ -73,7 +81,7 @@ def load_segmenter(path: Path, class_names: list[str], image_size: int) -> Segme
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"model.pam.start: {path} does not fit {said['network']} ({reason})") from error
-    return segmenter.eval().requires_grad_(False)
+    return segmenter.eval().requires_grad_(False), held.get(RUN_KEY, {}).get("data")
 
 
 class SegmentedStart:
@@ -92,8 +100,25 @@ class SegmentedStart:
     """
 
     def __init__(self, path: Path, class_names: list[str], image_size: int, cells: int) -> None:
-        self.network = load_segmenter(path, class_names, image_size)
+        self.network, self._learnt_from = load_segmenter(path, class_names, image_size)
         self.cells = cells
+        self._path = path
+
+    def compare_data(self, data: KnownData) -> None:
+        """Warn where the network has learnt from other data than a run's: what it says there may mean little.
+
+        No error: a network of one hospital may be tried on another's scans.
+
+        Args:
+            data: the run's data module, set up.
+        """
+        held, ours = self._learnt_from, data_digest(data)
+        if held is not None and held != ours:
+            rank_zero_warn(
+                f"model.pam.start: {self._path} was trained on other data ({say_digest(held)}) than this run's "
+                f"({say_digest(ours)}): other scans, another split, or other intensities. If that is not wanted, give "
+                "--data.percentiles, --data.window and --data.split_file to all stages, not to one"
+            )
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:

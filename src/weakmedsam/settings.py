@@ -1,13 +1,17 @@
-"""What decides a run's result, as plain values, and how two of them differ."""
+"""What decides a run's result, settings and data, as plain values, and how two of them differ."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weakmedsam.options import WAYS
+
+RUN_KEY = "weakmedsam_run"
+"""Of a checkpoint: the settings and the digest of the data that it came about by."""
 
 FREE = frozenset(
     {
@@ -17,6 +21,30 @@ FREE = frozenset(
     }
 )
 """Keys of a training's configuration that say where and how it runs, not what comes out."""
+
+
+class KnownCase(Protocol):
+    """What tells a case's slices from another's.
+
+    Attributes:
+        mean: of its intensities, in [0, 1].
+        deviation: of its intensities.
+    """
+
+    mean: float
+    deviation: float
+
+
+class KnownData(Protocol):
+    """What ``KeepSettings`` asks of the data module.
+
+    Attributes:
+        entries: case name -> the case.
+        split: case name -> train, val or test.
+    """
+
+    entries: Mapping[str, KnownCase]
+    split: Mapping[str, str]
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,3 +100,14 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
             yield from differences(old.get(name), new.get(name), f"{key}.{short}" if key and name else name)
     elif old != new and not key.startswith("after"):
         yield f"{key.removeprefix('configs.')}: {old} -> {new}"
+
+
+def data_digest(data: KnownData) -> dict[str, Any]:
+    """How many cases, and a short hash of their names, splits and intensities; no path is in it."""
+    cases = sorted((name, data.split.get(name), e.mean, e.deviation) for name, e in data.entries.items())
+    return {"cases": len(cases), "digest": hashlib.sha256(repr(cases).encode()).hexdigest()[:16]}
+
+
+def say_digest(digest: Mapping[str, Any]) -> str:
+    """For messages."""
+    return f"{digest['cases']} cases, {digest['digest']}"

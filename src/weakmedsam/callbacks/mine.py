@@ -32,6 +32,7 @@ from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
 from weakmedsam.refine import Refined, Refinement, Slices, refine
 from weakmedsam.self_training import SegmentedStart
+from weakmedsam.settings import KnownData
 
 VIEWS = ("plain", "mirrored")
 PRESENCE = ("given", "predicted")
@@ -195,6 +196,7 @@ class PromptAffinityMining(Callback):
         if self.start is not None:
             size, cells = module.backbone.image_size, self.settings.map_size
             segmented = SegmentedStart(Path(self.start), module.class_names, size, cells)
+            segmented.compare_data(cast(KnownData, data))
             module.start, self._start = segmented, fingerprint(segmented.network)
         if self.views == "mirrored" and data.augment is not None:
             module.views = mirror_axes(data.augment.flip_columns > 0, data.augment.flip_rows > 0)

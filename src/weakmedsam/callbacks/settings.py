@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
 from weakmedsam.contracts import CheckpointError
-from weakmedsam.settings import differences, shared
-
-KEY = "weakmedsam_run"
-
-
-class KnownCase(Protocol):
-    """What tells a case's slices from another's.
-
-    Attributes:
-        mean: of its intensities, in [0, 1].
-        deviation: of its intensities.
-    """
-
-    mean: float
-    deviation: float
-
-
-class KnownData(Protocol):
-    """What ``KeepSettings`` asks of the data module.
-
-    Attributes:
-        entries: case name -> the case.
-        split: case name -> train, val or test.
-    """
-
-    entries: Mapping[str, KnownCase]
-    split: Mapping[str, str]
+from weakmedsam.settings import RUN_KEY, KnownData, data_digest, differences, say_digest, shared
 
 
 class KeepSettings(Callback):
@@ -53,7 +26,7 @@ class KeepSettings(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Say what it is of."""
-        checkpoint[KEY] = {"settings": self.settings, "data": data_digest(_data(trainer))}
+        checkpoint[RUN_KEY] = {"settings": self.settings, "data": data_digest(_data(trainer))}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -63,11 +36,11 @@ class KeepSettings(Callback):
         Raises:
             CheckpointError: cases, their split or their intensities have changed.
         """
-        held, ours = checkpoint.get(KEY, {}).get("data"), data_digest(_data(trainer))
+        held, ours = checkpoint.get(RUN_KEY, {}).get("data"), data_digest(_data(trainer))
         if held is not None and held != ours:
             raise CheckpointError(
-                f"the checkpoint was trained on other data ({_say(held)}; now {_say(ours)}): scans, their split or "
-                "how they are prepared have changed. Restore them, or start anew without --ckpt_path"
+                f"the checkpoint was trained on other data ({say_digest(held)}; now {say_digest(ours)}): scans, their "
+                "split or how they are prepared have changed. Restore them, or start anew without --ckpt_path"
             )
 
 
@@ -84,7 +57,7 @@ def check_settings(checkpoint: Mapping[str, Any], settings: dict[str, Any], path
     Raises:
         CheckpointError: they differ; names each setting with both values.
     """
-    held = checkpoint.get(KEY, {}).get("settings", {})
+    held = checkpoint.get(RUN_KEY, {}).get("settings", {})
     found = list(differences(shared(held, settings), shared(settings, held)))
     if found:
         raise CheckpointError(
@@ -92,16 +65,6 @@ def check_settings(checkpoint: Mapping[str, Any], settings: dict[str, Any], path
             + "\n  ".join(found)
             + "\nContinue with the same settings, or start anew without --ckpt_path"
         )
-
-
-def data_digest(data: KnownData) -> dict[str, Any]:
-    """How many cases, and a short hash of their names, splits and intensities; no path is in it."""
-    cases = sorted((name, data.split.get(name), e.mean, e.deviation) for name, e in data.entries.items())
-    return {"cases": len(cases), "digest": hashlib.sha256(repr(cases).encode()).hexdigest()[:16]}
-
-
-def _say(digest: Mapping[str, Any]) -> str:
-    return f"{digest['cases']} cases, {digest['digest']}"
 
 
 def _data(trainer: Trainer) -> KnownData:

@@ -1,0 +1,48 @@
+"""How well slices are classified: AUROC and average precision of their image-level labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+
+class LabelScores(nn.Module):
+    """Collects predictions over batches and ranks, in memory by their number: C floats a slice.
+
+    Args:
+        class_names: C names, in the order of the label's columns.
+    """
+
+    def __init__(self, class_names: list[str]) -> None:
+        super().__init__()
+        self.class_names = class_names
+        self.scores, self.truths = CatMetric(), CatMetric()
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Add the (B, C) logits and labels of some slices."""
+        self.scores.update(logits.float().sigmoid().flatten())
+        self.truths.update(label.flatten())
+
+    def finish(self) -> dict[str, Tensor]:
+        """The figures of all slices on all ranks; begins anew.
+
+        Returns:
+            ``auroc/<class>``, ``auroc`` (their mean), and ``ap`` alike. Neither is defined where every slice has
+            the class, or none: NaN then, left out of the mean.
+        """
+        scores = self.scores.compute().unflatten(0, (-1, len(self.class_names)))
+        truths = self.truths.compute().unflatten(0, (-1, len(self.class_names))).long()
+        self.scores.reset()
+        self.truths.reset()
+        figures: dict[str, Tensor] = {}
+        for name, metric in (("auroc", binary_auroc), ("ap", binary_average_precision)):
+            values = []
+            for c, class_name in enumerate(self.class_names):
+                # torchmetrics says 0 where it is not defined.
+                defined = 0 < truths[:, c].sum() < len(truths)
+                values.append(metric(scores[:, c], truths[:, c]) if defined else scores.new_tensor(torch.nan))
+                figures[f"{name}/{class_name}"] = values[-1]
+            figures[name] = torch.stack(values).nanmean()
+        return figures
