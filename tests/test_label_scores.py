@@ -30,8 +30,10 @@ def test_what_is_not_defined_is_nan_and_not_in_the_mean():
     label[:, 1] = 0
     scores.update(logits, label)
     figures = scores.finish()
-    assert figures["auroc/cyst"].isnan() and figures["ap/cyst"].isnan()
-    assert figures["auroc"] == figures["auroc/lesion"] and figures["ap"] == figures["ap/lesion"]
+    assert figures["auroc/cyst"].isnan()
+    assert figures["ap/cyst"].isnan()
+    assert figures["auroc"] == figures["auroc/lesion"]
+    assert figures["ap"] == figures["ap/lesion"]
 
 
 def test_what_is_finished_is_forgotten():
@@ -39,4 +41,6 @@ def test_what_is_finished_is_forgotten():
     scores.update(-logits, label)
     scores.finish()
     scores.update(logits, label)
-    assert float(scores.finish()["auroc/cyst"]) == pytest.approx(roc_auc_score(label[:, 1], logits[:, 1]), abs=1e-5)
+    assert float(scores.finish()["auroc/cyst"]) == pytest.approx(
+        roc_auc_score(label[:, 1], logits[:, 1]), abs=1e-5
+    )
