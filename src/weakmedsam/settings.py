@@ -36,7 +36,7 @@ class KnownCase(Protocol):
 
 
 class KnownData(Protocol):
-    """What ``KeepSettings`` asks of the data module.
+    """What tells a data set from another: what ``data_digest`` asks of the data module.
 
     Attributes:
         entries: case name -> the case.
