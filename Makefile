@@ -31,6 +31,12 @@ COUNT ?= 20
 NAME ?=
 ## Runs that `make report` puts on one page, e.g. "phantom/default phantom/k4"; empty: the report of one run
 COMPARE ?=
+## Scans that `make predict` segments: a folder of NIfTI files, or one
+SCANS ?=
+## Folder of their segmentations; empty: segmentations/<name of SCANS> in the run's folder
+OUT ?=
+## Not empty: what the network says by itself, not refined by PAM
+PLAIN ?=
 ## Folder of all runs
 RUNS ?= runs
 ## Interpreter that .venv is made from, 3.10 to 3.13
@@ -48,7 +54,7 @@ pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --ex
 	$(if $(LAUNCHER),--launcher '$(LAUNCHER)') --rounds '$(ROUNDS)' \
 	$(if $(strip $(ARGS)),-- $(ARGS))
 
-.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report \
+.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -111,6 +117,13 @@ report: $(STAMP)
 	@$(if $(strip $(COMPARE)),$(BIN)/python -m weakmedsam.compare $(COMPARE) --runs '$(RUNS)',\
 	$(if $(word 2,$(RUNS)),if test -d '$(RUNS)'; then $(call pipeline,report); else \
 	$(BIN)/python -m weakmedsam.compare $(RUNS) --runs runs; fi,$(call pipeline,report)))
+
+## Segment new SCANS with a trained run's network, in their own space (README)
+predict: $(STAMP)
+	@test -n '$(strip $(SCANS))' || { \
+		echo "predict needs SCANS, a folder of NIfTI files: make predict SCANS=/new/scans" >&2; exit 1; }
+	@$(BIN)/python -m weakmedsam.predict --scans '$(SCANS)' $(if $(OUT),--out '$(OUT)') $(if $(PLAIN),--plain) \
+		--dataset '$(DATASET)' --experiment '$(EXPERIMENT)' --runs '$(RUNS)' $(if $(strip $(ARGS)),-- $(ARGS))
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/scale.md)
 sweep: $(STAMP)

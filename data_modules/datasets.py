@@ -278,15 +278,22 @@ class VolumeDataset(Dataset[VolumeBatch]):
         reader: of the store.
         min_pixels: see ``slice_labels``.
         with_mask: add ``mask``, the expert mask on the scan's own slices: for the test only.
+        with_label: add ``label``; new scans have none.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], reader: SliceReader, min_pixels: int, with_mask: bool = False
+        self,
+        entries: Sequence[Entry],
+        reader: SliceReader,
+        min_pixels: int,
+        with_mask: bool = False,
+        with_label: bool = True,
     ) -> None:
         self.entries = tuple(entries)
         self.reader = reader
         self.min_pixels = min_pixels
         self.with_mask = with_mask
+        self.with_label = with_label
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -296,13 +303,14 @@ class VolumeDataset(Dataset[VolumeBatch]):
         image = torch.from_numpy(self.reader.image(entry.name).astype(np.float32)).div_(FULL_SCALE)
         volume = VolumeBatch(
             image=image[:, None],
-            label=torch.from_numpy(slice_labels(entry, self.min_pixels)),
             case=entry.name,
             index=index,
             frame=entry.frame,
             spacing=entry.geometry.spacing,
             box=torch.tensor(frame_box(entry.frame)),
         )
+        if self.with_label:
+            volume["label"] = torch.from_numpy(slice_labels(entry, self.min_pixels))
         if self.with_mask:
             volume["mask"] = torch.from_numpy(self.reader.mask_native(entry.name).astype(np.int64))
         return volume

@@ -13,7 +13,9 @@ CONTRACTS = "weakmedsam.contracts"
 FILES_WRITER = "weakmedsam.files"
 SETS = "data_modules"
 MODELS = {"weakmedsam.classify", "weakmedsam.segment"}
-TORCH_FREE_DATA = ["store", "splits", "cases", "volumes", "frames", "index", "prepare", "phantom_drawing"]
+TORCH_FREE_DATA = [
+    *("store", "splits", "cases", "volumes", "frames", "index", "prepare", "phantom_drawing", "new_scans"),
+]
 
 # PAM: formulas, then what puts them together.
 PAM: dict[str, tuple[str, ...]] = {
@@ -60,9 +62,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         for name in ("checkpoints", "fetching", "transfer")  # `make weights` starts without torch
     },
     "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
-    "src/weakmedsam/pipeline.py": ({"weakmedsam", SETS}, HEAVY),
     **{
-        f"src/weakmedsam/{name}.py": ({"weakmedsam", SETS}, HEAVY) for name in ("stages", "rounds", "options")
+        f"src/weakmedsam/{name}.py": ({"weakmedsam", SETS}, HEAVY)
+        for name in ("pipeline", "predict", "stages", "rounds", "options")
     },
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),

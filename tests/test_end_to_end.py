@@ -18,6 +18,8 @@ from trainings import assert_same_training
 from wandb_server import KEY, Server
 from warm import serving
 
+from weakmedsam.files import read_table
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
@@ -215,6 +217,36 @@ def test_the_ceiling_is_continued_after_a_kill_too(whole, tmp_path):
     ours, theirs = (held / "phantom/default/ceiling" for held in (runs, whole_runs))
     assert_same_training(ours, theirs)
     assert (ours / "test/cases.csv").read_text() == (theirs / "test/cases.csv").read_text()
+
+
+def segment_new(folder, out, *words):
+    scans = next((folder / "scans").glob("phantom-*/images"))
+    place = ("--runs", folder / "runs", "--scans", scans, "--out", out)
+    command = [sys.executable, "-m", "weakmedsam.predict", *map(str, place), *words]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, {(row["case"], row["class"]): row for row in read_table(out / "volumes.csv")}
+
+
+@pytest.mark.parametrize(("stage", "words"), [("refined", ()), ("test", ("--plain",))])
+def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, stage, words):
+    folder, _ = whole
+    output, found = segment_new(folder, tmp_path / "out", *words)
+    assert "0 of 5 scans are segmented already" in output
+    scored = read_table(folder / "runs/phantom/default" / stage / "cases.csv")
+    assert len(found) == 2 * 5
+    assert len(scored) == 2
+    for row in scored:
+        assert float(found[row["case"], row["class"]]["ml"]) == pytest.approx(
+            float(row["predicted_ml"]), abs=1e-3
+        )
+    assert len(list((tmp_path / "out/pictures").glob("*.png"))) == 5
+    assert not (tmp_path / "out/.slices").exists()
+    again, _ = segment_new(folder, tmp_path / "out", *words)
+    assert "all 5 scans are segmented already" in again
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,16 +151,68 @@ def draw_contours(
     Returns:
         A PNG.
     """
+    outlines = [
+        Outline([ids == number for number in set(ids.unique().tolist()) - {BACKGROUND, IGNORE}], colour, name)
+        for ids, colour, name in ((truth, "lime", "truth"), (prediction, "magenta", "prediction"))
+    ]
+    return _draw_outlines(image, outlines, spacing, title)
+
+
+def draw_segmentation(
+    image: Tensor,
+    prediction: Tensor,
+    class_names: Sequence[str],
+    spacing: tuple[float, float, float],
+    title: str,
+) -> bytes:
+    """Draw a slice with the contours of each class, of which no truth is known, near what is in them.
+
+    Args:
+        image: (H, W) float.
+        prediction: (H, W) class ids.
+        class_names: names of the classes, id 1 first.
+        spacing: as of ``draw_contours``.
+        title: above the picture.
+
+    Returns:
+        A PNG.
+    """
+    outlines = [
+        Outline([prediction == number], COLOURS[(number - 1) % len(COLOURS)], name)
+        for number, name in enumerate(class_names, BACKGROUND + 1)
+    ]
+    return _draw_outlines(image, outlines, spacing, title)
+
+
+class Outline(NamedTuple):
+    """What is outlined in one colour.
+
+    Attributes:
+        regions: (H, W) bool each.
+        colour: of Matplotlib.
+        name: for the legend.
+    """
+
+    regions: list[Tensor]
+    colour: str
+    name: str
+
+
+def _draw_outlines(
+    image: Tensor, outlines: list[Outline], spacing: tuple[float, float, float], title: str
+) -> bytes:
     figure = Figure(figsize=(5, 5.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     low, high = torch.quantile(
         image.flatten()[:: max(1, image.numel() // 100_000)], torch.tensor([0.01, 0.99])
     )
     axes.imshow(image, cmap="gray", vmin=float(low), vmax=max(float(high), float(low) + 1e-6))
-    for ids, colour in ((truth, "lime"), (prediction, "magenta")):
-        for class_id in set(ids.unique().tolist()) - {BACKGROUND, IGNORE}:
-            axes.contour(ids == class_id, levels=[0.5], colors=colour, linewidths=1.2)
-    occupied = ((truth != BACKGROUND) & (truth != IGNORE)) | (prediction != BACKGROUND)
+    occupied = torch.zeros(image.shape, dtype=torch.bool)
+    for outline in outlines:
+        for region in outline.regions:
+            occupied |= region
+            if region.any():
+                axes.contour(region, levels=[0.5], colors=outline.colour, linewidths=1.2)
     for axis, limit in ((0, axes.set_ylim), (1, axes.set_xlim)):
         inside = occupied.any(dim=1 - axis).nonzero()
         length = occupied.shape[axis]
@@ -171,8 +224,8 @@ def draw_contours(
     axes.set_aspect(spacing[1] / spacing[2])
     axes.set_axis_off()
     figure.suptitle(title, fontsize=11)  # an axes' title is cut in some proportions
-    handles = [Line2D([], [], color=c, label=n) for c, n in (("lime", "truth"), ("magenta", "prediction"))]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    handles = [Line2D([], [], color=outline.colour, label=outline.name) for outline in outlines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()

@@ -28,6 +28,7 @@ from weakmedsam.contracts import (
 from weakmedsam.evaluation import Evaluation
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice
+from weakmedsam.segmentations import check_new_scans, save_segmentation
 from weakmedsam.sharding import shard
 
 SIGNATURE = "segmenter"
@@ -228,6 +229,8 @@ class Segmenter(LightningModule):
         data = cast(SegmentationData, self.trainer.datamodule)  # type: ignore[attr-defined]
         if list(data.class_names) != self.class_names:
             raise ConfigError(f"class_names are {self.class_names}, the data's are {list(data.class_names)}.")
+        if stage == "predict":
+            check_new_scans(data)
         if stage in ("fit", "validate"):
             self.val_overlap = VolumeDice(data.val_cases, self.num_classes)
             self._truth = "mask" if data.has_val_masks else "target"
@@ -367,3 +370,15 @@ class Segmenter(LightningModule):
         assert self._evaluation is not None
         means = self._evaluation.finish(self.trainer.is_global_zero)
         self.log_dict({f"test/{name}": value for name, value in means.items()}, sync_dist=True)
+
+    # New scans
+
+    def predict_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
+        """Segment a scan of which nothing is known, and write that.
+
+        Returns:
+            (D, H0, W0) uint8 class ids on the scan's own slices.
+        """
+        ids = self.segment_volume(batch["image"], batch["frame"])
+        save_segmentation(check_new_scans(self.trainer.datamodule), batch, ids)  # type: ignore[attr-defined]
+        return ids

@@ -1,4 +1,4 @@
-"""PAM as a callback: refine activation maps, score them, write pseudo-labels."""
+"""PAM as a callback: refine activation maps, score them, write pseudo-labels, segment new scans."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from weakmedsam.metrics import VolumeDice
 from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
 from weakmedsam.refine import Refined, Refinement, Slices, refine
+from weakmedsam.segmentations import check_new_scans, save_segmentation
 from weakmedsam.self_training import SegmentedStart
 from weakmedsam.settings import KnownData
 
@@ -104,9 +105,9 @@ class PromptAffinityMining(Callback):
             too, in the ways that training mirrors (see ``cam.mirror_axes``).
         start: what is walked: None for the activation, as published, or a segmentation network's checkpoint, for
             what that predicts (``self_training.py``); ``views`` then has no say.
-        presence: who says in the test which classes a slice has: its image-level label (``given``), or ``start``
-            (``predicted``): then nothing is known of a scan, and the test scores and draws segmentations as the
-            segmentation network's own does (``cases.csv``, ``summary.json``).
+        presence: who says which classes a slice has: its image-level label (``given``), or ``start`` (``predicted``):
+            then nothing is known of a scan. The test scores and draws segmentations as the segmentation network's own
+            does (``cases.csv``, ``summary.json``), and prediction segments new scans (``make predict``).
         every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
             Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
         pictures: rows of a picture grid, and slices that W&B shows with their masks.
@@ -196,7 +197,10 @@ class PromptAffinityMining(Callback):
         if self.start is not None:
             size, cells = module.backbone.image_size, self.settings.map_size
             segmented = SegmentedStart(Path(self.start), module.class_names, size, cells)
-            segmented.compare_data(cast(KnownData, data))
+            if self.predicted and stage == "predict":
+                check_new_scans(data)
+            else:
+                segmented.compare_data(cast(KnownData, data))
             module.start, self._start = segmented, fingerprint(segmented.network)
         if self.views == "mirrored" and data.augment is not None:
             module.views = mirror_axes(data.augment.flip_columns > 0, data.augment.flip_rows > 0)
@@ -335,10 +339,12 @@ class PromptAffinityMining(Callback):
         if trainer.is_global_zero:
             write_cases(Path(trainer.default_root_dir) / "cam_cases.csv", cases)
 
-    # Pseudo-labels
+    # Pseudo-labels, and segmentations of new scans
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the volumes that are done under these settings and by this network."""
+        """Find the volumes that are done under these settings and by this network; of new scans the data knows."""
+        if self.predicted:
+            return
         module = cast(WeakMedSAM, pl_module)
         self._stamp = {**asdict(self.settings), "views": self.views, "network": fingerprint(module)}
         if self._start is not None:
@@ -361,6 +367,10 @@ class PromptAffinityMining(Callback):
             return
         folder, case = Path(trainer.default_root_dir), batch["case"]
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
+        if self.predicted:
+            ids = segment_volume(module, activation, batch, self.settings)
+            save_segmentation(check_new_scans(trainer.datamodule), batch, ids)  # type: ignore[attr-defined]
+            return
 
         def look(part: VolumeBatch) -> Activation:
             with trainer.precision_plugin.forward_context():
@@ -374,5 +384,5 @@ class PromptAffinityMining(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``quality.csv`` from the files, those of earlier, interrupted runs included."""
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self.predicted:
             write_quality(Path(trainer.default_root_dir), cast(WeakMedSAM, pl_module).class_names)

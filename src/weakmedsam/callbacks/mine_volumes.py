@@ -118,7 +118,7 @@ def segment_volume(
     """
     said, frame = batch.copy(), batch["frame"]
     inside = inside_box(batch["box"][None], frame.size, activation.cam.shape[-1])
-    said["label"] = find_present(activation.cam * inside).to(batch["label"].dtype)
+    said["label"] = find_present(activation.cam * inside).float()
     ids = torch.zeros(len(batch["image"]), frame.height, frame.width, dtype=torch.uint8)
     for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
         native = to_native(refined.after, frame)
