@@ -52,6 +52,29 @@ def test_chunks_do_not_matter():
     assert np.allclose(whole.centroids, parts.centroids, atol=1e-5)
 
 
+def test_faiss_works_in_one_thread_meanwhile_and_has_its_own_again_afterwards(monkeypatch):
+    points, _ = blobs()
+    seen = []
+    refine = KMeans._refine
+
+    def look(self, *parts):
+        seen.append(faiss.omp_get_max_threads())
+        return refine(self, *parts)
+
+    monkeypatch.setattr(KMeans, "_refine", look)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        KMeans().fit(points, 8)
+        with pytest.raises(ValueError, match="3"):  # what has failed has them again too
+            KMeans().fit(points[:3], 8)
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert seen
+    assert set(seen) == {1}
+
+
 def test_far_from_the_origin_the_distances_keep_their_digits():
     points, owner = blobs()
     found = KMeans().fit(points + 3000, 8)
