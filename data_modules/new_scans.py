@@ -9,7 +9,7 @@ import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from data_modules.cases import NIFTI_ENDINGS, Case, nifti_stem
 from data_modules.store import stamp
-from data_modules.volumes import Geometry, read_volume, to_scan
+from data_modules.volumes import UNREADABLE, Geometry, read_volume, to_scan
 from weakmedsam.contracts import DataError
 from weakmedsam.files import write_whole
+
+Sources: TypeAlias = tuple[tuple[str, int, int], ...]
 
 MARK = "weakmedsam"
 """How the description in the header of a segmentation begins; its hash follows."""
@@ -33,7 +35,7 @@ class Measure(NamedTuple):
         class_name: the class.
         voxels: how many.
         ml: their volume, millilitres.
-        slices: how many slices along the file's third axis have any.
+        slices: how many slices have any, of the plane in which the network looks.
     """
 
     case: str
@@ -53,7 +55,9 @@ def find_scans(path: Path) -> list[Case]:
         files = [path]
     elif path.is_dir():
         files = sorted(
-            p for p in path.iterdir() if p.name.endswith(NIFTI_ENDINGS) and not p.name.startswith(".")
+            p
+            for p in path.iterdir()
+            if p.name.endswith(NIFTI_ENDINGS) and not p.name.startswith(".") and not p.is_dir()
         )
     else:
         raise DataError(
@@ -77,34 +81,44 @@ def segmentation_path(folder: Path, case: str) -> Path:
     return folder / f"{case}.nii.gz"
 
 
-def mark_of(case: Case, made_by: str) -> str:
+def mark_of(sources: Sources, made_by: str) -> str:
     """What the header of a segmentation says: a short hash of the scan's file and of what segments it.
 
     Args:
-        case: the scan.
+        sources: (path, bytes, modification time in ns) of the scan's file; of the path its last part counts.
         made_by: names network and settings.
-
-    Raises:
-        DataError: the scan is gone.
     """
-    sources = [
-        (Path(name).name, size, time) for name, size, time in stamp(case, str(Path(case.image).parent))
-    ]
-    return f"{MARK} {hashlib.sha256(repr((made_by, sources)).encode()).hexdigest()[:16]}"
+    files = [(Path(name).name, size, time) for name, size, time in sources]
+    return f"{MARK} {hashlib.sha256(repr((made_by, files)).encode()).hexdigest()[:16]}"
 
 
 def find_unsegmented(cases: Sequence[Case], folder: Path, made_by: str) -> list[Case]:
-    """The scans that have no segmentation yet, or one of another network, of other settings, or of an earlier file."""
-    return [case for case in cases if _said(segmentation_path(folder, case.name)) != mark_of(case, made_by)]
+    """The scans that have no segmentation yet, or one of another network, of other settings, or of an earlier file.
+
+    Raises:
+        DataError: a file in the place of a segmentation is not one of this program's, or is damaged: it is not
+            written over.
+    """
+    return [case for case in cases if not _is_segmented(case, segmentation_path(folder, case.name), made_by)]
 
 
-def _said(path: Path) -> str | None:
-    """The mark of a segmentation; None where there is none that can be read."""
+def _is_segmented(case: Case, path: Path, made_by: str) -> bool:
+    if not path.exists():
+        return False
     try:
-        header: Any = nib.load(path).header if path.is_file() else None
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
-        return None
-    return None if header is None else bytes(header["descrip"].item()).decode("ascii", "replace")
+        header: Any = nib.load(path).header
+        said = bytes(header["descrip"].item()).decode("ascii", "replace")
+    except UNREADABLE:
+        said = ""
+    if not said.startswith(MARK):
+        raise DataError(
+            f"{path}: is damaged, or not a segmentation of this program, and would be written over. Remove it, or "
+            "name another OUT."
+        )
+    try:
+        return said == mark_of(stamp(case, str(Path(case.image).parent)), made_by)
+    except DataError:  # the scan is gone: whoever reads it will say so
+        return False
 
 
 def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, mark: str) -> None:
@@ -125,19 +139,23 @@ def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, m
     write_whole(path, gzip.compress(image.to_bytes(), mtime=0))
 
 
-def measure(path: Path, class_names: Sequence[str]) -> list[Measure]:
+def measure(path: Path, class_names: Sequence[str], plane: str) -> list[Measure]:
     """Volumes of the classes in a segmentation, as its own header has the voxel's size; one a class.
 
     Args:
         path: the segmentation.
         class_names: names of the classes, id 1 first.
+        plane: in which slices are counted.
 
     Raises:
         DataError: it cannot be read.
     """
-    ids, geometry = read_volume(path)
+    try:
+        ids, geometry = read_volume(path, plane)
+    except DataError as error:
+        raise DataError(f"{error} Or remove it, and the same command makes it anew.") from error
     counts = np.stack([np.bincount(part.ravel(), minlength=256) for part in ids])
-    voxel = float(np.prod(geometry.spacing)) / 1000
+    voxel = abs(float(np.linalg.det(np.asarray(geometry.affine)[:3, :3]))) / 1000
     return [
         Measure(
             nifti_stem(path.name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,24 +76,26 @@ class UnseenScans(LightningDataModule):
         """Read the scans that are not segmented yet.
 
         Raises:
-            DataError: no scans, or some that cannot be used.
+            DataError: no scans, or some that cannot be used; where those are left out, none that can, and nothing
+                segmented earlier either.
         """
-        todo = find_unsegmented(find_scans(Path(self.scans)), Path(self.out), self.made_by)
-        if todo:
-            prepare(
-                todo, self.spec, slices_folder(self.out), self.like.prepare_workers, self.like.on_bad_case
-            )
+        cases = find_scans(Path(self.scans))
+        todo = find_unsegmented(cases, Path(self.out), self.made_by)
+        place, like = slices_folder(self.out), self.like
+        if not todo:
+            shutil.rmtree(place, ignore_errors=True)  # of a call that was killed: nothing of it is left to do
+            return
+        try:
+            prepare(todo, self.spec, place, like.prepare_workers, like.on_bad_case)
+        except DataError:
+            index = read_index(self.store)
+            if index is None or index.entries or like.on_bad_case == "raise" or len(todo) == len(cases):
+                raise
 
     def setup(self, stage: str) -> None:
-        """Take the scans that were found when they were read: meanwhile another process may have finished some.
-
-        Raises:
-            DataError: nothing is prepared.
-        """
+        """Take the scans that were found when they were read: meanwhile another process may have finished some."""
         index = read_index(self.store)
-        if index is None:
-            raise DataError(f"{self.store}: nothing is prepared there; call prepare_data().")
-        self._entries = dict(index.entries)
+        self._entries = {} if index is None else dict(index.entries)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Whole volumes without ``label``."""
@@ -110,8 +113,8 @@ class UnseenScans(LightningDataModule):
             ids: (D, H0, W0) class ids on its own slices.
         """
         entry = self._entries[case]
-        scan = next(c for c in find_scans(Path(self.scans)) if c.name == case)
-        mark = mark_of(scan, self.made_by)
+        # Of the file that was read: one that has taken its place since is still to be segmented.
+        mark = mark_of(entry.sources, self.made_by)
         write_segmentation(segmentation_path(Path(self.out), case), ids, entry.geometry, mark)
 
 

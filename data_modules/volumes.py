@@ -29,6 +29,12 @@ PLANES: dict[str, tuple[str, str, str]] = {
 }
 """Where (slice, row, column) lead to: S superior, P posterior, L left, ..."""
 
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, OverflowError, zlib.error),
+    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+)
+"""What nibabel raises on a file that is damaged or no NIfTI file."""
+
 SAME_PLACE = 0.1
 """Image and mask are the same geometry if no corner lies further apart than this part of a voxel:
 rounding in headers stays far below it, a wrong header far above."""
@@ -124,10 +130,7 @@ def read_volume(path: str | Path, plane: str = "axial") -> tuple[NDArray[Any], G
         image: Any = nib.load(path)
         voxels = np.asanyarray(image.dataobj)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except (
-        *(OSError, EOFError, ValueError, OverflowError, zlib.error),
-        *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-    ) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path}: cannot be read ({error}). It is truncated, damaged or no NIfTI file: get it again."
         ) from error

@@ -64,7 +64,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
     **{
         f"src/weakmedsam/{name}.py": ({"weakmedsam", SETS}, HEAVY)
-        for name in ("pipeline", "predict", "stages", "rounds", "options")
+        for name in ("pipeline", "predict", "run_network", "stages", "rounds", "options")
     },
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from trainings import assert_same_training
 from wandb_server import KEY, Server
@@ -243,6 +244,12 @@ def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, stage, words
         assert float(found[row["case"], row["class"]]["ml"]) == pytest.approx(
             float(row["predicted_ml"]), abs=1e-3
         )
+    assert max(float(row["ml"]) for row in found.values()) > 0
+    held, tried = (yaml.safe_load(path.read_text())["model"] for path in (
+        folder / "runs/phantom/default" / stage.replace("test", "segment") / "config.yaml",
+        tmp_path / "out/provenance/config.yaml",
+    ))  # fmt: skip
+    assert tried == held  # the tiny network finds nothing in the one test case
     assert len(list((tmp_path / "out/pictures").glob("*.png"))) == 5
     assert not (tmp_path / "out/.slices").exists()
     again, _ = segment_new(folder, tmp_path / "out", *words)

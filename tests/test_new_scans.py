@@ -18,6 +18,7 @@ from data_modules.new_scans import (
     segmentation_path,
     write_segmentation,
 )
+from data_modules.store import stamp
 from data_modules.volumes import read_volume
 from weakmedsam.contracts import DataError
 
@@ -33,6 +34,7 @@ def scans(tmp_path) -> Path:
         save_nifti(tmp_path / "scans" / name, rng.integers(0, 9, SHAPE).astype(np.int16), TURNED)
     for name in (".hidden.nii.gz", "notes.txt"):
         (tmp_path / "scans" / name).write_text("no scan")
+    (tmp_path / "scans/folder.nii.gz").mkdir()
     return tmp_path / "scans"
 
 
@@ -40,7 +42,9 @@ def segment(scans, out, made_by="a network"):
     for case in find_scans(scans):
         voxels, geometry = read_volume(case.image)
         ids = (voxels % 3).astype(np.uint8)
-        write_segmentation(segmentation_path(out, case.name), ids, geometry, mark_of(case, made_by))
+        write_segmentation(
+            segmentation_path(out, case.name), ids, geometry, mark_of(stamp(case, str(scans)), made_by)
+        )
 
 
 def test_a_folder_or_one_file_is_found(scans):
@@ -93,8 +97,8 @@ def test_what_is_done_is_done_until_the_scan_or_the_network_changes(scans, tmp_p
     assert left("another network") == ["a", "b"]
     os.utime(scans / "a.nii.gz", ns=(1, 1))
     assert left() == ["a"]
-    (out / "b.nii.gz").write_bytes((out / "b.nii.gz").read_bytes()[:40])
-    assert left() == ["a", "b"]
+    (scans / "b.nii").unlink()
+    assert left() == ["a", "b"]  # whoever reads it will say that it is gone
 
 
 def test_a_scan_that_was_moved_with_its_times_is_done_still(scans, tmp_path):
@@ -103,20 +107,54 @@ def test_a_scan_that_was_moved_with_its_times_is_done_still(scans, tmp_path):
     assert find_unsegmented(find_scans(tmp_path / "moved"), tmp_path / "out", "a network") == []
 
 
-def test_a_segmentation_by_another_program_is_not_taken_for_ours(scans, tmp_path):
-    save_nifti(tmp_path / "out/a.nii.gz", np.zeros(SHAPE, np.uint8))
-    assert [c.name for c in find_unsegmented(find_scans(scans), tmp_path / "out", "a network")] == ["a", "b"]
+@pytest.mark.parametrize("damage", ["another", "cut", "garbage", "no file"])
+def test_what_is_not_ours_is_never_written_over(scans, tmp_path, damage):
+    out = tmp_path / "out"
+    segment(scans, out)
+    whole = (out / "a.nii.gz").read_bytes()
+    if damage == "another":
+        save_nifti(out / "a.nii.gz", np.zeros(SHAPE, np.uint8))
+    elif damage == "no file":
+        (out / "a.nii.gz").unlink()
+        (out / "a.nii.gz").mkdir()
+    else:
+        (out / "a.nii.gz").write_bytes(whole[:40] if damage == "cut" else whole[:10] + b"garbage" * 9)
+    with pytest.raises(DataError, match=r"a\.nii\.gz: is damaged, or not a segmentation.*another OUT"):
+        find_unsegmented(find_scans(scans), out, "a network")
 
 
 def test_volumes_are_in_millilitres_of_the_files_own_voxels(tmp_path):
     ids = np.zeros((10, 10, 4), np.uint8)
     ids[:5, :2, 1:3], ids[9, 9, 3] = 1, 3
     path = save_nifti(tmp_path / "scan.nii.gz", ids, np.diag([-2.0, 5.0, 10.0, 1.0]))
-    assert measure(path, ["liver", "spleen", "kidney"]) == [
+    assert measure(path, ["liver", "spleen", "kidney"], "axial") == [
         Measure("scan", "liver", 20, pytest.approx(2.0), 2),
         Measure("scan", "spleen", 0, 0.0, 0),
         Measure("scan", "kidney", 1, pytest.approx(0.1), 1),
     ]
+
+
+def test_slices_are_counted_in_the_networks_plane_and_sheared_voxels_are_no_larger(tmp_path):
+    ids = np.zeros((2, 3, 6), np.uint8)
+    ids[0, 1, 1:5] = 1
+    sheared = np.diag([1.0, 1.0, 1.0, 1.0])
+    sheared[0, 2] = 0.4
+    path = save_nifti(tmp_path / "scan.nii.gz", ids, sheared)
+    counted = {plane: measure(path, ["liver"], plane)[0] for plane in ("axial", "coronal", "sagittal")}
+    assert {plane: found.slices for plane, found in counted.items()} == {
+        "axial": 4,
+        "coronal": 1,
+        "sagittal": 1,
+    }
+    assert counted["axial"].ml == pytest.approx(0.004)
+
+
+def test_a_damaged_segmentation_is_named_with_the_mend(scans, tmp_path):
+    segment(scans, tmp_path)
+    content = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(content[:-20])
+    with pytest.raises(DataError, match=r"a\.nii\.gz: cannot be read.*the same command makes it anew"):
+        measure(tmp_path / "a.nii.gz", ["liver"], "axial")
 
 
 def test_ids_of_another_shape_are_refused_and_leave_nothing(scans, tmp_path):
@@ -127,5 +165,6 @@ def test_ids_of_another_shape_are_refused_and_leave_nothing(scans, tmp_path):
 
 
 def test_a_mark_fits_into_a_header(scans):
-    assert len(mark_of(find_scans(scans)[0], "a network " * 99)) < 80
-    assert mark_of(find_scans(scans)[0], "x").startswith(new_scans.MARK)
+    sources = stamp(find_scans(scans)[0], str(scans))
+    assert len(mark_of(sources, "a network " * 99)) < 80
+    assert mark_of(sources, "x").startswith(new_scans.MARK)

@@ -9,6 +9,7 @@ from test_self_training import CLASSES, save
 from tiny import tiny_phantom
 
 from data_modules.cases import nifti_stem
+from data_modules.new_scans import find_scans, find_unsegmented
 from data_modules.unseen import UnseenScans
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.contracts import ConfigError, DataError
@@ -37,6 +38,7 @@ def ids_in(folder):
 
 
 def segment(folder, drawn, scans, network=None, **settings):
+    folder.mkdir(exist_ok=True)
     network = save(folder / "best.ckpt") if network is None else network
     data = unseen(drawn, scans, folder / "out", **settings)
     trainer(folder / "provenance").predict(network, data, return_predictions=False)
@@ -129,12 +131,6 @@ def test_pam_refines_them_as_it_does_in_the_test(drawn, images, tmp_path, monkey
         assert expected.any()
 
 
-def test_no_warning_compares_new_scans_with_those_learnt_from(drawn, images, tmp_path, recwarn):
-    save(tmp_path / "best.ckpt", data=tiny_phantom(drawn))
-    refined(tmp_path, drawn, images, tmp_path / "best.ckpt", affinity="none", walk="slice")
-    assert not [w for w in recwarn if "other data" in str(w.message)]
-
-
 def test_scans_that_are_segmented_are_not_read_again(drawn, images, tmp_path):
     first = segment(tmp_path, drawn, images)
     out = tmp_path / "out"
@@ -149,16 +145,57 @@ def test_scans_that_are_segmented_are_not_read_again(drawn, images, tmp_path):
     assert all(np.array_equal(again[case], ids) for case, ids in first.items())
 
 
-def test_a_scan_that_cannot_be_read_is_named_or_left_out(drawn, images, tmp_path):
+@pytest.fixture
+def some(images, tmp_path):
+    """Two scans in a folder of their own, and one that is none."""
     (tmp_path / "scans").mkdir()
-    for path in list(images.glob("*.nii.gz"))[:2]:
+    for path in sorted(images.glob("*.nii.gz"))[:2]:
         (tmp_path / "scans" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "scans/broken.nii.gz").write_bytes(b"no scan")
+    return tmp_path / "scans"
+
+
+def test_a_scan_that_cannot_be_read_is_named_or_left_out_again_and_again(drawn, some, tmp_path):
     with pytest.raises(DataError, match=r"broken\.nii\.gz: cannot be read"):
-        segment(tmp_path, drawn, tmp_path / "scans")
-    data = unseen(drawn, tmp_path / "scans", tmp_path / "out", on_bad_case="skip")
-    trainer(tmp_path).predict(save(tmp_path / "best.ckpt"), data, return_predictions=False)
-    assert len(ids_in(tmp_path / "out")) == 2
+        segment(tmp_path, drawn, some)
+    for _ in range(2):
+        found = segment(tmp_path, drawn, some, on_bad_case="skip")
+        assert len(found) == 2
+    with pytest.raises(DataError, match="No case is left"):  # nothing is there but what cannot be read
+        segment(tmp_path / "other", drawn, some / "broken.nii.gz", on_bad_case="skip")
+
+
+def test_when_all_is_done_nothing_of_a_killed_call_is_offered_again(drawn, images, tmp_path):
+    segment(tmp_path, drawn, images)
+    assert (tmp_path / "out/.slices").is_dir()  # the command removes it in the end
+    data = unseen(drawn, images, tmp_path / "out")
+    data.prepare_data()
+    data.setup("predict")
+    assert not list(data.predict_dataloader())
+
+
+def test_a_scan_that_changes_or_goes_meanwhile_is_segmented_as_it_was_read_and_still_to_do(
+    drawn, some, tmp_path
+):
+    (some / "broken.nii.gz").unlink()
+    out = tmp_path / "out"
+    data = unseen(drawn, some, out)
+    data.prepare_data()
+    data.setup("predict")
+    first, second = sorted(some.glob("*.nii.gz"))
+    scan = nib.load(first)
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj)[:20], scan.affine), tmp_path / "new.nii.gz")
+    (tmp_path / "new.nii.gz").replace(first)
+    second.rename(tmp_path / "gone.nii.gz")
+    for volume in data.predict_dataloader():
+        frame = volume["frame"]
+        data.save_segmentation(
+            volume["case"], np.zeros((len(volume["image"]), frame.height, frame.width), np.uint8)
+        )
+    assert len(ids_in(out)) == 2
+    (tmp_path / "gone.nii.gz").rename(second)
+    left = find_unsegmented(find_scans(some), out, "x")
+    assert [case.name for case in left] == [nifti_stem(first.name)]
 
 
 @pytest.mark.parametrize("refine", [False, True])

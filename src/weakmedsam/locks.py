@@ -39,8 +39,8 @@ def alone(folder: Path) -> Iterator[int]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise ConfigError(
-                f"{folder} is being worked on by {holder}: wait for it, or choose another name (EXPERIMENT, NAME "
-                "or --trainer.default_root_dir). After a kill a stage that it had started may still be running"
+                f"{folder} is being worked on by {holder}: wait for it, or choose another name (EXPERIMENT, NAME, "
+                "OUT or --trainer.default_root_dir). After a kill a stage that it had started may still be running"
             ) from error
         except OSError as error:  # some network disks know no locks
             warnings.warn(

@@ -8,103 +8,35 @@ and says what was found. It imports neither torch nor Lightning, so it says at o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from data_modules.cases import Case
+from data_modules.cases import NIFTI_ENDINGS, Case, nifti_stem
 from data_modules.new_scans import find_scans, find_unsegmented, measure, segmentation_path
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
-from weakmedsam.files import write_table, write_whole
+from weakmedsam.files import read_table, write_table, write_whole
 from weakmedsam.locks import alone
-from weakmedsam.rounds import in_round
-from weakmedsam.settings import deciding
-from weakmedsam.stages import REFINED
+from weakmedsam.preemption import REQUEUE, Relay
+from weakmedsam.run_network import Network, class_names, find_network, name_maker, read_settings
 
 console = Console(highlight=False)
 
-TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-"""What of the trainer's settings a prediction takes over from the run."""
+CONFIG = "provenance/predict.yaml"
+"""Under the folder of the segmentations: what the command was told."""
+TRAINER = ("accelerator", "precision")
+"""What of the trainer's settings a prediction takes over from the run; it has one device unless asked for more."""
 SHOWN = 20
 """How many rows of figures the terminal shows; all are in the table."""
-
-
-class Network(NamedTuple):
-    """What segments.
-
-    Attributes:
-        config: of the stage whose model it is, nested.
-        checkpoint: with its weights.
-        made: the moments at which its parts were trained; another training has others.
-    """
-
-    config: dict[str, Any]
-    checkpoint: Path
-    made: list[int]
-
-
-def last_round(run: Path) -> int:
-    """Number of the run's last round with a finished segmentation network.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    number = 0
-    while (run / in_round("segment", number + 1) / "stage.json").is_file():
-        number += 1
-    if number == 0:
-        raise ConfigError(
-            f"{run} has no trained segmentation network: name the DATASET and EXPERIMENT of a run, or make it first "
-            "(make train)"
-        )
-    return number
-
-
-def find_network(run: Path, plain: bool) -> Network:
-    """The run's last segmentation network, refined by PAM or not.
-
-    Args:
-        run: its folder.
-        plain: the network's own segmentations; otherwise PAM walks what it predicts, with the settings of the run's
-            stage ``refined``, or, where no test case had a mask and that never ran, with its default ones.
-
-    Raises:
-        ConfigError: the run has no network, or files of it are gone.
-    """
-    number = last_round(run)
-    segment = run / in_round("segment", number)
-    checkpoint = segment / "checkpoints/best.ckpt"
-    made = [_read(segment / "stage.json")["made"]]
-    if plain:
-        return Network(_read(segment / "config.yaml"), checkpoint, made)
-    refined, classify = run / in_round("refined", number), run / "classify"
-    if (refined / "stage.json").is_file():
-        config = _read(refined / "config.yaml")
-    else:
-        config = _read(classify / "config.yaml")
-        own = _read(REFINED)["model"]["init_args"]["pam"]["init_args"]
-        config["model"]["init_args"]["pam"]["init_args"] |= own
-    config["model"]["init_args"]["pam"]["init_args"]["start"] = str(checkpoint)
-    made.append(_read(classify / "stage.json")["made"])
-    return Network(config, classify / "checkpoints/best.ckpt", made)
-
-
-def _read(path: Path) -> Any:
-    """A YAML or JSON file of the run."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is gone: make the run again (make train says what is missing)") from error
 
 
 def prediction_config(network: Network, scans: Path, out: Path, made_by: str) -> dict[str, Any]:
@@ -128,11 +60,12 @@ def prediction_config(network: Network, scans: Path, out: Path, made_by: str) ->
         "model": model,
         "data": {
             "class_path": "data_modules.unseen.UnseenScans",
-            "init_args": {"scans": str(scans), "out": str(out), "like": like, "made_by": made_by},
+            "init_args": {"scans": str(scans.resolve()), "out": str(out), "like": like, "made_by": made_by},
         },
         "trainer": {
             **{key: held[key] for key in TRAINER if key in held},
-            "default_root_dir": str(out / "provenance"),
+            "devices": 1,
+            "default_root_dir": str((out / CONFIG).parent),
             "logger": False,
             "callbacks": [],
             "enable_checkpointing": False,
@@ -142,16 +75,25 @@ def prediction_config(network: Network, scans: Path, out: Path, made_by: str) ->
     }
 
 
-def name_maker(network: Network, options: list[str]) -> str:
-    """A short text that differs where segmentations can: by weights, by settings, by what was typed.
+def check_place(scans: Path, out: Path) -> None:
+    """See that results of other scans are not mixed with these.
 
-    Not by where the run lies: it may be moved.
+    Raises:
+        ConfigError: ``out`` is a file, the folder of the scans, or that of others' segmentations.
     """
-    held = deciding(network.config)
-    held["data"]["init_args"].pop("data_dir", None)
-    (held["model"]["init_args"].get("pam") or {"init_args": {}})["init_args"].pop("start", None)
-    parts = [network.made, held["model"], held["data"], held["trainer"].get("precision"), options]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"OUT={out} is a file; name a folder")
+    folder = scans if scans.is_dir() else scans.parent
+    if out.resolve() == folder.resolve():
+        raise ConfigError(
+            f"OUT={out} is the folder of the scans, which would be written over: name another one"
+        )
+    earlier = out / CONFIG
+    if earlier.is_file():
+        held = Path(read_settings(earlier)["data"]["init_args"]["scans"])
+        before = held.parent if held.name.endswith(NIFTI_ENDINGS) else held
+        if before.exists() and before.resolve() != folder.resolve():
+            raise ConfigError(f"OUT={out} holds segmentations of the scans in {before}: name another folder")
 
 
 def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) -> None:
@@ -160,7 +102,8 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
     Args:
         run: folder of the run.
         scans: folder of NIfTI files, or one.
-        out: gets ``<scan>.nii.gz``, ``pictures/``, ``volumes.csv`` and, under ``provenance/``, what made them.
+        out: gets ``<scan>.nii.gz``, ``pictures/``, ``volumes.csv``, ``skipped.csv`` where scans were left out, and,
+            under ``provenance/``, what made them.
         plain: as of ``find_network``.
         options: further ones of ``python -m weakmedsam predict``.
 
@@ -169,48 +112,69 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
         SystemExit: the prediction failed; its own message has been printed.
     """
     network = find_network(run, plain)
+    names = class_names(run, network)
     made_by = name_maker(network, options)
     cases = find_scans(scans)
-    if out.resolve() == (scans if scans.is_dir() else scans.parent).resolve():
-        raise ConfigError(
-            f"OUT={out} is the folder of the scans, which would be written over: name another one"
-        )
-    with alone(out) as lock:
+    check_place(scans, out)
+    say(f"network: {network.said}")
+    with alone(out) as lock, Relay([lock]).listening() as relay:
+        for part in out.rglob(".*.part"):  # of a call that was killed
+            part.unlink(missing_ok=True)
         todo = find_unsegmented(cases, out, made_by)
         done = f"{len(cases) - len(todo)} of {len(cases)} scans are segmented already"
-        console.print(done if todo else f"all {len(cases)} scans are segmented already")
+        say(done if todo else f"all {len(cases)} scans are segmented already")
         if todo:
             config = prediction_config(network, scans, out, made_by)
-            path = out / "provenance/predict.yaml"
-            write_whole(path, yaml.safe_dump(config, sort_keys=False))
-            words = [sys.executable, "-m", "weakmedsam", "predict", "--config", str(path), *options]
-            code = subprocess.run(words, check=False, pass_fds=(lock,)).returncode
+            write_whole(out / CONFIG, yaml.safe_dump(config, sort_keys=False))
+            code = relay.run(
+                [sys.executable, "-m", "weakmedsam", "predict", "--config", str(out / CONFIG), *options]
+            )
             if code:
-                console.print("stopped. The same command continues with the scans that are left.")
-                raise SystemExit(code)
+                say(
+                    "stopped. What is segmented stays; the same command continues with the scans that are left."
+                )
+                raise SystemExit(REQUEUE if relay.asked else code)
+            todo = find_unsegmented(cases, out, made_by)
+        _keep_reasons(out, todo)
         shutil.rmtree(out / ".slices", ignore_errors=True)
-        left = find_unsegmented(cases, out, made_by)
-        _report(run, out, [case for case in cases if case not in left])
-    for case in left:  # data.on_bad_case: skip
-        console.print(f"not segmented: {case.image}")
+        plane = network.config["data"]["init_args"].get("plane", "axial")
+        _report(out, [case for case in cases if case not in todo], names, plane)
 
 
-def _report(run: Path, out: Path, cases: list[Case]) -> None:
+def _keep_reasons(out: Path, left: list[Case]) -> None:
+    """Write ``skipped.csv`` (``data.on_bad_case: skip``), and name what it holds."""
+    path = out / "skipped.csv"
+    if not left:
+        path.unlink(missing_ok=True)
+        return
+    found = [row for table in out.glob(".slices/*/skipped.csv") for row in read_table(table)]
+    reasons = {row["case"]: row["reason"] for row in found}
+    rows = [{"case": c.name, "reason": reasons.get(c.name, "it has changed meanwhile")} for c in left]
+    write_table(path, ("case", "reason"), rows)
+    for row in rows:
+        say(f"not segmented: {row['case']}: {row['reason']}")
+
+
+def _report(out: Path, cases: list[Case], names: list[str], plane: str) -> None:
     """Write ``volumes.csv`` and show how it begins."""
-    class_names = list(_read(run / "prepare/data.json")["classes"])
     columns = ("case", "class", "ml", "voxels", "slices")
     rows = [
         (found.case, found.class_name, f"{found.ml:.3f}", str(found.voxels), str(found.slices))
         for case in tqdm(cases, desc="measuring", unit="scan", leave=False, disable=len(cases) < SHOWN)
-        for found in measure(segmentation_path(out, case.name), class_names)
+        for found in measure(segmentation_path(out, case.name), names, plane)
     ]
     write_table(out / "volumes.csv", columns, [dict(zip(columns, row, strict=True)) for row in rows])
     table = Table(*columns)
     for row in rows[:SHOWN]:
-        table.add_row(*row)
+        table.add_row(*(escape(text) for text in row))
     console.print(table)
-    more = f" ({len(rows) - SHOWN} more rows there)" if len(rows) > SHOWN else ""
-    console.print(f"{out / 'volumes.csv'}{more}; pictures: {out / 'pictures'}")
+    say(f"{out / 'volumes.csv'}" + (f" ({len(rows) - SHOWN} more rows there)" if len(rows) > SHOWN else ""))
+    say(f"{out / 'pictures'}")
+
+
+def say(text: str) -> None:
+    """A line for the terminal, as it is: names may hold brackets."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -223,7 +187,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--scans", type=Path, required=True, help="folder of .nii or .nii.gz files, or one file"
     )
-    parser.add_argument("--out", type=Path, default=None, help="default: RUN/segmentations/<name of scans>")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="default: RUN/segmentations/<name of scans>, with -plain behind it if so",
+    )
     parser.add_argument(
         "--plain", action="store_true", help="the network's own segmentations, not refined by PAM"
     )
@@ -233,7 +202,8 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     run = args.runs / args.dataset / args.experiment
-    out = args.out or run / "segmentations" / args.scans.resolve().name
+    name = nifti_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
+    out = args.out or run / "segmentations" / name
     try:
         predict(run, args.scans, out, args.plain, words[split + 1 :])
     except WeakMedSAMError as error:

@@ -1,0 +1,149 @@
+"""Which network of a run segments new scans, and what it is told apart by. Without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from weakmedsam.contracts import ConfigError
+from weakmedsam.options import parse_options
+from weakmedsam.rounds import in_round
+from weakmedsam.settings import FREE, deciding
+from weakmedsam.stages import REFINED
+
+PLACES = ("devices", "num_nodes")
+"""Of the trainer: where it runs; each device does its share, and the files are the same."""
+
+
+class Network(NamedTuple):
+    """What segments.
+
+    Attributes:
+        config: of the stage whose model it is, nested.
+        checkpoint: with its weights.
+        made: the moments at which its parts were trained; another training has others.
+        said: which it is, for the terminal.
+    """
+
+    config: dict[str, Any]
+    checkpoint: Path
+    made: list[int]
+    said: str
+
+
+def is_current(run: Path, stage: str) -> bool:
+    """Whether a stage is finished, and of the stages before it as they are now; one that was removed counts not."""
+    stamp = _stamp(run, stage)
+    if stamp is None:
+        return False
+    return all(
+        (_stamp(run, name) or {}).get("made") == made and is_current(run, name)
+        for name, made in stamp["settings"]["after"].items()
+        # The store may be filled anew without a change.
+        if name != "prepare" and (run / name).is_dir()
+    )
+
+
+def last_round(run: Path) -> int:
+    """Number of the run's last round whose segmentation network follows from the rounds before it as they are now.
+
+    Raises:
+        ConfigError: it has no network.
+    """
+    if _stamp(run, "segment") is None:
+        raise ConfigError(
+            f"{run} has no trained segmentation network: name the DATASET and EXPERIMENT of a run, or make it first "
+            "(make train)"
+        )
+    number = 1
+    while is_current(run, in_round("segment", number + 1)):
+        number += 1
+    return number
+
+
+def find_network(run: Path, plain: bool) -> Network:
+    """The run's last segmentation network, refined by PAM or not.
+
+    Args:
+        run: its folder.
+        plain: the network's own segmentations; otherwise PAM walks what it predicts, with the settings of the round's
+            stage ``refined``, or, where there is none of this network (no test case had a mask, say), default ones.
+
+    Raises:
+        ConfigError: the run has no network, was trained without PAM or is being trained, or files of it are gone.
+    """
+    number = last_round(run)
+    segment, refined = (run / in_round(name, number) for name in ("segment", "refined"))
+    checkpoint = segment / "checkpoints/best.ckpt"
+    made = [_stamp(run, segment.name)["made"]]
+    if plain:
+        return Network(read_settings(segment / "config.yaml"), checkpoint, made, f"{segment}, not refined")
+    settings = refined if is_current(run, refined.name) else run / "classify"
+    config = read_settings(settings / "config.yaml")
+    said = str(settings)
+    pam = config["model"]["init_args"].get("pam")
+    if pam is None:
+        raise ConfigError(
+            f"{settings} was trained without PAM (model.pam: null): PLAIN=1 segments by the network alone"
+        )
+    if settings != refined:
+        if not REFINED.is_file():
+            raise ConfigError(
+                f"{REFINED}: there is no such file here; run the command in the repository's folder"
+            )
+        pam["init_args"] |= read_settings(REFINED)["model"]["init_args"]["pam"]["init_args"]
+        said = str(REFINED)
+    pam["init_args"]["start"] = str(checkpoint)
+    classified = _stamp(run, "classify")
+    if classified is None:
+        raise ConfigError(f"{run / 'classify'} is not finished: finish it (make train), or take PLAIN=1")
+    made.append(classified["made"])
+    said = f"{segment}, refined by PAM with the settings of {said}"
+    return Network(config, run / "classify/checkpoints/best.ckpt", made, said)
+
+
+def _stamp(run: Path, stage: str) -> Any:
+    """What a finished stage says of itself; None of another."""
+    try:
+        return json.loads((run / stage / "stage.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def read_settings(path: Path) -> Any:
+    """A YAML or JSON file of a run.
+
+    Raises:
+        ConfigError: it is gone.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is gone: make the run again (make train says what is missing)") from error
+
+
+def class_names(run: Path, network: Network) -> list[str]:
+    """Names of the classes, id 1 first: as the network's own settings say, or its data set.
+
+    Raises:
+        ConfigError: neither does.
+    """
+    own = network.config["data"]["init_args"].get("classes")
+    return list(read_settings(run / "prepare/data.json")["classes"] if own is None else own)
+
+
+def name_maker(network: Network, options: list[str]) -> str:
+    """A short text that differs where segmentations can: by weights, by settings, by what was typed.
+
+    Not by where the run lies, which may be moved, nor by devices.
+    """
+    held = deciding(network.config)
+    held["data"]["init_args"].pop("data_dir", None)
+    (held["model"]["init_args"].get("pam") or {"init_args": {}})["init_args"].pop("start", None)
+    typed = [o for o in parse_options(options) if o[0].rpartition(".")[2] not in {*FREE, *PLACES}]
+    parts = [network.made, held["model"], held["data"], held["trainer"].get("precision"), typed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
