@@ -112,7 +112,8 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See ``refuse``."""
-        refuse(message, "fit")
+        known = ("fit", "validate", "test", "predict")
+        refuse(message, next((word for word in sys.argv[1:2] if word in known), "fit"))
 
 
 class PrepareParser(ArgumentParser):

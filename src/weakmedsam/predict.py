@@ -130,9 +130,7 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
                 [sys.executable, "-m", "weakmedsam", "predict", "--config", str(out / CONFIG), *options]
             )
             if code:
-                say(
-                    "stopped. What is segmented stays; the same command continues with the scans that are left."
-                )
+                say("stopped. What is segmented stays; the command continues with the scans that are left.")
                 raise SystemExit(REQUEUE if relay.asked else code)
             todo = find_unsegmented(cases, out, made_by)
         _keep_reasons(out, todo)
