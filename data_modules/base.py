@@ -33,7 +33,7 @@ from data_modules.datasets import (
 )
 from data_modules.index import Entry, Index, StoreSpec, read_index, write_rows
 from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
-from data_modules.prepare import OnBadCase, prepare
+from data_modules.prepare import OnBadCase, lock_store, prepare
 from data_modules.splits import split_cases
 from data_modules.store import SliceReader
 from data_modules.transforms import Augmentation, augment_batch
@@ -205,7 +205,8 @@ class SliceDataModule(LightningDataModule):
         index = prepare(self.find_cases(), self.spec, self.store_dir, self.prepare_workers, self.on_bad_case)
         warn_of_false_spacing(index.entries, self.facts)
         split, name = self._split(index)
-        write_rows(self.store / f"split-{name}.csv", ("case", "split"), sorted(split.items()))
+        with lock_store(self.store):
+            write_rows(self.store / f"split-{name}.csv", ("case", "split"), sorted(split.items()))
 
     def setup(self, stage: str) -> None:
         """Read the index and split the cases; every process does, and comes to the same.

@@ -63,7 +63,7 @@ def prepare(
     """
     store = spec.folder(store_dir)
     store.mkdir(parents=True, exist_ok=True)
-    with _lock(store):
+    with lock_store(store):
         for leftover in store.glob(".part-*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         index = _fill(cases, spec, store, workers, retry=on_bad_case == "raise")
@@ -221,8 +221,11 @@ def _bare_workers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock(store: Path) -> Iterator[None]:
-    """Only one process prepares a store; the lock goes with the process, even when killed."""
+def lock_store(store: Path) -> Iterator[None]:
+    """Only one process writes into a store; the lock goes with the process, even when killed.
+
+    ``prepare`` removes what killed processes have left half-written: whoever else writes there has to hold it too.
+    """
     with (store / ".lock").open("w") as stream:
         if fcntl is not None:
             fcntl.flock(stream, fcntl.LOCK_EX)

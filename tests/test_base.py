@@ -1,3 +1,4 @@
+import fcntl
 import inspect
 from importlib import import_module
 from itertools import chain
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from data_modules import base
 from data_modules.base import SliceDataModule
 from data_modules.folder import Folder
 from data_modules.transforms import Augmentation
@@ -305,3 +307,22 @@ def test_a_misspelt_key_is_refused(tmp_path):
         parser.parse_args(
             ["--data=data_modules.cardiac.MSDCardiac", "--data.data_dir=x", "--data.imagesize=3"]
         )
+
+
+def test_the_split_is_written_while_no_other_process_prepares(root, monkeypatch):
+    # Two machines on one disk: the other one's preparation removes what looks half-written.
+    module = make(root)
+    write, held = base.write_rows, []
+
+    def look(path, *parts):
+        with (path.parent / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.append(False)
+            except BlockingIOError:
+                held.append(True)
+        write(path, *parts)
+
+    monkeypatch.setattr(base, "write_rows", look)
+    module.prepare_data()
+    assert held == [True]
