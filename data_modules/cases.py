@@ -141,17 +141,20 @@ def nifti_stem(name: str) -> str:
     return name
 
 
-def list_nifti(folder: Path) -> dict[str, Path]:
-    """NIfTI files directly in a folder, stem -> path, sorted; names with a leading dot are left out.
+def nifti_files(folder: Path) -> list[Path]:
+    """What is named as a NIfTI file directly in a folder, sorted; folders and names with a leading dot are left out.
 
     macOS writes ``._name.nii.gz`` beside each file of an archive; those are no volumes.
     """
     if not folder.is_dir():
-        return {}
-    paths = sorted(
-        p for p in folder.iterdir() if p.name.endswith(NIFTI_ENDINGS) and not p.name.startswith(".")
-    )
-    return {nifti_stem(path.name): path for path in paths if path.is_file()}
+        return []
+    named = (p for p in folder.iterdir() if p.name.endswith(NIFTI_ENDINGS) and not p.name.startswith("."))
+    return sorted(p for p in named if not p.is_dir())
+
+
+def list_nifti(folder: Path) -> dict[str, Path]:
+    """NIfTI files directly in a folder, stem -> path; see ``nifti_files``."""
+    return {nifti_stem(path.name): path for path in nifti_files(folder) if path.is_file()}
 
 
 def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:

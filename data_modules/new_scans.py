@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.cases import NIFTI_ENDINGS, Case, nifti_stem
+from data_modules.cases import NIFTI_ENDINGS, Case, nifti_files, nifti_stem
 from data_modules.store import stamp
 from data_modules.volumes import UNREADABLE, Geometry, read_volume, to_scan
 from weakmedsam.contracts import DataError
@@ -54,11 +54,7 @@ def find_scans(path: Path) -> list[Case]:
     if path.is_file() and path.name.endswith(NIFTI_ENDINGS):
         files = [path]
     elif path.is_dir():
-        files = sorted(
-            p
-            for p in path.iterdir()
-            if p.name.endswith(NIFTI_ENDINGS) and not p.name.startswith(".") and not p.is_dir()
-        )
+        files = nifti_files(path)
     else:
         raise DataError(
             f"{path}: there is no such folder, nor a .nii or .nii.gz file of that name. Correct SCANS."

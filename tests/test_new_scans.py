@@ -107,14 +107,14 @@ def test_a_scan_that_was_moved_with_its_times_is_done_still(scans, tmp_path):
     assert find_unsegmented(find_scans(tmp_path / "moved"), tmp_path / "out", "a network") == []
 
 
-@pytest.mark.parametrize("damage", ["another", "cut", "garbage", "no file"])
+@pytest.mark.parametrize("damage", ["another", "cut", "garbage", "a folder"])
 def test_what_is_not_ours_is_never_written_over(scans, tmp_path, damage):
     out = tmp_path / "out"
     segment(scans, out)
     whole = (out / "a.nii.gz").read_bytes()
     if damage == "another":
         save_nifti(out / "a.nii.gz", np.zeros(SHAPE, np.uint8))
-    elif damage == "no file":
+    elif damage == "a folder":
         (out / "a.nii.gz").unlink()
         (out / "a.nii.gz").mkdir()
     else:

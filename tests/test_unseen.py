@@ -104,9 +104,7 @@ def refined(folder, drawn, scans, start, **settings):
 
 
 def test_pam_refines_them_as_it_does_in_the_test(drawn, images, tmp_path, monkeypatch):
-    save(
-        tmp_path / "best.ckpt", data=tiny_phantom(drawn, percentiles=(5, 95))
-    )  # of other data: nothing to warn of
+    save(tmp_path / "best.ckpt")
     found = refined(tmp_path, drawn, images, tmp_path / "best.ckpt")
     tested = {}
 

@@ -15,10 +15,10 @@ WAYS = (
     *("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps"),
     *("enable_progress_bar", "enable_model_summary", "default_root_dir"),
 )
-"""Keys of a trainer that say how it runs, not what comes out; so do the keys in ``_PLACES`` where nothing
+"""Keys of a trainer that say how it runs, not what comes out; so do the keys in ``PLACES`` where nothing
 is trained: each rank does its share, and the files are the same."""
 
-_PLACES = ("devices", "num_nodes")
+PLACES = ("devices", "num_nodes")
 
 
 def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
@@ -106,7 +106,7 @@ def check_rounds(options: list[tuple[str, list[str]]], rounds: int) -> None:
 
 def decisive(stage: Stage, trainer: dict[str, Any]) -> dict[str, Any]:
     """What of a trainer file's keys decides the stage's result; precision does, the accelerator does not."""
-    idle = {*WAYS, *(() if stage.trains else _PLACES)}
+    idle = {*WAYS, *(() if stage.trains else PLACES)}
     return {key: value for key, value in trainer.items() if key not in idle}
 
 

@@ -24,10 +24,11 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from weakmedsam.contracts import ConfigError, WeakMedSAMError
+from weakmedsam.contracts import ConfigError
 from weakmedsam.files import write_whole
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
+from weakmedsam.messages import ending_in_a_message
 from weakmedsam.options import check_rounds, options_for, parse_options, wanted_settings
 from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.settings import changes
@@ -244,7 +245,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--launcher", default="", help="starts a stage's processes, e.g. 'srun python'")
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-    try:
+    with ending_in_a_message("where it was"):
         options = parse_options(words[split + 1 :])
         request = Request(
             args.dataset,
@@ -259,10 +260,6 @@ def main(words: list[str] | None = None) -> None:
             args.rounds,
         )
         run(args.target, request)
-    except WeakMedSAMError as error:
-        sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped. The same command continues where it was.")
 
 
 if __name__ == "__main__":

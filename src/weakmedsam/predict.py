@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from data_modules.cases import NIFTI_ENDINGS, Case, nifti_stem
 from data_modules.new_scans import find_scans, find_unsegmented, measure, segmentation_path
-from weakmedsam.contracts import ConfigError, WeakMedSAMError
+from weakmedsam.contracts import ConfigError
 from weakmedsam.files import read_table, write_table, write_whole
 from weakmedsam.locks import alone
+from weakmedsam.messages import ending_in_a_message
 from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.run_network import Network, class_names, find_network, name_maker, read_settings
 
@@ -202,12 +203,8 @@ def main(words: list[str] | None = None) -> None:
     run = args.runs / args.dataset / args.experiment
     name = nifti_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
     out = args.out or run / "segmentations" / name
-    try:
+    with ending_in_a_message("with the scans that are left"):
         predict(run, args.scans, out, args.plain, words[split + 1 :])
-    except WeakMedSAMError as error:
-        sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped. The same command continues with the scans that are left.")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from weakmedsam.contracts import ConfigError
-from weakmedsam.options import parse_options
+from weakmedsam.options import PLACES, parse_options
 from weakmedsam.rounds import in_round
 from weakmedsam.settings import FREE, deciding
 from weakmedsam.stages import REFINED
-
-PLACES = ("devices", "num_nodes")
-"""Of the trainer: where it runs; each device does its share, and the files are the same."""
 
 
 class Network(NamedTuple):
@@ -36,7 +33,7 @@ class Network(NamedTuple):
 
 
 def is_current(run: Path, stage: str) -> bool:
-    """Whether a stage is finished, and of the stages before it as they are now; one that was removed counts not."""
+    """Whether a stage is finished, and of the stages before it as they are now; what was removed does not count."""
     stamp = _stamp(run, stage)
     if stamp is None:
         return False

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from weakmedsam.contracts import ConfigError, WeakMedSAMError
+from weakmedsam.contracts import ConfigError
 from weakmedsam.files import write_whole
 from weakmedsam.locks import alone
+from weakmedsam.messages import ending_in_a_message
 from weakmedsam.options import options_for, parse_options
 from weakmedsam.pipeline import run
 from weakmedsam.settings import differences
@@ -320,16 +321,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--local", action="store_true", help="run here, without an account")
     parser.add_argument("--jobs", type=int, default=None, help="runs at once; one a GPU by default")
     args = parser.parse_args(words[:split])
-    try:
+    with ending_in_a_message("where it was"):
         options = parse_options(words[split + 1 :])
         request = Request(
             args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options, args.trainer
         )
         start(plan(args.sweep, request, args.name), request, args.count, args.local, args.jobs)
-    except WeakMedSAMError as error:
-        sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped. The same command continues where it was.")
 
 
 if __name__ == "__main__":
