@@ -18,6 +18,7 @@ from unittest import mock
 import nibabel as nib
 import numpy as np
 
+from data_modules import nifti
 from data_modules.cases import Case, Intensity
 from data_modules.index import StoreSpec
 from data_modules.prepare import prepare
@@ -45,9 +46,8 @@ def write_scans(folder: Path, number: int, slices: int) -> list[Case]:
 
 
 def count_reads(cases: list[Case], spec: StoreSpec, store_dir: Path) -> float:
-    """Prepare in this process, and count where nibabel itself reads voxels: reads per file."""
-    read = nib.arrayproxy.array_from_file
-    with mock.patch.object(nib.arrayproxy, "array_from_file", side_effect=read) as counter:
+    """Prepare in this process, and count how often files are opened: reads per file."""
+    with mock.patch.object(nifti, "_open", side_effect=nifti._open) as counter:
         prepare(cases, spec, store_dir, workers=1)
     return counter.call_count / (2 * len(cases))
 

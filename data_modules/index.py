@@ -16,7 +16,7 @@ from data_modules.cases import Intensity
 from data_modules.volumes import Geometry
 from weakmedsam.contracts import Frame
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 """Raise it when the files' content or meaning changes: old stores are then left alone."""
 
 
@@ -116,7 +116,9 @@ class Entry:
             if values[rows] is not None:
                 rest[rows] = tuple(tuple(row) for row in values[rows])
         affine = tuple(tuple(row) for row in geometry["affine"])
-        place = Geometry((shape[0], shape[1], shape[2]), affine, geometry["plane"])
+        place = Geometry(
+            (shape[0], shape[1], shape[2]), affine, geometry["plane"], geometry["unit"], geometry["header"]
+        )
         return Entry(**rest, geometry=place, frame=Frame(*values["frame"]))
 
 

@@ -5,19 +5,18 @@ Without torch, so that a command that finds all of them segmented says so at onc
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.cases import NIFTI_ENDINGS, Case, nifti_files, nifti_stem
+from data_modules.nifti import read_description, write_labels
 from data_modules.store import stamp
-from data_modules.volumes import UNREADABLE, Geometry, read_volume, to_scan
+from data_modules.volumes import Geometry, read_volume
 from weakmedsam.contracts import DataError
 from weakmedsam.files import write_whole
 
@@ -102,9 +101,8 @@ def _is_segmented(case: Case, path: Path, made_by: str) -> bool:
     if not path.exists():
         return False
     try:
-        header: Any = nib.load(path).header
-        said = bytes(header["descrip"].item()).decode("ascii", "replace")
-    except UNREADABLE:
+        said = read_description(path)
+    except DataError:
         said = ""
     if not said.startswith(MARK):
         raise DataError(
@@ -118,7 +116,7 @@ def _is_segmented(case: Case, path: Path, made_by: str) -> bool:
 
 
 def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, mark: str) -> None:
-    """Write class ids in the scan's own space, whole or not at all; the same ids give the same bytes.
+    """Write class ids in the scan's own space, atomically; the same ids give the same bytes.
 
     Args:
         path: .nii.gz.
@@ -130,9 +128,10 @@ def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, m
         DataError: the ids are not of this scan's shape.
         DiskError: the disk is full.
     """
-    image = to_scan(ids, geometry)
-    image.header["descrip"] = mark
-    write_whole(path, gzip.compress(image.to_bytes(), mtime=0))
+    voxels = geometry.from_slices(ids)
+    if voxels.shape != geometry.shape:
+        raise DataError(f"A result of {voxels.shape} voxels is not of this scan, which has {geometry.shape}.")
+    write_whole(path, write_labels(voxels, bytes.fromhex(geometry.header), mark))
 
 
 def measure(path: Path, class_names: Sequence[str], plane: str) -> list[Measure]:

@@ -94,11 +94,16 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
             skipped[case.name] = before.skipped[case.name]
         else:
             todo.append(case)
+    unitless = []
     for case, result in _run(todo, spec, store, workers):
         if isinstance(result, Entry):
             entries[case.name] = result
+            unitless += [case.name] if result.geometry.unit == "unknown" else []
         else:
             skipped[case.name] = (stamp(case, spec.data_dir), result)
+    if unitless:
+        shown = ", ".join(sorted(unitless)[:SHOWN]) + (", ..." if len(unitless) > SHOWN else "")
+        _log.warning("%d header(s) state no unit of length, taken as mm: %s", len(unitless), shown)
     for case in cases:
         if case.name in entries:
             try:

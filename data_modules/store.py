@@ -34,6 +34,12 @@ from weakmedsam.files import explaining_full_disk
 FULL_SCALE = 65535
 """What 1.0 becomes in ``image.npy``."""
 
+EXACT = 2.0**53
+"""Whole numbers up to here are exact in float64."""
+
+MOST_BYTES = 2**34
+"""What the slices of one volume may take on the working frame."""
+
 
 @dataclass(frozen=True)
 class CaseArrays:
@@ -85,9 +91,16 @@ def find_window(voxels: NDArray[Any], intensity: Intensity, path: str) -> tuple[
         raise DataError(
             f"{path}: holds NaN or infinite values. Replace them (for CT by -1024), or leave it out."
         )
-    if voxels.size == 0:
-        raise DataError(f"{path}: is empty, its shape is {voxels.shape}. Export it again.")
     darkest, brightest = float(voxels.min()), float(voxels.max())
+    if voxels.dtype.itemsize == 8 and voxels.dtype.kind in "iu" and max(-darkest, brightest) > EXACT:
+        raise DataError(
+            f"{path}: holds whole numbers of up to {max(-darkest, brightest):g}, which cannot be told apart above "
+            f"{EXACT:g}. Subtract their smallest, or leave it out."
+        )
+    if not np.isfinite(brightest - darkest):
+        raise DataError(
+            f"{path}: its values span {darkest:g}..{brightest:g}. Replace those that mean nothing, or leave it out."
+        )
     if darkest == brightest:
         raise DataError(f"{path}: is constant ({darkest:g} everywhere). Export it again, or leave it out.")
     if intensity.window is not None:
@@ -123,11 +136,12 @@ def scale_slices(
     frame = make_frame(slices.shape[1], slices.shape[2], size)
     framed = np.empty((slices.shape[0], size, size), dtype=np.uint16)
     total = squares = 0.0
-    # Slice by slice: a float copy of a whole CT would take gigabytes in each process.
+    # Slice by slice: a float copy of a whole CT would take gigabytes in each process. In float64: float32 has steps of
+    # 64 at 1e9.
     for number, values in enumerate(slices):
-        scaled = np.clip((values.astype(np.float32) - low) / (high - low), 0.0, 1.0)
-        total += float(scaled.sum(dtype=np.float64))
-        squares += float(np.square(scaled, dtype=np.float64).sum())
+        scaled = np.clip((values.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+        total += float(scaled.sum())
+        squares += float(np.square(scaled).sum())
         framed[number] = np.rint(values_to_frame(scaled, frame).clip(0.0, 1.0) * FULL_SCALE)
     mean = total / slices.size
     return framed, frame, mean, max(squares / slices.size - mean**2, 0.0) ** 0.5
@@ -143,6 +157,12 @@ def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
         raise DataError(case.problem)
     sources = stamp(case, spec.data_dir)
     voxels, geometry = read_volume(case.image, spec.plane)
+    if (needed := 2 * len(voxels) * spec.image_size**2) > MOST_BYTES:
+        raise DataError(
+            f"{case.image}: has {len(voxels):,} {spec.plane} slices of {voxels.shape[1]} x {voxels.shape[2]} pixels, "
+            f"which take {needed / 2**30:.0f} GiB at image_size {spec.image_size}. Choose another plane, or a smaller "
+            "image_size."
+        )
     low, high, rule = find_window(voxels, spec.intensity, case.image)
     mask_native = counts = mask = None
     if case.mask is not None:

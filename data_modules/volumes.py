@@ -8,7 +8,6 @@ the axis of the file that is nearest to each direction is taken, so every voxel 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from data_modules.nifti import read_nifti
 from weakmedsam.contracts import ConfigError, DataError
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -29,15 +29,12 @@ PLANES: dict[str, tuple[str, str, str]] = {
 }
 """Where (slice, row, column) lead to: S superior, P posterior, L left, ..."""
 
-UNREADABLE = (
-    *(OSError, EOFError, ValueError, OverflowError, zlib.error),
-    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-)
-"""What nibabel raises on a file that is damaged or no NIfTI file."""
-
 SAME_PLACE = 0.1
 """Image and mask are the same geometry if no corner lies further apart than this part of a voxel:
 rounding in headers stays far below it, a wrong header far above."""
+
+WHOLE = 1e-3
+"""A mask value this close to a whole number is that number: resampling and scaled headers leave 0.99999994."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,17 @@ class Geometry:
 
     Attributes:
         shape: voxels along the file's own three axes.
-        affine: (4, 4) voxel of the file -> mm, as in the file.
+        affine: (4, 4) voxel of the file -> mm.
         plane: which slices are taken, a key of ``PLANES``.
+        unit: of length, as the file states it: "mm", "m", "micron" or "unknown".
+        header: the file's, hexadecimal.
     """
 
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
     plane: str
+    unit: str = "mm"
+    header: str = ""
 
     @property
     def _orientation(self) -> NDArray[np.float64]:
@@ -73,38 +74,26 @@ class Geometry:
         axes = [int(np.flatnonzero(self._orientation[:, 0] == target)[0]) for target in wanted[:, 0]]
         return float(sizes[axes[0]]), float(sizes[axes[1]]), float(sizes[axes[2]])
 
+    @property
+    def slices_affine(self) -> NDArray[np.float64]:
+        """(4, 4) (slice, row, column) -> mm: the same for two files that store the same voxels in another order."""
+        back = nib.orientations.inv_ornt_aff(self._to_slices, self.shape)
+        return np.asarray(self.affine) @ back
+
+    @property
+    def _to_slices(self) -> NDArray[np.float64]:
+        wanted = nib.orientations.axcodes2ornt(PLANES[self.plane])
+        return nib.orientations.ornt_transform(self._orientation, wanted)
+
     def to_slices(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """A view of the file's voxels as (slice, row, column)."""
-        wanted = nib.orientations.axcodes2ornt(PLANES[self.plane])
-        transform = nib.orientations.ornt_transform(self._orientation, wanted)
-        return nib.orientations.apply_orientation(voxels, transform)
+        return nib.orientations.apply_orientation(voxels, self._to_slices)
 
     def from_slices(self, slices: NDArray[Any]) -> NDArray[Any]:
         """The inverse of ``to_slices``: (slice, row, column) -> the file's own axes."""
         wanted = nib.orientations.axcodes2ornt(PLANES[self.plane])
         transform = nib.orientations.ornt_transform(wanted, self._orientation)
         return nib.orientations.apply_orientation(slices, transform)
-
-
-def to_scan(slices: NDArray[Any], geometry: Geometry) -> nib.Nifti1Image:
-    """A result on the scan's own slices as an image in the scan's own space.
-
-    Args:
-        slices: (D, H0, W0), e.g. class ids uint8.
-        geometry: of the scan.
-
-    Returns:
-        NIfTI image with the scan's shape, axes and affine: voxel for voxel beside the scan.
-
-    Raises:
-        DataError: the slices are not of this scan's shape.
-    """
-    voxels = np.ascontiguousarray(geometry.from_slices(slices))
-    if voxels.shape != geometry.shape:
-        raise DataError(f"A result of {voxels.shape} voxels is not of this scan, which has {geometry.shape}.")
-    image = nib.Nifti1Image(voxels, np.asarray(geometry.affine))
-    image.header.set_xyzt_units("mm")
-    return image
 
 
 def check_plane(plane: str) -> None:
@@ -121,52 +110,35 @@ def read_volume(path: str | Path, plane: str = "axial") -> tuple[NDArray[Any], G
         plane: which slices are taken, a key of ``PLANES``.
 
     Returns:
-        (D, H0, W0) voxels in the file's values (float32 at most), and the geometry.
+        (D, H0, W0) voxels in the file's values, and the geometry.
 
     Raises:
-        DataError: unreadable, not three-dimensional, no numbers, or a header without geometry.
+        DataError: see ``read_nifti``.
     """
-    try:
-        image: Any = nib.load(path)
-        voxels = np.asanyarray(image.dataobj)
-        affine = np.asarray(image.affine, dtype=np.float64)
-    except UNREADABLE as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}). It is truncated, damaged or no NIfTI file: get it again."
-        ) from error
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if voxels.ndim != 3:
-        raise DataError(
-            f"{path}: has {voxels.ndim} axes {voxels.shape}, not 3. Split it into one file a volume."
-        )
-    if voxels.dtype.kind not in "iufb":
-        raise DataError(f"{path}: holds {voxels.dtype}, not one number a voxel. Export it as greyscale.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(
-            f"{path}: its header has no usable geometry (affine {affine.tolist()}). Export it again."
-        )
-    if voxels.dtype.kind == "f":
-        voxels = voxels.astype(np.float32, copy=False)
+    voxels, affine, unit, header = read_nifti(path)
     shape = (int(voxels.shape[0]), int(voxels.shape[1]), int(voxels.shape[2]))
-    geometry = Geometry(shape, tuple(tuple(float(x) for x in row) for row in affine), plane)
+    rows = tuple(tuple(float(x) for x in row) for row in affine)
+    geometry = Geometry(shape, rows, plane, unit, header.hex())
     return geometry.to_slices(voxels), geometry
 
 
 def check_same_geometry(image: str, first: Geometry, mask: str, second: Geometry) -> None:
-    """Raise DataError unless mask and image lie on the same voxels."""
-    if first.shape != second.shape:
+    """Raise DataError unless the slices of mask and image lie on each other, in whatever order they are stored."""
+    shapes = [geometry.to_slices(np.broadcast_to(0, geometry.shape)).shape for geometry in (first, second)]
+    if shapes[0] != shapes[1]:
         raise DataError(
             f"{mask}: has {second.shape} voxels, its image {image} has {first.shape}. "
             "Resample the mask onto the image's grid (nearest neighbour)."
         )
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
-    corners[:, :3] *= np.asarray(first.shape) - 1
-    apart = np.abs(corners @ (np.asarray(first.affine) - np.asarray(second.affine)).T).max()
+    corners[:, :3] *= np.asarray(shapes[0]) - 1
+    apart = np.abs(corners @ (first.slices_affine - second.slices_affine).T).max()
     if apart > SAME_PLACE * min(first.spacing):
+        bare = np.allclose(np.abs(np.asarray(second.affine)[:3, :3]), np.eye(3))
         raise DataError(
-            f"{mask}: lies up to {apart:.2f} mm away from its image {image}. Resample the mask "
-            "onto the image's grid; if its voxels do belong to the image's, copy the image's header to it."
+            f"{mask}: lies up to {apart:.2f} mm away from its image {image}. "
+            "Resample the mask onto the image's grid (nearest neighbour)."
+            + (" If it was saved without a geometry, save it again with the image's affine." if bare else "")
         )
 
 
@@ -190,10 +162,11 @@ def read_classes(
     raw, geometry = read_volume(path, plane)
     # NaN and out-of-range values must not survive the cast to small integers unnoticed.
     with np.errstate(invalid="ignore"):
-        values = raw.astype(np.uint8)
-    strange = values != raw
+        whole = np.rint(raw) if raw.dtype.kind == "f" else raw
+        strange = ~((np.abs(raw - whole) <= WHOLE) & (whole >= 0) & (whole <= 255))
     if strange.any():
         _refuse_values(path, np.unique(raw[strange]), ids, known)
+    values = whole.astype(np.uint8)
     present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
     unknown = [int(v) for v in present if v != 0 and v not in ids and v not in known]
     if unknown:
@@ -205,9 +178,14 @@ def read_classes(
 
 
 def _refuse_values(path: str, found: NDArray[Any], ids: dict[int, int], known: Sequence[int]) -> None:
-    shown = ", ".join(f"{v:g}" for v in found[:8].tolist()) + (", ..." if len(found) > 8 else "")
+    shown = ", ".join(np.format_float_positional(v, trim="-") for v in found[:8])
     expected = sorted({0, *ids, *known})
+    mend = "Correct the mask, or name the values in the configuration"
+    if (found != np.rint(found)).any():
+        mend = (
+            "Label values are whole numbers: resample masks by the nearest neighbour, and save them as integers with a "
+            "header of their own"
+        )
     raise DataError(
-        f"{path}: holds unknown label values {shown}; expected {expected}. "
-        "Correct the mask, or name the values in the configuration."
+        f"{path}: holds unknown label values {shown}{', ...' if len(found) > 8 else ''}; expected {expected}. {mend}."
     )
