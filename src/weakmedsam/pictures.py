@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib import get_data_path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 from weakmedsam.contracts import BACKGROUND, IGNORE
@@ -198,34 +201,91 @@ class Outline(NamedTuple):
     name: str
 
 
+SIDE = 560
+"""Longer side of a slice in a picture with outlines, pixels."""
+
+
 def _draw_outlines(
     image: Tensor, outlines: list[Outline], spacing: tuple[float, float, float], title: str
 ) -> bytes:
-    figure = Figure(figsize=(5, 5.4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    """By Pillow, in a fifth of the time that Matplotlib takes: there is one for each scan."""
+    rows, columns = _around(
+        torch.stack(
+            [region for one in outlines for region in one.regions]
+            or [torch.zeros_like(image, dtype=torch.bool)]
+        )
+    )
+    part = image[rows, columns].float()
     low, high = torch.quantile(
         image.flatten()[:: max(1, image.numel() // 100_000)], torch.tensor([0.01, 0.99])
     )
-    axes.imshow(image, cmap="gray", vmin=float(low), vmax=max(float(high), float(low) + 1e-6))
-    occupied = torch.zeros(image.shape, dtype=torch.bool)
+    height, width = len(part) * spacing[1], part.shape[1] * spacing[2]
+    scale = SIDE / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    grey = ((part - low) / max(float(high - low), 1e-6)).clamp(0, 1)
+    pixels = _resized(grey, size, "nearest-exact")[..., None].repeat(1, 1, 3).mul(255).byte().numpy()
     for outline in outlines:
         for region in outline.regions:
-            occupied |= region
-            if region.any():
-                axes.contour(region, levels=[0.5], colors=outline.colour, linewidths=1.2)
-    for axis, limit in ((0, axes.set_ylim), (1, axes.set_xlim)):
-        inside = occupied.any(dim=1 - axis).nonzero()
+            # Half-way between pixels, as a contour runs.
+            inside = (_resized(region[rows, columns].float(), size, "bilinear") > 0.5).numpy()
+            pixels[_border(inside)] = ImageColor.getrgb(outline.colour)
+    return _framed(Image.fromarray(pixels), title, [(outline.name, outline.colour) for outline in outlines])
+
+
+def _around(regions: Tensor) -> tuple[slice, slice]:
+    """Rows and columns near (N, H, W) regions: at least half the slice, so that one sees where in the body it is."""
+    occupied = regions.any(0)
+    window = []
+    for axis in (0, 1):
         length = occupied.shape[axis]
+        inside = occupied.any(dim=1 - axis).nonzero()
         first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, length - 1)
-        # At least half the slice, so that one sees where in the body it is.
         reach = max(0.65 * (last - first + 1), 0.25 * length)
-        begin, end = max(0, (first + last) / 2 - reach), min(length - 1, (first + last) / 2 + reach)
-        limit(*((end + 0.5, begin - 0.5) if axis == 0 else (begin - 0.5, end + 0.5)))
-    axes.set_aspect(spacing[1] / spacing[2])
-    axes.set_axis_off()
-    figure.suptitle(title, fontsize=11)  # an axes' title is cut in some proportions
-    handles = [Line2D([], [], color=outline.colour, label=outline.name) for outline in outlines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+        middle = (first + last + 1) / 2
+        window.append(slice(max(0, round(middle - reach)), min(length, max(1, round(middle + reach)))))
+    return window[0], window[1]
+
+
+def _resized(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    return F.interpolate(values[None, None], size=size, mode=mode)[0, 0]
+
+
+def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels with a neighbour across the border, two pixels wide."""
+    border = np.zeros_like(inside)
+    across, along = inside[1:] != inside[:-1], inside[:, 1:] != inside[:, :-1]
+    border[1:] |= across
+    border[:-1] |= across
+    border[:, 1:] |= along
+    border[:, :-1] |= along
+    return border
+
+
+def _framed(picture: Image.Image, title: str, legend: list[tuple[str, str]]) -> bytes:
+    """A PNG of a picture with a title above it and a legend below."""
+    font = _font(18)
+    lines = [[(line, None)] for line in title.split("\n")]
+    keys = [legend[i : i + 4] for i in range(0, len(legend), 4)]
+    step, mark = 26, "\N{EM DASH} "
+    wide = max(int(font.getlength("   ".join(mark + name for name, _ in row))) for row in [*lines, *keys])
+    side = max(picture.width, wide) + 20
+    page = Image.new("RGB", (side, picture.height + step * (len(lines) + len(keys)) + 20), "white")
+    page.paste(picture, ((side - picture.width) // 2, step * len(lines) + 10))
+    draw = ImageDraw.Draw(page)
+    draw.multiline_text((side / 2, 5), title, "black", font, anchor="ma", align="center", spacing=4)
+    for number, row in enumerate(keys):
+        x = (side - font.getlength("   ".join(mark + name for name, _ in row))) / 2
+        y = page.height - step * (len(keys) - number) - 3
+        for name, colour in row:
+            draw.text((x, y), mark, colour, font, stroke_width=1)
+            draw.text((x + font.getlength(mark), y), name, "black", font)
+            x += font.getlength(mark + name + "   ")
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    page.save(png, format="png", compress_level=3)
     return png.getvalue()
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own, which comes with it."""
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
