@@ -263,23 +263,21 @@ def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _framed(picture: Image.Image, title: str, legend: list[tuple[str, str]]) -> bytes:
     """A PNG of a picture with a title above it and a legend below."""
-    font = _font(18)
-    lines = [[(line, None)] for line in title.split("\n")]
+    font, lines = _font(18), title.split("\n")
+    step, mark, gap = 26, "\N{EM DASH} ", "   "
     keys = [legend[i : i + 4] for i in range(0, len(legend), 4)]
-    step, mark = 26, "\N{EM DASH} "
-    wide = max(int(font.getlength("   ".join(mark + name for name, _ in row))) for row in [*lines, *keys])
-    side = max(picture.width, wide) + 20
+    wide = [font.getlength("".join(mark + name + gap for name, _ in row)) for row in keys]
+    side = max(picture.width, *(round(length) for length in (*wide, *map(font.getlength, lines)))) + 20
     page = Image.new("RGB", (side, picture.height + step * (len(lines) + len(keys)) + 20), "white")
     page.paste(picture, ((side - picture.width) // 2, step * len(lines) + 10))
     draw = ImageDraw.Draw(page)
     draw.multiline_text((side / 2, 5), title, "black", font, anchor="ma", align="center", spacing=4)
     for number, row in enumerate(keys):
-        x = (side - font.getlength("   ".join(mark + name for name, _ in row))) / 2
-        y = page.height - step * (len(keys) - number) - 3
+        x, y = (side - wide[number]) / 2, page.height - step * (len(keys) - number) - 3
         for name, colour in row:
             draw.text((x, y), mark, colour, font, stroke_width=1)
             draw.text((x + font.getlength(mark), y), name, "black", font)
-            x += font.getlength(mark + name + "   ")
+            x += font.getlength(mark + name + gap)
     png = io.BytesIO()
     page.save(png, format="png", compress_level=3)
     return png.getvalue()
