@@ -39,7 +39,8 @@ def find_cases(root: Path) -> list[Case]:
         DataError: no case.
     """
     task = find_root(root, "imagesTr", SOURCES.usual)
-    images, masks = (list_nifti(find_folder(task, name)) for name in SOURCES.folders)
+    places = [find_folder(task, name) for name in SOURCES.folders]
+    images, masks = (list_nifti(place) for place in places)
     warn_of_passed_over(
         [*images.passed_over, *masks.passed_over],
         task,
@@ -67,7 +68,9 @@ def find_cases(root: Path) -> list[Case]:
                 problem=problem,
             )
         )
-    return require_cases(cases if images.files else [], FACTS, root)
+    if not images.files:
+        return require_cases([], FACTS, places[0] if places[0].is_dir() else root)
+    return require_cases(cases, FACTS, root)
 
 
 class MSDCardiac(SliceDataModule):

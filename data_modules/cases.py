@@ -167,7 +167,7 @@ def first_problem(*files: NiftiFile | None) -> str | None:
 
 
 def warn_of_passed_over(paths: Sequence[Path], root: Path, read: str) -> None:
-    """List files that look like scans of the data set and are not used.
+    """List files that look like scans or tables of the data set and are not used.
 
     Args:
         paths: the files.
@@ -176,7 +176,7 @@ def warn_of_passed_over(paths: Sequence[Path], root: Path, read: str) -> None:
     """
     if paths:
         _log.warning(
-            "%s: %d name(s) that look like scans are passed over: %s. Read are %s",
+            "%s: passed over is what looks like scans or tables, %d name(s): %s. Read are %s",
             *(root, len(paths), name_some(paths, root), read),
         )
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from data_modules.base import SliceDataModule, Supervision
+from data_modules.case_tables import check_cases, read_pairs
 from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases, warn_of_passed_over
 from data_modules.nifti_files import (
+    Listing,
     case_name,
+    entries,
     find_folder,
     find_root,
     find_table,
@@ -19,7 +22,7 @@ from data_modules.nifti_files import (
 )
 from data_modules.prepare import OnBadCase
 from data_modules.sources import Sources
-from data_modules.tables import check_cases, open_table, read_pairs, show
+from data_modules.tables import open_table, show
 from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
 from weakmedsam.contracts import DataError
@@ -59,20 +62,34 @@ def find_cases(root: Path, class_names: Sequence[str]) -> list[Case]:
         DataError: no cases, or a table that cannot be read or does not fit the cases.
     """
     top, root = root, find_root(root, "images")
-    images, masks = (list_nifti(find_folder(root, name)) for name in SOURCES.folders)
-    warn_of_passed_over(
-        [*images.passed_over, *masks.passed_over], root, ".nii and .nii.gz directly in images/ and masks/"
-    )
+    places = [find_folder(root, name) for name in SOURCES.folders]
+    images, masks = (list_nifti(place) for place in places)
+    tables = [path for folder in dict.fromkeys(folders_between(top, root)) for path in entries(folder)]
+    passed_over = [
+        *(*images.passed_over, *masks.passed_over),
+        *(p for p in tables if p.stem.lower() in ("labels", "patients") and p.suffix.lower() != ".csv"),
+    ]
+    warn_of_passed_over(passed_over, root, ".nii and .nii.gz directly in images/ and masks/, and CSV tables")
     if not images.files:
-        return require_cases([], FACTS, root)
+        return require_cases([], FACTS, places[0] if places[0].is_dir() else root)
     if top != root:
         _log.warning("%s has no images/: those of %s are taken", top, root)
     names = sorted({*images.files, *masks.files})
     labels, patients = (find_table(folders_between(top, root), name) for name in SOURCES.tables)
     table = read_labels(labels, class_names, names) if labels else {}
     patient = read_patients(patients, names) if patients else {}
+    return require_cases(_make_cases(images, masks, table, patient, root), FACTS, root)
+
+
+def _make_cases(
+    images: Listing,
+    masks: Listing,
+    table: Mapping[str, Mapping[int, tuple[int, ...]]],
+    patient: Mapping[str, str],
+    root: Path,
+) -> list[Case]:
     cases = []
-    for name in names:
+    for name in {**images.files, **masks.files}:
         image, mask = images.files.get(name), masks.files.get(name)
         problem = first_problem(image, mask)
         if problem is None and image is None and mask is not None:
@@ -91,7 +108,7 @@ def find_cases(root: Path, class_names: Sequence[str]) -> list[Case]:
                 problem=problem,
             )
         )
-    return require_cases(cases, FACTS, root)
+    return cases
 
 
 def read_labels(

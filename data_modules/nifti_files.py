@@ -189,21 +189,19 @@ def find_folder(root: Path, name: str) -> Path:
     Raises:
         DataError: there are two.
     """
-    return _find(root, name, folders=True) or root / name
+    return _only([path for path in _named(root, name) if os.path.isdir(path)]) or root / name
 
 
 def find_table(folders: Iterable[Path], name: str) -> Path | None:
-    """The file of this name, in any case, in one of some folders; None where there is none.
+    """What has this name, in any case, in one of some folders; None where nothing has.
 
     Raises:
         DataError: there are two, or a link to a file that is not there.
     """
-    found = [path for folder in dict.fromkeys(folders) if (path := _find(folder, name, folders=False))]
-    if len(found) > 1:
-        raise DataError(f"{found[0]} and {found[1]}: only one of them can count. Keep one.")
-    if found and is_dead_link(found[0]):
-        raise DataError(_say_dead_link(found[0]))
-    return found[0] if found else None
+    found = _only([path for folder in dict.fromkeys(folders) for path in _named(folder, name)])
+    if found is not None and is_dead_link(found):
+        raise DataError(_say_dead_link(found))
+    return found
 
 
 def find_root(folder: Path, name: str, usual: str = "") -> Path:
@@ -278,13 +276,11 @@ def _say_dead_link(path: Path) -> str:
     )
 
 
-def _find(folder: Path, name: str, folders: bool) -> Path | None:
-    """What has this name in any case."""
-    found = [
-        path
-        for path in _inside(folder)
-        if path.name.lower() == name.lower() and os.path.isdir(path) == folders
-    ]
+def _named(folder: Path, name: str) -> list[Path]:
+    return [path for path in _inside(folder) if path.name.lower() == name.lower()]
+
+
+def _only(found: list[Path]) -> Path | None:
     if len(found) > 1:
         raise DataError(f"{found[0]} and {found[1]}: only one of them can count. Keep one.")
     return found[0] if found else None

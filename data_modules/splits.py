@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from data_modules.tables import check_cases, read_pairs, show
+from data_modules.case_tables import check_cases, read_pairs
+from data_modules.tables import show
 from weakmedsam.contracts import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")

@@ -15,7 +15,7 @@ SETS = "data_modules"
 MODELS = {"weakmedsam.classify", "weakmedsam.segment"}
 TORCH_FREE_DATA = [
     *("store", "splits", "cases", "volumes", "frames", "index", "prepare", "phantom_drawing", "new_scans"),
-    *("nifti_files", "sources", "tables"),
+    *("nifti_files", "sources", "tables", "case_tables"),
 ]
 
 # PAM: formulas, then what puts them together.

@@ -85,7 +85,7 @@ def test_links_two_of_a_name_and_files_of_other_names(tmp_path, caplog):
     first, second = find_cases(tmp_path / "data")
     assert "has the same name" in first.problem
     assert second.problem is None
-    assert f"2 name(s) that look like scans are passed over: HGG/{name}/{name}_flair.nrrd" in caplog.text
+    assert f"2 name(s): HGG/{name}/{name}_flair.nrrd" in caplog.text
 
 
 def test_a_case_twice_and_no_case_are_refused(tmp_path):

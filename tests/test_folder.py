@@ -109,12 +109,13 @@ def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
         (root / part / "scan1.nii.gz").symlink_to("../.git/annex/objects/1")
     save_nifti(root / "masks/scan2.nii", draw_scan(0)[1])
     (root / "images/scan9.nrrd").touch()
+    (root / "Labels.xlsx").touch()
     (root / "images").rename(root / "Images")
     with pytest.raises(
         DataError, match=r"(?s)2 of 5 .*scan1\.nii\.gz: is a link to .*masks/scan2\.nii has the same"
     ):
         make(tmp_path / "unpacked").prepare_data()
-    assert "1 name(s) that look like scans are passed over: Images/scan9.nrrd" in caplog.text
+    assert "2 name(s): Images/scan9.nrrd, Labels.xlsx" in caplog.text
     module = make(tmp_path / "unpacked", on_bad_case="skip")
     module.prepare_data()
     module.setup("fit")

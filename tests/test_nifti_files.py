@@ -155,6 +155,11 @@ def test_folders_and_tables_are_found_in_any_case_and_two_are_refused(tmp_path):
     assert find_table([tmp_path], "patients.csv") is None
     with pytest.raises(DataError, match=r"LABELS\.csv and .*below/labels\.csv: only one"):
         find_table([tmp_path, tmp_path / "below"], "labels.csv")
+    (tmp_path / "patients.csv").mkdir()
+    assert (
+        find_table([tmp_path], "patients.csv") == tmp_path / "patients.csv"
+    )  # its reader will say that it is none
+    (tmp_path / "patients.csv").rmdir()
     (tmp_path / "patients.csv").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"patients\.csv: is a link to a file that is not there"):
         find_table([tmp_path], "patients.csv")

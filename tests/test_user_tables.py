@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_modules.tables import LARGEST, check_cases, open_table, read_pairs
+from data_modules.case_tables import check_cases, read_pairs
+from data_modules.tables import LARGEST, open_table
 from weakmedsam.contracts import DataError
 
 COLUMNS = ("case", "patient")
@@ -185,6 +186,7 @@ def test_a_case_has_one_row(tmp_path):
     ("rows", "cases", "said"),
     [
         (["1"], ["001"], r"1 case\(s\) of its rows are not there: '1' \(line 2\)\. Leading zeros .*'1' for '001'"),
+        (["1.0"], ["001"], "Leading zeros"),
         (["p1_2"], ["p01_002"], "Leading zeros"),
         (["001.nii.gz"], ["001"], "no folder and no ending: '001', not '001.nii.gz'"),
         ([r"C:\scans\001.NII"], ["001"], "no ending: '001'"),
