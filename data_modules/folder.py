@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +43,9 @@ FACTS = DataSet(
     home="your own scans",
 )
 
+
+MOST_DIGITS = 9
+"""Of a slice's number."""
 
 SOURCES = Sources("", ("images", "masks"), tables=("labels.csv", "patients.csv"))
 
@@ -133,7 +135,7 @@ def read_labels(
     lines: dict[str, int] = {}
     for line, (name, number, *values) in table.rows:
         where, case = f"{path}: line {line}", case_name(name)
-        if not re.fullmatch("[0-9]{1,9}", number):
+        if not (number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS):
             raise DataError(
                 f"{where}, column slice: {show(number)} is no slice; they are 0, 1, 2, ... Correct it."
             )

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_modules.case_tables import check_cases, read_pairs
+from data_modules.folder import read_labels, read_patients
+from data_modules.splits import read_split
 from data_modules.tables import LARGEST, open_table
 from weakmedsam.contracts import DataError
 
@@ -217,3 +219,36 @@ def test_a_guessed_encoding_is_told_where_names_do_not_fit(tmp_path):
     table, found = read_pairs(path, "patient")
     with pytest.raises(DataError, match=r"read as Windows-1252.*save it as CSV UTF-8"):
         check_cases(table, {name: line for name, (line, _) in found.items()}, ["Жизнь"])
+
+
+FOUR = {
+    "labels": (
+        "case,slice,tumour\na,0,1\na,1,0\nb,0,0\n",
+        lambda path: read_labels(path, ["tumour"], ["a", "b"]),
+    ),
+    "patients": ("case;patient\na;P1\nb;P1\n", lambda path: read_patients(path, ["a", "b"])),
+    "split": ("case\tsplit\na\ttrain\nb\tval\n", lambda path: read_split(path, {"a", "b"}, {"a", "b"})),
+    "published": ("case,split\r\na,train\r\nb,test\r\n", read_split),
+}
+
+
+@pytest.mark.parametrize("name", FOUR)
+@quick
+@given(data=st.data())
+def test_damaged_tables_are_read_or_refused_in_one_line(tmp_path, name, data):
+    text, reader = FOUR[name]
+    whole = text.encode(data.draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"])))
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, min(len(whole), start + 4)))
+    inserted = data.draw(
+        st.binary(max_size=4)
+        | st.sampled_from(["\u2460", '"', ";", "a,0,1\n", "1e3", "9" * 30, "\x85", "é"]).map(str.encode)
+    )
+    path = tmp_path / "table.csv"
+    path.write_bytes(whole[:start] + inserted + whole[end:])
+    try:
+        found = reader(path)
+    except DataError as error:
+        one_line(str(error))
+    else:
+        assert set(found) <= {"a", "b"} or name == "published"
