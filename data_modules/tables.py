@@ -96,9 +96,8 @@ def _decode(path: Path) -> tuple[str, str]:
     """A table's text, and the remark on a guessed encoding."""
     try:
         if not path.is_file():
-            raise DataError(
-                f"{path}: is no file that can be read as a table. Correct the name, or remove it."
-            )
+            fault = "is no file that can be read as a table" if path.exists() else "there is no such file"
+            raise DataError(f"{path}: {fault}. Correct the name.")
         if path.stat().st_size > LARGEST:
             raise DataError(
                 f"{path}: has more than {LARGEST // 2**20} MB; that is no table of cases. Correct it."

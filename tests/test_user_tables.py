@@ -118,6 +118,8 @@ def test_what_could_be_meant_in_two_ways_is_refused_with_its_place(tmp_path, con
 def test_what_is_no_table_is_refused_before_it_is_read(tmp_path):
     with pytest.raises(DataError, match="no file that can be read"):
         open_table(tmp_path, COLUMNS)
+    with pytest.raises(DataError, match="there is no such file"):
+        open_table(tmp_path / "nowhere.csv", COLUMNS)
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(DataError, match="no file that can be read"):
         open_table(tmp_path / "pipe.csv", COLUMNS)
