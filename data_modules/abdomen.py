@@ -12,7 +12,17 @@ import re
 from pathlib import Path
 
 from data_modules.base import SliceDataModule
-from data_modules.cases import Case, DataSet, Intensity, require_cases
+from data_modules.cases import (
+    Case,
+    DataSet,
+    Intensity,
+    first_problem,
+    require_cases,
+    warn_of_left_out,
+    warn_of_passed_over,
+)
+from data_modules.nifti_files import NiftiFile, list_nifti, walk
+from data_modules.sources import Sources
 
 _log = logging.getLogger(__name__)
 
@@ -34,15 +44,18 @@ FACTS = DataSet(
 )
 
 
+NAME = r"Case_(\d+)(_0000)?$"
+"""Names without ending: of images with the second part, of masks without."""
+
+
 def find_cases(root: Path) -> list[Case]:
     """The cases below a folder that have a mask; 62 images have none and are left out.
 
     Raises:
         DataError: no case, or an image or mask that is there twice.
     """
-    images = _by_id(root, r"Case_(\d+)_0000\.nii(\.gz)?")
-    masks = _by_id(root, r"Case_(\d+)\.nii(\.gz)?")
-    unlabelled = sum(number not in masks for number, _ in images.items())
+    images, masks = _by_number(root)
+    unlabelled = sum(number not in masks for number in images)
     if unlabelled:
         _log.info("%d of %d images have no mask and are left out", unlabelled, len(images))
     cases = []
@@ -50,24 +63,32 @@ def find_cases(root: Path) -> list[Case]:
         name = f"Case_{number}"
         patient = f"Case_{SAME_SCAN.get(number, number)}"
         found = images.get(number, [])
-        problem = None
-        if not found:
-            problem = (
-                f"{paths[0]}: is a mask without its image {name}_0000.nii.gz. Get it, or remove the mask."
-            )
-        elif len(found) > 1 or len(paths) > 1:
-            problem = f"{[str(p) for p in (*found, *paths)]}: {name} is there more than once. Keep one."
-        cases.append(Case(name, patient, str(found[0]) if found else "", str(paths[0]), problem=problem))
+        problem = first_problem(*found, *paths)
+        if problem is None and not found:
+            problem = f"{paths[0].path}: is a mask without its image {name}_0000.nii.gz. Get it, or remove the mask."
+        elif problem is None and (len(found) > 1 or len(paths) > 1):
+            problem = f"{[str(f.path) for f in (*found, *paths)]}: {name} is there more than once. Keep one."
+        image = str(found[0].path) if found else ""
+        cases.append(Case(name, patient, image, str(paths[0].path), problem=problem))
     return require_cases(cases if images else [], FACTS, root)
 
 
-def _by_id(root: Path, pattern: str) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("Case_*.nii*")):
-        match = re.fullmatch(pattern, path.name)
-        if match and path.is_file():
-            found.setdefault(match[1], []).append(path)
-    return found
+def _by_number(root: Path) -> tuple[dict[str, list[NiftiFile]], dict[str, list[NiftiFile]]]:
+    """Images and masks below a folder, by the number in their names."""
+    images: dict[str, list[NiftiFile]] = {}
+    masks: dict[str, list[NiftiFile]] = {}
+    tree, passed_over = walk(root), []
+    warn_of_left_out(tree, root)
+    for folder in tree.folders:
+        listing = list_nifti(folder)
+        for name, file in listing.files.items():
+            if match := re.match(NAME, name, re.IGNORECASE):
+                (images if match[2] else masks).setdefault(match[1], []).append(file)
+            else:
+                passed_over.append(file.path)
+        passed_over += [path for path in listing.passed_over if path.name.lower().startswith("case_")]
+    warn_of_passed_over(passed_over, root, "Case_<number>_0000.nii.gz and Case_<number>.nii.gz, or .nii")
+    return images, masks
 
 
 class AbdomenCT1K(SliceDataModule):
@@ -78,3 +99,7 @@ class AbdomenCT1K(SliceDataModule):
     def find_cases(self) -> list[Case]:
         """The cases; see the module's ``find_cases``."""
         return find_cases(Path(self.data_dir))
+
+    def sources(self) -> Sources:
+        """Images and masks in all folders."""
+        return Sources(self.data_dir, pattern=NAME)

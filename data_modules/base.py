@@ -34,7 +34,8 @@ from data_modules.datasets import (
 from data_modules.index import Entry, Index, StoreSpec, read_index, write_rows
 from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
 from data_modules.prepare import OnBadCase, lock_store, prepare
-from data_modules.splits import split_cases
+from data_modules.sources import Sources
+from data_modules.splits import read_split, split_cases
 from data_modules.store import SliceReader
 from data_modules.transforms import Augmentation, augment_batch
 from data_modules.volumes import Plane, check_plane
@@ -167,6 +168,10 @@ class SliceDataModule(LightningDataModule):
         """
         raise NotImplementedError
 
+    def sources(self) -> Sources:
+        """Where ``find_cases`` looks: by default at the NIfTI files in all folders of ``data_dir``."""
+        return Sources(self.data_dir)
+
     def variant(self) -> str:
         """What else, beside the constructor's common arguments, tells the volumes apart: a modality."""
         return ""
@@ -202,7 +207,11 @@ class SliceDataModule(LightningDataModule):
         Raises:
             DataError: no data, bad cases, or an empty split.
         """
-        index = prepare(self.find_cases(), self.spec, self.store_dir, self.prepare_workers, self.on_bad_case)
+        cases = self.find_cases()
+        if self.split_file:  # its faults are told before volumes are read for hours
+            names = [case.name for case in cases]
+            read_split(Path(self.split_file), names, names if self.on_bad_case == "raise" else ())
+        index = prepare(cases, self.spec, self.store_dir, self.prepare_workers, self.on_bad_case)
         warn_of_false_spacing(index.entries, self.facts)
         split, name = self._split(index)
         with lock_store(self.store):
@@ -256,15 +265,20 @@ class SliceDataModule(LightningDataModule):
         return [table.cases[case] for case in table.case]
 
     def summary(self) -> dict[str, Any]:
-        """What ``prepare_data`` has left, as plain values: where, how many cases, slices and positives."""
+        """What ``prepare_data`` has left, as plain values: where, from what, how many cases, slices and positives."""
         index = read_index(self.store)
         if index is None:
             raise DataError(f"{self.store}: nothing is prepared there. Call prepare_data() first.")
         split, _ = self._split(index)
+        sources = self.sources()._replace(
+            root=str(Path(self.data_dir).resolve()),
+            files=(str(Path(self.split_file).resolve()),) if self.split_file else (),
+        )
         counts = count_splits(index.entries, split, self.class_names, self.min_pixels)
         return {
             "store": str(self.store),
             "data_dir": self.data_dir,
+            "sources": sources._asdict(),
             "classes": self.classes,
             "splits": counts,
             "intensity": describe_intensity(

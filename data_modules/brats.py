@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import Literal
 
 from data_modules.base import SliceDataModule, Supervision
-from data_modules.cases import NIFTI_ENDINGS, Case, DataSet, Intensity, require_cases
+from data_modules.cases import (
+    Case,
+    DataSet,
+    Intensity,
+    first_problem,
+    require_cases,
+    warn_of_left_out,
+    warn_of_passed_over,
+)
+from data_modules.nifti_files import NiftiFile, list_nifti, only_one, walk
 from data_modules.prepare import OnBadCase
+from data_modules.sources import Sources
 from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
 
@@ -34,6 +44,9 @@ FACTS = DataSet(
 )
 
 
+PARTS = ("flair", "t1", "t1ce", "t2", "seg")
+
+
 def find_cases(root: Path, modality: str = "flair") -> list[Case]:
     """The cases below a folder: the data set's own, the one above it, or a copy with a doubled root.
 
@@ -45,25 +58,41 @@ def find_cases(root: Path, modality: str = "flair") -> list[Case]:
         DataError: no case, or a case that is there twice.
     """
     cases = []
-    for folder in sorted(root.rglob("BraTS19_*")):
-        if not folder.is_dir() or folder.parent.name not in ("HGG", "LGG"):
+    tree, passed_over = walk(root), []
+    warn_of_left_out(tree, root)
+    for folder in tree.folders:
+        listing, name = list_nifti(folder), folder.name
+        passed_over += listing.passed_over if name.lower().startswith("brats19_") else []
+        if not _is_case(folder):
+            passed_over += [file.path for file in listing.files.values()]
             continue
-        image, mask = (_part(folder, part) for part in (modality, "seg"))
-        missing = [part for part, path in ((modality, image), ("seg", mask)) if path is None]
-        problem = None
-        if missing:
-            problem = (
-                f"{folder}: lacks {folder.name}_{missing[0]}.nii.gz. Get it, or choose another modality."
-            )
+        named: dict[str, list[NiftiFile]] = {}
+        for stem, file in listing.files.items():
+            named.setdefault(stem.lower(), []).append(file)
+        found = {part: named.pop(f"{name}_{part}".lower(), []) for part in PARTS}
+        own = {part: only_one(files) if files else None for part, files in found.items()}
+        passed_over += [file.path for files in named.values() for file in files]
+        image, mask = own[modality], own["seg"]
+        missing = [part for part in (modality, "seg") if own[part] is None]
+        problem = first_problem(image, mask)
+        if problem is None and missing:
+            problem = f"{folder}: lacks {name}_{missing[0]}.nii.gz. Get it, or choose another modality."
         cases.append(
-            Case(folder.name, folder.name, str(image or ""), str(mask) if mask else None, problem=problem)
+            Case(
+                name,
+                name,
+                str(image.path) if image else "",
+                str(mask.path) if mask else None,
+                problem=problem,
+            )
         )
+    warn_of_passed_over(passed_over, root, "HGG/<case>/<case>_<part>.nii.gz, or .nii, and LGG/...")
     return require_cases(cases, FACTS, root)
 
 
-def _part(folder: Path, part: str) -> Path | None:
-    paths = [folder / f"{folder.name}_{part}{ending}" for ending in NIFTI_ENDINGS]
-    return next((path for path in paths if path.is_file()), None)
+def _is_case(folder: Path) -> bool:
+    above = folder.absolute().parent.name  # the data's own folder may be given as "."
+    return folder.name.lower().startswith("brats19_") and above.lower() in ("hgg", "lgg")
 
 
 class BraTS2019(SliceDataModule):
@@ -125,6 +154,10 @@ class BraTS2019(SliceDataModule):
     def find_cases(self) -> list[Case]:
         """The cases; see the module's ``find_cases``."""
         return find_cases(Path(self.data_dir), self.modality)
+
+    def sources(self) -> Sources:
+        """The modality and the masks in all folders."""
+        return Sources(self.data_dir, pattern=rf"BraTS19_.*_({self.modality}|seg)$")
 
     def variant(self) -> str:
         """The modality."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_modules.base import SliceDataModule
-from data_modules.cases import Case, DataSet, Intensity, list_nifti, require_cases
+from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases, warn_of_passed_over
+from data_modules.nifti_files import find_folder, find_root, list_nifti
+from data_modules.sources import Sources
 
 FACTS = DataSet(
     name="cardiac",
@@ -27,26 +29,48 @@ FACTS = DataSet(
 )
 
 
+SOURCES = Sources("", ("imagesTr", "labelsTr"), "Task02_Heart")
+
+
 def find_cases(root: Path) -> list[Case]:
-    """The training cases of ``Task02_Heart``, or of the folder above it.
+    """The training cases of ``Task02_Heart``, or of a folder above it.
 
     Raises:
         DataError: no case.
     """
-    task = root / "Task02_Heart" if (root / "Task02_Heart").is_dir() else root
-    images, masks = list_nifti(task / "imagesTr"), list_nifti(task / "labelsTr")
+    task = find_root(root, "imagesTr", SOURCES.usual)
+    places = [find_folder(task, name) for name in SOURCES.folders]
+    images, masks = (list_nifti(place) for place in places)
+    warn_of_passed_over(
+        [*images.passed_over, *masks.passed_over],
+        task,
+        ".nii and .nii.gz directly in imagesTr/ and labelsTr/",
+    )
     cases = []
-    for name in sorted({*images, *masks}):
-        image, mask = images.get(name), masks.get(name)
-        problem = None
-        if image is None:
-            problem = f"{mask}: is a mask without its image {task / 'imagesTr' / name}.nii.gz. Get the image."
-        elif mask is None:
+    for name in sorted({*images.files, *masks.files}):
+        image, mask = images.files.get(name), masks.files.get(name)
+        problem = first_problem(image, mask)
+        if problem is None and image is None and mask is not None:
             problem = (
-                f"{image}: has no mask {task / 'labelsTr' / name}.nii.gz. Get the mask, or remove the image."
+                f"{mask.path}: is a mask without its image {task / 'imagesTr' / name}.nii.gz. Get the image."
             )
-        cases.append(Case(name, name, str(image or ""), str(mask) if mask else None, problem=problem))
-    return require_cases(cases if images else [], FACTS, root)
+        elif problem is None and image is not None and mask is None:
+            problem = (
+                f"{image.path}: has no mask {task / 'labelsTr' / name}.nii.gz. "
+                "Get the mask, or remove the image."
+            )
+        cases.append(
+            Case(
+                name,
+                name,
+                str(image.path) if image else "",
+                str(mask.path) if mask else None,
+                problem=problem,
+            )
+        )
+    if not images.files:
+        return require_cases([], FACTS, places[0] if places[0].is_dir() else root)
+    return require_cases(cases, FACTS, root)
 
 
 class MSDCardiac(SliceDataModule):
@@ -57,3 +81,7 @@ class MSDCardiac(SliceDataModule):
     def find_cases(self) -> list[Case]:
         """The cases; see the module's ``find_cases``."""
         return find_cases(Path(self.data_dir))
+
+    def sources(self) -> Sources:
+        """The two folders of the training cases."""
+        return SOURCES._replace(root=self.data_dir)

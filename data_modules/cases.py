@@ -5,14 +5,16 @@ Plain data without torch or Lightning, so that the worker processes that read vo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from data_modules.nifti_files import NiftiFile, Tree, describe_folder, name_some
 from weakmedsam.contracts import BACKGROUND, ConfigError, DataError
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def choose_classes(facts: DataSet, wanted: Mapping[str, Sequence[int]] | None) -
         Class name -> mask values.
 
     Raises:
-        ConfigError: no class, an unknown name, a value the data set does not have, or a value that
+        ConfigError: no class, an unknown or impossible name, a value the data set does not have, or a value that
             belongs to two classes.
     """
     if wanted is None:
@@ -111,6 +113,11 @@ def choose_classes(facts: DataSet, wanted: Mapping[str, Sequence[int]] | None) -
         raise ConfigError(f"classes: {facts.name} has no class {unknown}; it has {sorted(facts.classes)}.")
     owner: dict[int, str] = {}
     for name, values in wanted.items():
+        if not name.isprintable() or not name.strip() or name != name.strip() or set(name) & set("/\\"):
+            raise ConfigError(
+                f"classes: {name!r} cannot be the name of a class: it stands in tables and in names of figures, so it "
+                "needs a character that is seen, no / or \\, and no blanks around it."
+            )
         if not values:
             raise ConfigError(f"classes: {name} has no mask value; give at least one, e.g. {name}: [1].")
         for value in values:
@@ -133,30 +140,6 @@ def class_ids(classes: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
     }
 
 
-def nifti_stem(name: str) -> str:
-    """File name without .nii or .nii.gz."""
-    for ending in NIFTI_ENDINGS:
-        if name.endswith(ending):
-            return name[: -len(ending)]
-    return name
-
-
-def nifti_files(folder: Path) -> list[Path]:
-    """What is named as a NIfTI file directly in a folder, sorted; folders and names with a leading dot are left out.
-
-    macOS writes ``._name.nii.gz`` beside each file of an archive; those are no volumes.
-    """
-    if not folder.is_dir():
-        return []
-    named = (p for p in folder.iterdir() if p.name.endswith(NIFTI_ENDINGS) and not p.name.startswith("."))
-    return sorted(p for p in named if not p.is_dir())
-
-
-def list_nifti(folder: Path) -> dict[str, Path]:
-    """NIfTI files directly in a folder, stem -> path; see ``nifti_files``."""
-    return {nifti_stem(path.name): path for path in nifti_files(folder) if path.is_file()}
-
-
 def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
     """The cases, sorted by name, or an error that says what should have been there.
 
@@ -164,10 +147,9 @@ def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
         DataError: no case, or two cases of one name.
     """
     if not cases:
-        there = "" if root.is_dir() else " (there is no such folder)"
         raise DataError(
-            f"No {facts.name} data in {root}{there}. Expected:\n{facts.layout}\nGet it from: {facts.home}\n"
-            "Then give the folder as DATA_DIR (data_dir in the configuration)."
+            f"No {facts.name} data in {root} ({describe_folder(root)}). Expected:\n{facts.layout}\n"
+            f"Get it from: {facts.home}\nThen give the folder as DATA_DIR (data_dir in the configuration)."
         )
     ordered = sorted(cases, key=lambda case: case.name)
     for first, second in pairwise(ordered):
@@ -177,3 +159,30 @@ def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
                 f"{second.image or second.mask}. Remove or rename one."
             )
     return ordered
+
+
+def first_problem(*files: NiftiFile | None) -> str | None:
+    """What is wrong with a case's files, as far as finding them has shown."""
+    return next((file.problem for file in files if file is not None and file.problem), None)
+
+
+def warn_of_passed_over(paths: Sequence[Path], root: Path, read: str) -> None:
+    """List files that look like scans or tables of the data set and are not used.
+
+    Args:
+        paths: the files.
+        root: folder to which the names are given.
+        read: what is read.
+    """
+    if paths:
+        _log.warning(
+            "%s: passed over is what looks like scans or tables, %d name(s): %s. Read are %s",
+            *(root, len(paths), name_some(paths, root), read),
+        )
+
+
+def warn_of_left_out(tree: Tree, root: Path) -> None:
+    """Name the folders below DATA_DIR that are not looked into."""
+    for paths, why in ((tree.outputs, "written by this program"), (tree.closed, "cannot be read")):
+        if paths:
+            _log.warning("%s: folders left out (%s): %s", root, why, name_some(paths, root))

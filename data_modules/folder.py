@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from data_modules.base import SliceDataModule, Supervision
-from data_modules.cases import Case, DataSet, Intensity, list_nifti, require_cases
+from data_modules.case_tables import check_cases, read_pairs
+from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases, warn_of_passed_over
+from data_modules.nifti_files import (
+    Listing,
+    case_name,
+    entries,
+    find_folder,
+    find_root,
+    find_table,
+    folders_between,
+    list_nifti,
+)
 from data_modules.prepare import OnBadCase
+from data_modules.sources import Sources
+from data_modules.tables import open_table, show
 from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
 from weakmedsam.contracts import DataError
+
+_log = logging.getLogger(__name__)
 
 FACTS = DataSet(
     name="folder",
@@ -23,14 +38,20 @@ FACTS = DataSet(
         "  images/<case>.nii.gz     (or .nii)\n"
         "  masks/<case>.nii.gz      optional where labels.csv has the case\n"
         "  labels.csv               optional: case,slice,<class>,... with 0 or 1 per slice\n"
-        "  patients.csv             optional: case,patient where a patient has several cases"
+        "  patients.csv             optional: case,patient, a row for every case, where a patient has several"
     ),
     home="your own scans",
 )
 
 
+MOST_DIGITS = 9
+"""Of a slice's number."""
+
+SOURCES = Sources("", ("images", "masks"), tables=("labels.csv", "patients.csv"))
+
+
 def find_cases(root: Path, class_names: Sequence[str]) -> list[Case]:
-    """The cases of a folder.
+    """The cases of a folder, or of the one folder below it that has ``images``.
 
     ``slice`` in ``labels.csv`` counts from 0 along the file's own third axis, as stored. The table is
     the image-level label where there is one; masks are then for validation and test only.
@@ -40,81 +61,107 @@ def find_cases(root: Path, class_names: Sequence[str]) -> list[Case]:
         class_names: columns of ``labels.csv`` to read, in order.
 
     Raises:
-        DataError: no cases, or a table that cannot be read.
+        DataError: no cases, or a table that cannot be read or does not fit the cases.
     """
-    images, masks = list_nifti(root / "images"), list_nifti(root / "masks")
-    table = read_table(root / "labels.csv", class_names) if (root / "labels.csv").exists() else {}
-    patients = read_patients(root / "patients.csv") if (root / "patients.csv").exists() else {}
+    top, root = root, find_root(root, "images")
+    places = [find_folder(root, name) for name in SOURCES.folders]
+    images, masks = (list_nifti(place) for place in places)
+    tables = [path for folder in dict.fromkeys(folders_between(top, root)) for path in entries(folder)]
+    passed_over = [
+        *(*images.passed_over, *masks.passed_over),
+        *(p for p in tables if p.stem.lower() in ("labels", "patients") and p.suffix.lower() != ".csv"),
+    ]
+    warn_of_passed_over(passed_over, root, ".nii and .nii.gz directly in images/ and masks/, and CSV tables")
+    if not images.files:
+        return require_cases([], FACTS, places[0] if places[0].is_dir() else root)
+    if top != root:
+        _log.warning("%s has no images/: those of %s are taken", top, root)
+    names = sorted({*images.files, *masks.files})
+    labels, patients = (find_table(folders_between(top, root), name) for name in SOURCES.tables)
+    table = read_labels(labels, class_names, names) if labels else {}
+    patient = read_patients(patients, names) if patients else {}
+    return require_cases(_make_cases(images, masks, table, patient, root), FACTS, root)
+
+
+def _make_cases(
+    images: Listing,
+    masks: Listing,
+    table: Mapping[str, Mapping[int, tuple[int, ...]]],
+    patient: Mapping[str, str],
+    root: Path,
+) -> list[Case]:
     cases = []
-    for name in sorted({*images, *masks, *table}):
-        image, mask = images.get(name), masks.get(name)
-        problem = None
-        if image is None:
-            named = mask or f"{root / 'labels.csv'}: case {name}"
-            problem = f"{named}: has no image {root / 'images' / name}.nii.gz. Add the image or remove it."
-        elif mask is None and name not in table:
-            problem = f"{image}: has neither a mask in masks/ nor rows in labels.csv. Add one, or remove it."
+    for name in {**images.files, **masks.files}:
+        image, mask = images.files.get(name), masks.files.get(name)
+        problem = first_problem(image, mask)
+        if problem is None and image is None and mask is not None:
+            problem = f"{mask.path}: has no image {root / 'images' / name}.nii.gz. Add the image or remove the mask."
+        elif problem is None and image is not None and mask is None and name not in table:
+            problem = (
+                f"{image.path}: has neither a mask in masks/ nor rows in labels.csv. Add one, or remove it."
+            )
         cases.append(
             Case(
                 name=name,
-                patient=patients.get(name, name),
-                image=str(image or ""),
-                mask=str(mask) if mask else None,
+                patient=patient.get(name, name),
+                image=str(image.path) if image else "",
+                mask=str(mask.path) if mask else None,
                 table=table.get(name),
                 problem=problem,
             )
         )
-    return require_cases(cases if images else [], FACTS, root)
+    return cases
 
 
-def read_table(path: Path, class_names: Sequence[str]) -> dict[str, dict[int, tuple[int, ...]]]:
+def read_labels(
+    path: Path, class_names: Sequence[str], cases: Collection[str]
+) -> dict[str, dict[int, tuple[int, ...]]]:
     """Read a label table.
 
     Args:
         path: CSV with the columns case, slice and one per class.
         class_names: the columns to read.
+        cases: names of the cases that are there.
 
     Returns:
         Case -> slice -> 0 or 1 per class.
 
     Raises:
-        DataError: unreadable, a column is missing, a value is not 0 or 1, or a slice has two rows.
+        DataError: unreadable, a column is missing, a value is not 0 or 1, a slice has two rows, or a row is of a case
+            that is not there.
     """
-    table: dict[str, dict[int, tuple[int, ...]]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in ("case", "slice", *class_names) if name not in (reader.fieldnames or [])]
-        if missing:
+    table = open_table(path, ("case", "slice", *class_names))
+    labels: dict[str, dict[int, tuple[int, ...]]] = {}
+    lines: dict[str, int] = {}
+    for line, (name, number, *values) in table.rows:
+        where, case = f"{path}: line {line}", case_name(name)
+        if not (number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS):
             raise DataError(
-                f"{path}: lacks the column(s) {missing}; it has {reader.fieldnames}. Correct classes or it."
+                f"{where}, column slice: {show(number)} is no slice; they are 0, 1, 2, ... Correct it."
             )
-        for row in reader:
-            labels = [(row[name] or "").strip() for name in class_names]
-            number = (row["slice"] or "").strip()
-            if not number.isdigit() or any(label not in ("0", "1") for label in labels):
+        for column, value in zip(class_names, values, strict=True):
+            if value not in ("0", "1"):
                 raise DataError(
-                    f"{path}: line {reader.line_num}: slice must be 0, 1, 2, ... and labels 0 or 1."
+                    f"{where}, column {column}: {show(value)} is no label; 0 and 1 are. Correct it."
                 )
-            slices = table.setdefault(row["case"], {})
-            if int(number) in slices:
-                raise DataError(
-                    f"{path}: line {reader.line_num}: case {row['case']} slice {number} has two rows."
-                )
-            slices[int(number)] = tuple(int(label) for label in labels)
-    return table
+        slices = labels.setdefault(case, {})
+        if int(number) in slices:
+            raise DataError(f"{where}: case {show(case)} slice {number} has two rows. Keep one.")
+        slices[int(number)] = tuple(int(value) for value in values)
+        lines.setdefault(case, line)
+    check_cases(table, lines, cases)
+    return labels
 
 
-def read_patients(path: Path) -> dict[str, str]:
-    """Read a CSV with the columns case and patient.
+def read_patients(path: Path, cases: Collection[str]) -> dict[str, str]:
+    """Read a CSV with the columns case and patient: case -> patient.
 
     Raises:
-        DataError: a column is missing.
+        DataError: unreadable, a column is missing, or rows and cases do not belong together one to one.
     """
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    if any(not row.get("case") or not row.get("patient") for row in rows):
-        raise DataError(f"{path}: needs the columns case and patient, filled in every row.")
-    return {row["case"]: row["patient"] for row in rows}
+    table, rows = read_pairs(path, "patient")
+    check_cases(table, {case: line for case, (line, _) in rows.items()}, cases, needed=cases)
+    return {case: case_name(patient) for case, (_, patient) in rows.items()}
 
 
 class Folder(SliceDataModule):
@@ -178,6 +225,10 @@ class Folder(SliceDataModule):
     def find_cases(self) -> list[Case]:
         """The cases of the folder; see the module's ``find_cases``."""
         return find_cases(Path(self.data_dir), self.class_names)
+
+    def sources(self) -> Sources:
+        """The two folders and the two tables."""
+        return SOURCES._replace(root=self.data_dir)
 
     def other_values(self) -> tuple[int, ...]:
         """Values named as background."""

@@ -13,8 +13,17 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.cases import NIFTI_ENDINGS, Case, nifti_files, nifti_stem
+from data_modules.cases import Case
 from data_modules.nifti import read_description, write_labels
+from data_modules.nifti_files import (
+    case_name,
+    describe_folder,
+    is_dead_link,
+    is_nifti,
+    list_nifti,
+    look_at,
+    nifti_stem,
+)
 from data_modules.store import stamp
 from data_modules.volumes import Geometry, read_volume
 from weakmedsam.contracts import DataError
@@ -50,25 +59,23 @@ def find_scans(path: Path) -> list[Case]:
     Raises:
         DataError: none, or two of one name.
     """
-    if path.is_file() and path.name.endswith(NIFTI_ENDINGS):
-        files = [path]
+    if is_nifti(path.name) and (path.is_file() or is_dead_link(path)):
+        found = look_at(path)
+        files = {case_name(nifti_stem(path.name)): found} if found else {}
     elif path.is_dir():
-        files = nifti_files(path)
+        files = {**list_nifti(path).files}
     else:
         raise DataError(
             f"{path}: there is no such folder, nor a .nii or .nii.gz file of that name. Correct SCANS."
         )
     if not files:
         raise DataError(
-            f"{path}: holds no .nii or .nii.gz file. Give the folder that the scans lie in directly, one file a scan."
+            f"{path}: holds no .nii or .nii.gz file ({describe_folder(path)}). Give the folder that the scans lie in "
+            "directly, one file a scan."
         )
-    cases: dict[str, Case] = {}
-    for file in files:
-        name = nifti_stem(file.name)
-        if name in cases:
-            raise DataError(f"{file}: {cases[name].image} has the same name. Rename or remove one of them.")
-        cases[name] = Case(name, name, str(file))
-    return list(cases.values())
+    if twice := [str(file.problem) for file in files.values() if file.twice]:
+        raise DataError("\n".join(twice))
+    return [Case(name, name, str(file.path), problem=file.problem) for name, file in files.items()]
 
 
 def segmentation_path(folder: Path, case: str) -> Path:

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_modules.base import SliceDataModule, Supervision
-from data_modules.cases import Case, DataSet, Intensity, list_nifti, require_cases
+from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases
+from data_modules.nifti_files import list_nifti
 from data_modules.phantom_drawing import CYST, LESION, VERSION, PhantomParameters, draw_volume
 from data_modules.prepare import OnBadCase
+from data_modules.sources import Sources
 from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
 from weakmedsam.contracts import ConfigError
@@ -95,10 +97,10 @@ def find_cases(root: Path) -> list[Case]:
     Raises:
         DataError: none found; the message shows the layout.
     """
-    masks = list_nifti(root / "masks")
+    masks = list_nifti(root / "masks").files
     cases = [
-        Case(name=name, patient=name, image=str(image), mask=str(masks[name]))
-        for name, image in list_nifti(root / "images").items()
+        Case(name, name, str(image.path), str(masks[name].path), problem=first_problem(image, masks[name]))
+        for name, image in list_nifti(root / "images").files.items()
         if name in masks
     ]
     return require_cases(cases, FACTS, root)
@@ -176,6 +178,10 @@ class Phantom(SliceDataModule):
     def find_cases(self) -> list[Case]:
         """The cases of the drawn set; see the module's ``find_cases``."""
         return find_cases(Path(self.data_dir))
+
+    def sources(self) -> Sources:
+        """The two folders of the drawn set."""
+        return Sources(self.data_dir, ("images", "masks"))
 
 
 def _describe(parameters: PhantomParameters, num_volumes: int) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from data_modules.case_tables import check_cases, read_pairs
+from data_modules.tables import show
 from weakmedsam.contracts import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
@@ -61,47 +62,50 @@ def split_by_hash(
     return {case: where[patient] for case, patient in patients.items()}
 
 
-def read_split(path: Path) -> dict[str, str]:
+def read_split(
+    path: Path, cases: Collection[str] | None = None, needed: Collection[str] = ()
+) -> dict[str, str]:
     """Read a split file: CSV with the columns case and split (train, val or test).
 
+    Args:
+        path: of the file.
+        cases: names of the cases that are there; None for a file that may name others, as a published one.
+        needed: the cases that must have a row.
+
+    Returns:
+        Case -> split.
+
     Raises:
-        DataError: no file, wrong columns, an unknown split, or a case named twice.
+        DataError: unreadable, an unknown split, a case named twice or not there, or one without a row.
     """
     try:
-        with path.open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise DataError(f"{path}: the split file cannot be read ({error}). Correct split_file.") from error
-    split: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2):
-        case, name = row.get("case"), row.get("split")
-        if not case or name not in SPLITS:
-            raise DataError(f"{path}: line {line} is not 'case,split' with split one of {SPLITS}.")
-        if split.get(case, name) != name:
-            raise DataError(f"{path}: case {case} is in both {split[case]} and {name}. Keep one.")
-        split[case] = name
-    return split
+        table, rows = read_pairs(path, "split")
+        for line, split in rows.values():
+            if split not in SPLITS:
+                raise DataError(
+                    f"{path}: line {line}, column split: {show(split)} is not train, val or test. Correct it."
+                )
+        if cases is not None:
+            check_cases(table, {case: line for case, (line, _) in rows.items()}, cases, needed)
+    except DataError as error:
+        raise DataError(f"split_file: {error}") from error
+    return {case: split for case, (_, split) in rows.items()}
 
 
-def apply_split(split: Mapping[str, str], patients: Mapping[str, str], path: Path) -> dict[str, str]:
-    """A split file's word on the cases that are there.
+def keep_patients(split: Mapping[str, str], patients: Mapping[str, str], path: Path) -> dict[str, str]:
+    """A split file's word on the cases that can be used.
 
     Args:
-        split: case -> split, as read.
-        patients: case -> patient, of the cases that are there.
+        split: case -> split, of all these cases.
+        patients: case -> patient.
         path: named in errors.
 
     Returns:
         Case -> split.
 
     Raises:
-        DataError: a case is not in the file, or a patient is in two splits.
+        DataError: a patient is in two splits.
     """
-    missing = sorted(set(patients) - set(split))
-    if missing:
-        raise DataError(
-            f"{path}: does not say where {len(missing)} case(s) belong: {missing[:10]}. Add them."
-        )
     seen: dict[str, tuple[str, str]] = {}
     for case, patient in patients.items():
         first = seen.setdefault(patient, (split[case], case))
@@ -135,9 +139,9 @@ def split_cases(
         Case -> split, and a short name of where the split comes from.
     """
     if split_file is not None:
-        return apply_split(read_split(split_file), patients, split_file), split_file.stem
+        return keep_patients(read_split(split_file, there, patients), patients, split_file), split_file.stem
     if published is not None:
         facts = read_split(published)
         if set(facts) <= there and set(patients) <= set(facts):
-            return apply_split(facts, patients, published), published.stem
+            return keep_patients(facts, patients, published), published.stem
     return split_by_hash(patients, fractions, seed), f"seed{seed}-" + "-".join(f"{f:g}" for f in fractions)

@@ -32,7 +32,9 @@ def draw_scan(
 def save_nifti(path: Path, voxels: NDArray, affine: NDArray[np.float64] = RAS) -> Path:
     """Write a volume, and its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(voxels, affine), path)
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
     return path
 
 

@@ -37,6 +37,26 @@ def test_a_mask_without_its_image_and_a_doubled_image_are_named(tmp_path):
         module.prepare_data()
 
 
+def test_other_names_are_listed_and_what_the_program_wrote_is_left_out(tmp_path, caplog):
+    root = fake_abdomen(tmp_path)
+    first = root / "AbdomenCT-1K-ImagePart1/AbdomenCT-1K-ImagePart1/Case_00001_0000.nii.gz"
+    for path in (
+        "out/provenance/predict.yaml",
+        "Case_00003_0000.nii.bz2",
+        "liver_1.nii.gz",
+        "out/picture.png",
+    ):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    (root / "out/Case_00001_0000.nii.gz").write_bytes(first.read_bytes())
+    first.rename(first.with_name("CASE_00001_0000.NII.GZ"))
+    (root / "elsewhere").symlink_to(root / "Mask")
+    cases = find_cases(root)
+    assert [case.problem for case in cases] == [None] * 4
+    assert "2 name(s): liver_1.nii.gz, Case_00003_0000.nii.bz2" in caplog.text
+    assert "folders left out (written by this program): out/" in caplog.text
+
+
 def test_the_window_is_in_hu_and_a_false_spacing_is_told(tmp_path, caplog):
     root = fake_abdomen(tmp_path, unlabelled=0)
     image, mask = draw_scan(5, (1, 2, 3, 4))

@@ -15,6 +15,7 @@ SETS = "data_modules"
 MODELS = {"weakmedsam.classify", "weakmedsam.segment"}
 TORCH_FREE_DATA = [
     *("store", "splits", "cases", "volumes", "frames", "index", "prepare", "phantom_drawing", "new_scans"),
+    *("nifti_files", "sources", "tables", "case_tables"),
 ]
 
 # PAM: formulas, then what puts them together.
@@ -64,7 +65,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
     **{
         f"src/weakmedsam/{name}.py": ({"weakmedsam", SETS}, HEAVY)
-        for name in ("pipeline", "predict", "run_network", "stages", "rounds", "options")
+        for name in ("pipeline", "predict", "run_network", "stages", "rounds", "options", "inputs")
     },
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),

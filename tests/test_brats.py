@@ -54,6 +54,40 @@ def test_whole_tumour_is_all_three_values_and_the_hash_splits_a_part_of_the_set(
     assert parts.train_labels().shape == (12, 2)
 
 
+@pytest.mark.parametrize("inner", ["{name}", "anything_{part}.nii"])
+def test_a_copy_with_a_folder_for_each_file_is_read(tmp_path, inner, caplog):
+    top = fake_brats(tmp_path, ending=".nii") / "MICCAI_BraTS_2019_Data_Training"
+    for path in [p for p in top.rglob("BraTS19_*.nii") if not p.name.startswith(".")]:
+        place = path.with_name(path.name + "x")
+        place.mkdir()
+        path.rename(place / inner.format(name=path.name, part=path.name.split("_")[-1][:-4]))
+        place.rename(path)
+    (top / "HGG").rename(top / "hgg")
+    cases = find_cases(tmp_path)
+    assert [case.name for case in cases] == [f"BraTS19_FAKE_{n}_1" for n in range(4)]
+    assert all(
+        case.problem is None and Path(case.image).is_file() and Path(case.mask).is_file() for case in cases
+    )
+    assert caplog.text == ""
+
+
+def test_links_two_of_a_name_and_files_of_other_names(tmp_path, caplog):
+    fake_brats(tmp_path / "real")
+    high = tmp_path / "real/MICCAI_BraTS_2019_Data_Training/HGG"
+    (tmp_path / "data/HGG").mkdir(parents=True)
+    for folder in high.iterdir():
+        (tmp_path / "data/HGG" / folder.name).symlink_to(folder)
+    (tmp_path / "data/round").symlink_to(tmp_path / "data")
+    name = "BraTS19_FAKE_1_1"
+    (high / name / f"{name}_FLAIR.NII").touch()
+    (high / name / f"{name}_flair.nrrd").touch()
+    (high / name / f"{name}_flair (1).nii.gz").touch()
+    first, second = find_cases(tmp_path / "data")
+    assert "has the same name" in first.problem
+    assert second.problem is None
+    assert f"2 name(s): HGG/{name}/{name}_flair.nrrd" in caplog.text
+
+
 def test_a_case_twice_and_no_case_are_refused(tmp_path):
     with pytest.raises(DataError, match="MICCAI_BraTS_2019_Data_Training"):
         find_cases(tmp_path)

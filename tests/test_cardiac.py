@@ -29,6 +29,15 @@ def test_unpaired_files_are_named(tmp_path):
         ).prepare_data()
 
 
+def test_the_task_is_found_in_a_doubled_folder_and_among_others(tmp_path):
+    fake_cardiac(tmp_path / "Task02_Heart")
+    (tmp_path / "Task09_Spleen/imagesTr").mkdir(parents=True)
+    assert len(find_cases(tmp_path)) == 4
+    (tmp_path / "Task02_Heart").rename(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    with pytest.raises(DataError, match=r"(?s)there is: Task09_Spleen/.*Task02_Heart"):
+        find_cases(tmp_path)
+
+
 def test_it_is_prepared(tmp_path):
     fake_cardiac(tmp_path)
     module = MSDCardiac(str(tmp_path), store_dir=str(tmp_path / "s"), image_size=32, prepare_workers=1)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from data_modules.abdomen import FACTS as ABDOMEN
-from data_modules.cases import Case, Intensity, choose_classes, class_ids, list_nifti, require_cases
+from data_modules.cases import Case, Intensity, choose_classes, class_ids, require_cases
 from data_modules.folder import FACTS as FOLDER
 from weakmedsam.contracts import ConfigError, DataError
 
@@ -23,6 +23,7 @@ def test_classes_take_ids_in_their_order():
         (ABDOMEN, {"liver": []}, "no mask value"),
         (FOLDER, None, "at least one"),
         (FOLDER, {"tumour": [300]}, "300"),
+        *((FOLDER, {name: [1]}, "^classes: '") for name in ("", " ", "a/b", "a\\b", " a", "a\n", "a\x1bb")),
     ],
 )
 def test_wrong_classes_are_refused(facts, wanted, said):
@@ -30,16 +31,12 @@ def test_wrong_classes_are_refused(facts, wanted, said):
         choose_classes(facts, wanted)
 
 
-def test_hidden_files_and_others_are_no_volumes(tmp_path):
-    for name in ("b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"):
-        (tmp_path / name).write_bytes(b"")
-    assert list(list_nifti(tmp_path)) == ["a", "b"]
-    assert list_nifti(tmp_path / "nowhere") == {}
-
-
-def test_no_case_says_what_is_expected_and_where_to_get_it(tmp_path):
+def test_no_case_says_what_is_expected_what_is_there_and_where_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"(?s)no such folder.*Case_00001_0000\.nii\.gz.*AbdomenCT-1K"):
         require_cases([], ABDOMEN, tmp_path / "nowhere")
+    (tmp_path / "a.nrrd").touch()
+    with pytest.raises(DataError, match=r"there is: a\.nrrd"):
+        require_cases([], ABDOMEN, tmp_path)
 
 
 def test_a_name_twice_is_refused(tmp_path):

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_modules.folder import Folder, find_cases, read_table
+from data_modules.folder import Folder, find_cases, read_labels
 from data_modules.store import read_case
 from tests.fakes import draw_scan, fake_folder, save_nifti, write_table
 from weakmedsam.contracts import DataError
@@ -50,8 +50,76 @@ def test_patients_file_keeps_scans_together(tmp_path):
     module.setup("fit")
     assert all(module.split[f"scan{n}"] == module.split[f"scan{n + 1}"] for n in (0, 2, 4))
     (root / "patients.csv").write_text("case,person\na,b\n")
-    with pytest.raises(DataError, match="columns case and patient"):
+    with pytest.raises(DataError, match=r"lacks the column\(s\) \['patient'\]"):
         find_cases(root, ["tumour"])
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "said"),
+    [
+        (
+            "patients.csv",
+            "case,patient\n1,P\n2,P\n3,Q\n",
+            r"'1' \(line 2\).*have no row: '001'.*Leading zeros",
+        ),
+        ("patients.csv", "case,patient\n001,P\n002,P\n", r"1 case\(s\) have no row: '003'"),
+        (
+            "patients.csv",
+            "case,patient\n001,P\n002,P\n003,P\n003,Q\n",
+            "line 5, column case: '003' has a row already",
+        ),
+        ("labels.csv", "case,slice,tumour\n1,0,1\n", "'1'.*Leading zeros"),
+        ("labels.csv", "case,slice,tumour\n001.nii.gz,0,1\n", "no ending: '001'"),
+    ],
+)
+@pytest.mark.parametrize("on_bad_case", ["raise", "skip"])
+def test_tables_that_do_not_fit_the_cases_are_refused(tmp_path, table, text, said, on_bad_case):
+    for number in range(1, 4):
+        save_nifti(tmp_path / "images" / f"{number:03d}.nii.gz", draw_scan(number)[0])
+        save_nifti(tmp_path / "masks" / f"{number:03d}.nii.gz", draw_scan(number)[1])
+    (tmp_path / table).write_text(text)
+    with pytest.raises(DataError, match=rf"{table}: .*{said}") as found:
+        make(tmp_path, on_bad_case=on_bad_case).prepare_data()
+    assert "\n" not in str(found.value)
+
+
+def test_a_split_file_is_checked_before_volumes_are_read(tmp_path):
+    root = fake_folder(tmp_path, 5)
+    (root / "images/scan0.nii.gz").write_bytes(b"damaged")
+    path = tmp_path / "split.csv"
+    rows = [f"scan{n},{split}" for n, split in enumerate(["train", "train", "train", "val", "test"])]
+    path.write_text("\n".join(["case,split", *rows, "scan7,test"]))
+    with pytest.raises(DataError, match=r"^split_file: .*'scan7' \(line 7\)"):
+        make(root, split_file=str(path)).prepare_data()
+    assert not (tmp_path / "s").exists()
+    # A case that is left out may have a row, and needs none.
+    for given in (rows, rows[1:]):
+        path.write_text("\r\n".join(["case;split", *(row.replace(",", " ; ") for row in given)]), "utf-8-sig")
+        module = make(root, split_file=str(path), on_bad_case="skip")
+        module.prepare_data()
+        module.setup("fit")
+        assert sorted(module.split) == ["scan1", "scan2", "scan3", "scan4"]
+
+
+def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
+    root = fake_folder(tmp_path / "unpacked/scans", 5)
+    for part in ("images", "masks"):
+        (root / part / "scan0.nii.gz").rename(root / part / "scan0.NII.GZ")
+        (root / part / "scan1.nii.gz").unlink()
+        (root / part / "scan1.nii.gz").symlink_to("../.git/annex/objects/1")
+    save_nifti(root / "masks/scan2.nii", draw_scan(0)[1])
+    (root / "images/scan9.nrrd").touch()
+    (root / "Labels.xlsx").touch()
+    (root / "images").rename(root / "Images")
+    with pytest.raises(
+        DataError, match=r"(?s)2 of 5 .*scan1\.nii\.gz: is a link to .*masks/scan2\.nii has the same"
+    ):
+        make(tmp_path / "unpacked").prepare_data()
+    assert "2 name(s): Images/scan9.nrrd, Labels.xlsx" in caplog.text
+    module = make(tmp_path / "unpacked", on_bad_case="skip")
+    module.prepare_data()
+    module.setup("fit")
+    assert sorted(module.split) == ["scan0", "scan3", "scan4"]
 
 
 def test_what_lacks_its_other_half_is_named(tmp_path):
@@ -112,8 +180,16 @@ def test_a_bad_scan_ends_the_run_before_training_or_is_left_out_and_listed(tmp_p
     ("text", "said"),
     [
         ("case,slice,lesion\na,0,1\n", r"lacks the column\(s\) \['tumour'\]"),
-        ("case,slice,tumour\na,0,yes\n", "line 2"),
-        ("case,slice,tumour\na,-1,1\n", "line 2"),
+        ("case,slice,tumour\na,0,yes\n", "line 2, column tumour: 'yes'"),
+        ("case,slice,tumour\na,0,\u2460\n", "line 2, column tumour"),
+        ("case,slice,tumour\na,-1,1\n", "line 2, column slice: '-1'"),
+        ("case,slice,tumour\na,\u2460,1\n", "line 2, column slice"),
+        ("case,slice,tumour\na,\uff11,1\n", "line 2, column slice"),
+        ("case,slice,tumour\na,1.0,1\n", "line 2, column slice"),
+        (f"case,slice,tumour\na,{'1' * 450},1\n", "line 2, column slice"),
+        (f"case,slice,tumour\na,{'1' * 5000},1\n", "line 2, column slice"),
+        ("case,slice,tumour\nb,0,1\n", "'b' .line 2"),
+        ("case,slice,tumour,tumour\na,0,1,1\n", "stands twice"),
         ("case,slice,tumour\na,0,1\na,0,0\n", "line 3.*two rows"),
         ("case,slice,tumour\na,0\n", "line 2"),
     ],
@@ -121,12 +197,12 @@ def test_a_bad_scan_ends_the_run_before_training_or_is_left_out_and_listed(tmp_p
 def test_wrong_tables_are_refused(tmp_path, text, said):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DataError, match=said):
-        read_table(tmp_path / "labels.csv", ["tumour"])
+        read_labels(tmp_path / "labels.csv", ["tumour"], ["a"])
 
 
 def test_a_spreadsheets_byte_order_mark_does_no_harm(tmp_path):
     (tmp_path / "labels.csv").write_text("case,slice,tumour\na,0, 1\n", encoding="utf-8-sig")
-    assert read_table(tmp_path / "labels.csv", ["tumour"]) == {"a": {0: (1,)}}
+    assert read_labels(tmp_path / "labels.csv", ["tumour"], ["a"]) == {"a": {0: (1,)}}
 
 
 def test_other_values_must_be_named(tmp_path):
@@ -154,5 +230,6 @@ def test_the_real_table_agrees_with_the_real_masks():
 
 
 def test_no_data_says_the_layout(tmp_path):
-    with pytest.raises(DataError, match=r"(?s)images/<case>.*labels\.csv"):
+    (tmp_path / "scans.zip").touch()
+    with pytest.raises(DataError, match=r"(?s)there is: scans\.zip.*images/<case>.*labels\.csv"):
         find_cases(tmp_path, ["tumour"])

@@ -68,6 +68,18 @@ def test_what_cannot_be_scans_is_refused_by_name(tmp_path, made, asked, message)
         find_scans(tmp_path / asked)
 
 
+def test_names_of_windows_links_and_folders_of_one_file(scans):
+    (scans / "b.nii").rename(scans / "b.NII")
+    save_nifti(scans / "c.nii.gz/other.nii.gz", np.zeros(SHAPE, np.int16))
+    (scans / "d.nii.gz").symlink_to("../.git/annex/objects/d")
+    cases = {case.name: case for case in find_scans(scans)}
+    assert list(cases) == ["a", "b", "c", "d"]
+    assert cases["c"].image == str(scans / "c.nii.gz/other.nii.gz")
+    assert [name for name, case in cases.items() if case.problem] == ["d"]
+    (alone,) = find_scans(scans / "d.nii.gz")
+    assert "is a link to a file that is not there" in alone.problem
+
+
 def test_a_segmentation_lies_voxel_for_voxel_beside_its_scan(scans, tmp_path):
     segment(scans, tmp_path / "out")
     scan, found = (nib.load(p) for p in (scans / "b.nii", tmp_path / "out/b.nii.gz"))

@@ -48,7 +48,8 @@ def house(tmp_path, monkeypatch):
             summary = Path(arguments[arguments.index("--summary") + 1])
             summary.parent.mkdir(parents=True, exist_ok=True)
             splits = {"test": {"masked": masked[0]}}
-            found = {"store": str(tmp_path), "data_dir": str(tmp_path / "scans"), "splits": splits}
+            sources = {"root": str(tmp_path / "scans"), "tables": ["labels.csv"]}
+            found = {"store": str(tmp_path), "sources": sources, "splits": splits}
             summary.write_text(json.dumps(found))
         elif "--trainer.default_root_dir" in arguments:
             folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from data_modules.cases import Case, Intensity
 from data_modules.index import StoreSpec, read_index
 from data_modules.prepare import prepare, table_labels
 from data_modules.store import SliceReader
-from tests.fakes import SHAPE, draw_scan, fake_folder, save_nifti
+from tests.fakes import RAS, SHAPE, draw_scan, fake_folder, save_nifti
 from weakmedsam.contracts import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -251,3 +252,15 @@ def test_cases_up_to_date_are_not_opened(tmp_path, reads):
     assert sum(reads.values()) == 18
     prepare(cases, spec_of(root), tmp_path, workers=1)
     assert sum(reads.values()) == 18
+
+
+def test_headers_without_a_unit_are_named_once(tmp_path, caplog):
+    image, mask = draw_scan(0)
+    (tmp_path / "scans").mkdir()
+    for name, voxels in (("i", image), ("m", mask)):
+        nib.save(nib.Nifti1Image(voxels, RAS), tmp_path / f"scans/{name}.nii.gz")
+    cases = [Case("bare", "bare", str(tmp_path / "scans/i.nii.gz"), str(tmp_path / "scans/m.nii.gz"))]
+    for said in (["1 header(s) state no unit of length, taken as mm: bare"], []):
+        caplog.clear()
+        prepare(cases, spec_of(tmp_path / "scans"), tmp_path, workers=1)
+        assert caplog.messages == said

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import data_modules
-from data_modules.splits import apply_split, read_split, split_by_hash, split_cases
+from data_modules.splits import keep_patients, read_split, split_by_hash, split_cases
 from weakmedsam.contracts import ConfigError, DataError
 
 THREE = (0.8, 0.1, 0.1)
@@ -59,8 +59,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_a_split_file_decides(tmp_path):
-    path = write(tmp_path / "mine.csv", "case,split\na,train\nb,val\nc,test\nelsewhere,test\n")
-    split, name = split_cases({"a": "a", "b": "b", "c": "c"}, {"a", "b", "c"}, path, None, THREE, 0)
+    path = write(tmp_path / "mine.csv", "case,split\na,train\nb,val\nc,test\nleft out,test\n")
+    there = {"a", "b", "c", "left out"}
+    split, name = split_cases({"a": "a", "b": "b", "c": "c"}, there, path, None, THREE, 0)
     assert split == {"a": "train", "b": "val", "c": "test"}
     assert name == "mine"
 
@@ -69,8 +70,10 @@ def test_a_split_file_decides(tmp_path):
     ("text", "said"),
     [
         ("case,split\na,training\n", "line 2"),
-        ("name,split\na,train\n", "line 2"),
-        ("case,split\na,train\na,test\n", "both train and test"),
+        ("name,split\na,train\n", r"line 1: lacks the column\(s\) \['case'\]"),
+        ("case,split\na,train\na,test\n", "line 3, column case: 'a' has a row already, line 2"),
+        ("case,split\na,train\na,train\n", "line 3"),
+        ("case,split\na,train,x\n", r"line 2 has 3 cell\(s\)"),
     ],
 )
 def test_wrong_split_files_are_refused(tmp_path, text, said):
@@ -81,10 +84,13 @@ def test_wrong_split_files_are_refused(tmp_path, text, said):
 def test_missing_file_missing_case_and_torn_patient_are_refused(tmp_path):
     with pytest.raises(DataError, match="split_file"):
         read_split(tmp_path / "nowhere.csv")
-    with pytest.raises(DataError, match=r"1 case\(s\) belong: \['b'\]"):
-        apply_split({"a": "train"}, {"a": "a", "b": "b"}, tmp_path)
+    path = write(tmp_path / "split.csv", "case,split\na,train\n1,val\n")
+    with pytest.raises(
+        DataError, match=r"'1' \(line 3\); 2 case\(s\) have no row: '001', 'b'\. Leading zeros"
+    ):
+        split_cases({"a": "a", "b": "b", "001": "x"}, {"a", "b", "001"}, path, None, THREE, 0)
     with pytest.raises(DataError, match="patient p is in both train"):
-        apply_split({"a": "train", "b": "test"}, {"a": "p", "b": "p"}, tmp_path)
+        keep_patients({"a": "train", "b": "test"}, {"a": "p", "b": "p"}, tmp_path)
 
 
 def test_the_authors_split_holds_when_all_its_cases_are_there():

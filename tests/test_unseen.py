@@ -8,8 +8,8 @@ from test_classify import module, trainer
 from test_self_training import CLASSES, save
 from tiny import tiny_phantom
 
-from data_modules.cases import nifti_stem
 from data_modules.new_scans import find_scans, find_unsegmented
+from data_modules.nifti_files import nifti_stem
 from data_modules.unseen import UnseenScans
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.contracts import ConfigError, DataError

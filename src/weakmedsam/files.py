@@ -104,7 +104,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV as text, none where there is no file."""
+    """Rows of a CSV of our own as text, none where there is no file; a user's tables: ``data_modules.tables``."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -7,25 +7,39 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_modules.sources import Sources, source_files
+from weakmedsam.contracts import DataError
+
 
 def digest_inputs(settings: Mapping[str, Any], prepared: Mapping[str, Any] | None = None) -> str:
     """A digest of the files that a stage's result is made of.
 
     Args:
         settings: of the stage; files that they name (weights, a split) count.
-        prepared: for ``prepare``, its summary (``store``, ``data_dir``): scans, tables of labels and whether
-            the store is there count then; None for other stages and before the first time.
+        prepared: for ``prepare``, its summary (``store``, ``sources``): the data set's own files and whether the
+            store is there count then; None for other stages and before the first time.
     """
     files = [Path(word) for word in _words_in(settings["configs"], settings["options"]) if _is_file(word)]
     digest = hashlib.sha256()
     if prepared is not None:
         digest.update(str(Path(prepared["store"], "index.json").exists()).encode())
-        for pattern in ("*.nii*", "*.csv"):
-            files += Path(prepared["data_dir"]).rglob(pattern)
+        files += _sources(prepared)
     for path in sorted(set(files)):
-        found = path.stat()
-        digest.update(f"{path} {found.st_size} {found.st_mtime_ns}".encode())
+        try:
+            found = path.stat()
+            digest.update(f"{path} {found.st_size} {found.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        except OSError:  # a link to a file that is not there
+            digest.update(f"{path} cannot be read".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _sources(prepared: Mapping[str, Any]) -> list[Path]:
+    if "sources" not in prepared:  # of an earlier version
+        return []
+    try:
+        return source_files(Sources(**prepared["sources"]))
+    except DataError:  # whoever prepares the data will say so
+        return []
 
 
 def _words_in(*values: Any) -> Iterator[str]:

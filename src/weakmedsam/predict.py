@@ -21,8 +21,9 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from data_modules.cases import NIFTI_ENDINGS, Case, nifti_stem
+from data_modules.cases import Case, warn_of_passed_over
 from data_modules.new_scans import find_scans, find_unsegmented, measure, segmentation_path
+from data_modules.nifti_files import is_nifti, list_nifti, nifti_stem
 from weakmedsam.contracts import ConfigError
 from weakmedsam.files import read_table, write_table, write_whole
 from weakmedsam.locks import alone
@@ -92,7 +93,7 @@ def check_place(scans: Path, out: Path) -> None:
     earlier = out / CONFIG
     if earlier.is_file():
         held = Path(read_settings(earlier)["data"]["init_args"]["scans"])
-        before = held.parent if held.name.endswith(NIFTI_ENDINGS) else held
+        before = held.parent if is_nifti(held.name) and not held.is_dir() else held
         if before.exists() and before.resolve() != folder.resolve():
             raise ConfigError(f"OUT={out} holds segmentations of the scans in {before}: name another folder")
 
@@ -116,6 +117,8 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
     names = class_names(run, network)
     made_by = name_maker(network, options)
     cases = find_scans(scans)
+    if scans.is_dir():
+        warn_of_passed_over(list_nifti(scans).passed_over, scans, ".nii and .nii.gz directly in it")
     check_place(scans, out)
     say(f"network: {network.said}")
     with alone(out) as lock, Relay([lock]).listening() as relay:
