@@ -12,7 +12,7 @@ from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classify import Activation
 from weakmedsam.contracts import ConfigError
 from weakmedsam.local import LocalEncoder
-from weakmedsam.pseudo_labels import read_settings
+from weakmedsam.pseudo_labels import read_origin
 
 
 @pytest.fixture(scope="module")
@@ -227,4 +227,4 @@ def test_the_volume_walk_differs_from_the_slices_and_is_stamped(scans, tmp_path)
     pairs = [[load_file(tmp_path / kind / name) for kind in ("slice", "volume")] for name in names]
     assert any((a["confidence"] != b["confidence"]).any() for a, b in pairs)
     assert all(np.array_equal(a["quality"] > -1, b["quality"] > -1) for a, b in pairs)
-    assert read_settings(tmp_path / "volume" / names[0])["walk"] == "volume"
+    assert read_origin(tmp_path / "volume" / names[0]).settings["walk"] == "volume"

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import write_checkpoint
 from weakmedsam import pipeline
 from weakmedsam.contracts import ConfigError
 from weakmedsam.locks import alone
+from weakmedsam.notes import write_object
 from weakmedsam.options import parse_options, wanted_settings
 from weakmedsam.pipeline import run
 from weakmedsam.preemption import REQUEUE, Relay
@@ -48,12 +50,15 @@ def house(tmp_path, monkeypatch):
             summary = Path(arguments[arguments.index("--summary") + 1])
             summary.parent.mkdir(parents=True, exist_ok=True)
             splits = {"test": {"masked": masked[0]}}
-            found = {"store": str(tmp_path), "data_dir": str(tmp_path / "scans"), "splits": splits}
+            write_object(tmp_path / "store/index.json", {"cases": []})
+            found = {"store": str(tmp_path / "store"), "data_dir": str(tmp_path / "scans"), "splits": splits}
             summary.write_text(json.dumps(found))
         elif "--trainer.default_root_dir" in arguments:
             folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
-            for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "a.safetensors", "quality.csv",
-                         "cam_cases.csv", "cases.csv", "summary.json"):  # fmt: skip
+            for name in ("best", "last"):
+                write_checkpoint(folder / f"checkpoints/{name}.ckpt")
+            for name in ("a.safetensors", "features.json", "scores.json", "quality.csv", "cam_cases.csv", "cases.csv",
+                         "summary.json", "config.yaml", "test/cases.csv"):  # fmt: skip
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).touch()
         return 0
@@ -208,8 +213,8 @@ def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path
         with pytest.raises(SystemExit):
             run("classify", request_for(tmp_path))
     last = tmp_path / "runs/phantom/x/classify/checkpoints/last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
+    for name in ("best", "last"):
+        write_checkpoint(last.with_name(f"{name}.ckpt"))
     house.clear()
     run("classify", request_for(tmp_path))
     assert len(house) == 1
@@ -265,7 +270,7 @@ def test_a_lost_result_is_made_again_in_its_place(house, tmp_path, capsys):
     (tmp_path / "runs/phantom/x/pseudo_labels/a.safetensors").unlink()
     run("pseudo-labels", request_for(tmp_path))
     assert ran(house) == ["predict classify"]
-    assert "a.safetensors of its result are gone; made again" in capsys.readouterr().out.replace("\n", " ")
+    assert "a.safetensors of its result is gone: made again" in capsys.readouterr().out.replace("\n", " ")
     assert not list(tmp_path.glob("runs/phantom/x/*.old*"))
 
 

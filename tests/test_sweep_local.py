@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import write_checkpoint
 from weakmedsam import sweep_local
 from weakmedsam.contracts import ConfigError
 from weakmedsam.files import read_table
@@ -272,8 +273,8 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch):
 
 def test_a_run_of_wandbs_agent_has_a_folder_of_its_own_and_goes_on_there(tmp_path, monkeypatch):
     last = tmp_path / "trials/k3j/checkpoints/last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
+    for path in (last, last.with_name("best.ckpt")):
+        write_checkpoint(path)
     became = []
     monkeypatch.setenv("WANDB_RUN_ID", "k3j")
     monkeypatch.setattr("os.execv", lambda program, words: became.append(words) or sys.exit(0))

@@ -91,7 +91,7 @@ def check_place(scans: Path, out: Path) -> None:
         )
     earlier = out / CONFIG
     if earlier.is_file():
-        held = Path(read_settings(earlier)["data"]["init_args"]["scans"])
+        held = Path(str(read_settings(earlier, "data.init_args")["data"]["init_args"].get("scans")))
         before = held.parent if held.name.endswith(NIFTI_ENDINGS) else held
         if before.exists() and before.resolve() != folder.resolve():
             raise ConfigError(f"OUT={out} holds segmentations of the scans in {before}: name another folder")
