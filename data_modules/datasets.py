@@ -137,7 +137,14 @@ class PseudoLabelReader:
                     f"{self.folder / entry.name}.safetensors: is of case {case}. Remove it, and make the pseudo-labels "
                     "again (make train does by itself)."
                 )
-            shape = tuple(self._file(entry.name).get_slice(PseudoLabelKeys.label).get_shape())
+            file = self._file(entry.name)
+            if not {PseudoLabelKeys.label, PseudoLabelKeys.confidence, PseudoLabelKeys.quality} <= set(
+                file.keys()
+            ):
+                raise DataError(
+                    f"{self.folder / entry.name}.safetensors: is no pseudo-label. Delete it and make it again."
+                )
+            shape = tuple(file.get_slice(PseudoLabelKeys.label).get_shape())
             wanted = (entry.depth, entry.frame.size, entry.frame.size)
             if shape != wanted:
                 raise DataError(

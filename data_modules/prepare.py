@@ -234,7 +234,10 @@ def lock_store(store: Path) -> Iterator[None]:
 
     ``prepare`` removes what killed processes have left half-written: whoever else writes there has to hold it too.
     """
-    with (store / ".lock").open("w") as stream:
+    path = store / ".lock"
+    if path.is_dir():
+        remove(path)
+    with path.open("w") as stream:
         if fcntl is not None:
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -7,6 +7,7 @@ others where their time says that they were written to since (a gigabyte takes a
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -96,13 +97,20 @@ def check_checkpoint(path: Path, key: str) -> None:
         raise CheckpointError(f"{key} {path} is damaged or not a checkpoint; {mend}")
 
 
+def _ends_there(path: Path) -> bool:
+    """Whether nothing follows an archive's last record, which has 22 bytes."""
+    with path.open("rb") as file:
+        file.seek(-22, os.SEEK_END)
+        return file.read(4) == b"PK\5\6"
+
+
 def _parts(path: Path) -> list[tuple[str, int, int]]:
     """(name, bytes, checksum) of a checkpoint's parts, whose content has been compared with them; none of a damaged."""
     try:
         with zipfile.ZipFile(path) as packed:
             parts = packed.infolist()
             stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
-            if not stored or packed.testzip() is not None:
+            if not stored or not _ends_there(path) or packed.testzip() is not None:
                 return []
     except Exception:  # whatever a damaged file makes the reader raise: it is the file's fault
         return []

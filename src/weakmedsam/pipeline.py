@@ -28,7 +28,7 @@ from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
 from weakmedsam.messages import ending_in_a_message
-from weakmedsam.notes import put_away, read_object, write_object
+from weakmedsam.notes import MEND, put_away, read_object, write_object
 from weakmedsam.options import check_rounds, options_for, parse_options, wanted_settings
 from weakmedsam.preemption import REQUEUE, Relay
 from weakmedsam.results import find_broken, mark_results, name_result
@@ -218,8 +218,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         if path.name == "settings.json" and found and not isinstance(found.get("configs"), dict):
             raise DataError(f"{path}: does not hold the settings of a stage")
     except DataError as error:
-        console.print(f"  {error}", markup=False, soft_wrap=True)
-        console.print("  It is removed, and its stage is looked at anew.")
+        said = str(error).removesuffix(f". {MEND}")
+        console.print(f"  {said}: it is put away, and its stage looked at anew", markup=False, soft_wrap=True)
         put_away(path)
         return None
     return found or None

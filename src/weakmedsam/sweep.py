@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.files import write_whole
 from weakmedsam.locks import alone
 from weakmedsam.messages import ending_in_a_message
@@ -254,7 +254,12 @@ def claim(sweep: Sweep) -> None:
     """
     path = sweep.folder / DEFINITION
     if path.is_file():
-        held = parse_mapping(path, read_text(path))
+        try:
+            held = parse_mapping(path, read_text(path))
+        except DataError as error:
+            raise ConfigError(
+                f"{path} is damaged: remove it if the sweep is still defined as it was, and the same command goes on"
+            ) from error
         found = list(differences(held, json.loads(json.dumps(sweep.definition))))
         if found:
             raise ConfigError(
