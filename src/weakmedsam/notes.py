@@ -90,7 +90,10 @@ def parse_mapping(path: Path, text: str) -> dict[str, Any]:
         found = yaml.safe_load(text) if text else None
     # Constructors of dates and numbers raise what they like.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: is not valid YAML ({error}). {MEND}") from error
+        place = getattr(error, "problem_mark", None)
+        where = "" if place is None else f", line {place.line + 1}, column {place.column + 1}"
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise DataError(f"{path}{where}: is not valid YAML ({what}). {MEND}") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weakmedsam import notes
 from weakmedsam.contracts import DataError
 from weakmedsam.notes import read_text
 
@@ -43,7 +44,11 @@ MEND = "Remove it: `make train` makes results anew, and the report leaves out wh
 
 def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row."""
-    lines = csv.reader(read_text(path).splitlines(), strict=True)
+    try:
+        text = read_text(path)
+    except DataError as error:
+        raise DataError(f"{str(error).removesuffix(f'. {notes.MEND}')}. {MEND}") from error
+    lines = csv.reader(text.splitlines(), strict=True)
     try:
         header = next(lines, [])
         missing = [name for name in required if name not in header]
