@@ -43,6 +43,11 @@ from weakmedsam.stages import (
 
 console = Console(highlight=False)
 
+HELD: dict[str, tuple[str, type]] = {"settings.json": ("configs", dict), "clock.json": ("seconds", float)}
+"""Note of a stage -> what it has to hold."""
+PROVENANCE = ("versions", "git", "command", "data")
+"""What ``stage.json`` takes over from ``provenance.json``."""
+
 
 def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None:
     """Skip, continue or start one stage.
@@ -136,7 +141,11 @@ def _carry_out(
             "command": " && ".join(f"python -m weakmedsam {shlex.join(words)}" for words in commands),
             "seconds": round(spent + time.monotonic() - started, 1),
             "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            **(_read(folder / "provenance.json") or {}),
+            **{
+                key: value
+                for key, value in (_read(folder / "provenance.json") or {}).items()
+                if key in PROVENANCE
+            },
         },
     )
     if relay.asked:
@@ -215,8 +224,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     """What a stage says of itself, None where it says nothing; a damaged file is named and removed."""
     try:
         found = read_object(path)
-        if path.name == "settings.json" and found and not isinstance(found.get("configs"), dict):
-            raise DataError(f"{path}: does not hold the settings of a stage")
+        key, kind = HELD.get(path.name, ("", object))
+        if found and not isinstance(found.get(key), kind):
+            raise DataError(f"{path}: does not hold the {key} of a stage")
     except DataError as error:
         said = str(error).removesuffix(f". {MEND}")
         console.print(f"  {said}: it is put away, and its stage looked at anew", markup=False, soft_wrap=True)
