@@ -187,9 +187,8 @@ def write_case(arrays: CaseArrays, store: Path) -> Entry:
                 np.savez_compressed(part / "mask_native.npz", mask=arrays.mask_native)
                 names += ["mask.npy", "mask_native.npz"]
             entry = replace(arrays.entry, files=mark_files(part, names))
-            (part / ENTRY).write_text(
-                json.dumps(seal(entry.to_json()))
-            )  # last: see ``wholeness.find_damage``
+            # Last: what is written to after it is looked at more closely (``wholeness.find_damage``).
+            (part / ENTRY).write_text(json.dumps(seal(entry.to_json())))
             remove(final)  # of a source that has changed, or damaged
             part.rename(final)
             return entry
@@ -207,9 +206,8 @@ def _explaining_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}). `make prepare` prepares its volume again."
-        ) from error
+        mend = "The same command, or `make prepare`, prepares its volume again."
+        raise DataError(f"{path} cannot be read ({error}). {mend}") from error
 
 
 class SliceReader:

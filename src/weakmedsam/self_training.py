@@ -50,7 +50,11 @@ def load_segmenter(
             size, or damaged.
         ConfigError: its network's class is not installed here.
     """
-    check_checkpoint(path, "model.pam.start")
+    if not path.is_file():
+        raise CheckpointError(
+            f"model.pam.start: {path} does not exist; give the best.ckpt of a segmentation stage"
+        )
+    check_checkpoint(path, "model.pam.start:")
     held = read_checkpoint(path)
     said = held.get(SIGNATURE) if isinstance(held, dict) else None
     if not isinstance(said, dict) or "made_by" not in said:
