@@ -58,6 +58,13 @@ def find_damage(folder: Path, name: str, files: Files) -> tuple[str, str] | None
         name: of the case.
         files: its arrays.
     """
+    try:
+        return _find_damage(folder, name, files)
+    except OSError as error:
+        return str(error.filename or folder), f"cannot be read ({error})"
+
+
+def _find_damage(folder: Path, name: str, files: Files) -> tuple[str, str] | None:
     wrong = find_wrong_size(folder, files)
     if wrong is not None:
         return wrong

@@ -1,14 +1,16 @@
 """What tells a file that was written from a damaged one."""
 
+import errno
 import os
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.fakes import write_checkpoint
-from weakmedsam.contracts import CheckpointError
+from weakmedsam.contracts import CheckpointError, DataError
 from weakmedsam.marks import SMALL, check_checkpoint, digest, find_damage, is_whole, mark
 
 
@@ -81,3 +83,20 @@ def test_a_lost_or_damaged_checkpoint_is_refused_with_the_mend(tmp_path):
         CheckpointError, match=r"--ckpt_path .*best\.ckpt is damaged or not a checkpoint; .*make train"
     ):
         check_checkpoint(path, "--ckpt_path")
+
+
+def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path / "best.ckpt")
+    held = mark(path)
+    os.utime(path, ns=(1, 1))
+
+    def fail(self, *words, **more):
+        raise OSError(errno.EIO, "Input/output error", str(self))
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", fail)
+    monkeypatch.setattr(Path, "open", fail)
+    for look in (is_whole, digest, lambda path: find_damage(path, held)):
+        with pytest.raises(
+            DataError, match=r"best\.ckpt cannot be read \(.*Input/output error.*Give access to it"
+        ):
+            look(path)

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,7 +84,8 @@ def test_a_changed_source_is_read_again_and_others_are_not(root, tmp_path, reads
 def test_processes_write_what_one_writes_and_show_how_far_they_are(root, tmp_path, capfd):
     prepare(cases_of(root), spec_of(root), tmp_path / "one", workers=1)
     prepare(cases_of(root), spec_of(root), tmp_path / "two", workers=2)
-    assert capfd.readouterr().err.count("preparing fake: 100%") == 2
+    # Each bar ends whole; a slow machine draws its last step twice.
+    assert len(re.findall(r"preparing fake: 100%[^\r\n]*\n", capfd.readouterr().err)) == 2
     key = spec_of(root).folder("").name
     assert content(tmp_path / "one" / key) == content(tmp_path / "two" / key)
 

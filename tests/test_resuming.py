@@ -59,3 +59,9 @@ def test_what_is_whole_is_gone_on_from_without_a_word(tmp_path, checkpoints, cap
         damage(checkpoints / f"{name}.ckpt", "whole")
     assert resume_options(tmp_path) == ["--ckpt_path", str(checkpoints / "last.ckpt")]
     assert capsys.readouterr().out == ""
+
+
+def test_a_file_in_the_place_of_the_checkpoints_folder_is_no_hindrance(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    assert resume_options(tmp_path) == []
+    assert not (tmp_path / "checkpoints").exists()

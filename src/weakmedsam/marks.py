@@ -6,13 +6,14 @@ others where their time says that they were written to since (a gigabyte takes a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from weakmedsam.contracts import CheckpointError
+from weakmedsam.contracts import CheckpointError, DataError
 
 SMALL = 2**20
 """Bytes up to which a file's content is read at every look."""
@@ -63,15 +64,25 @@ def digest(path: Path) -> str:
     """Of a file's content, 16 hexadecimal digits.
 
     A whole checkpoint's is that of its parts: torch writes the name of the file it first wrote to into it.
+
+    Raises:
+        DataError: the disk does not give it.
     """
     if path.suffix == _CHECKPOINT and (parts := _parts(path)):
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is there, as ``torch.save`` has written it, to the last byte."""
+    """Whether a checkpoint is there, as ``torch.save`` has written it, to the last byte.
+
+    Raises:
+        DataError: the disk does not give it.
+    """
     return path.is_file() and bool(_parts(path))
 
 
@@ -97,6 +108,13 @@ def check_checkpoint(path: Path, key: str) -> None:
         raise CheckpointError(f"{key} {path} is damaged or not a checkpoint; {mend}")
 
 
+def _unreadable(path: Path, error: OSError) -> DataError:
+    """Not damage, as far as anybody knows: what may be whole is not made anew without a word."""
+    return DataError(
+        f"{path} cannot be read ({error}). Give access to it, or remove it, and the same command makes it anew"
+    )
+
+
 def _ends_there(path: Path) -> bool:
     """Whether nothing follows an archive's last record, which has 22 bytes."""
     with path.open("rb") as file:
@@ -112,6 +130,10 @@ def _parts(path: Path) -> list[tuple[str, int, int]]:
             stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
             if not stored or not _ends_there(path) or packed.testzip() is not None:
                 return []
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # of a place before the beginning of a short file
+            raise _unreadable(path, error) from error
+        return []
     except Exception:  # whatever a damaged file makes the reader raise: it is the file's fault
         return []
     # The first part of each name is the archive's.

@@ -6,6 +6,7 @@ names the file and the mend; who can go on without the file catches it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import zlib
@@ -100,7 +101,8 @@ def parse_mapping(path: Path, text: str) -> dict[str, Any]:
 def put_away(path: Path) -> None:
     """Make room for a file: what lies there is removed, a folder is kept under another name."""
     if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
         return
     number = 1
     while (kept := path.with_name(f"{path.name}.old{number}")).exists():

@@ -19,10 +19,12 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
 from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.inputs import digest_inputs
@@ -74,20 +76,14 @@ def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None
     kept = None if in_place else _make_room(folder, wanted)
     done = _read(folder / "stage.json")
     if done is not None and done.get("settings") == wanted:
-        broken = find_broken(folder, done.get("results"))
-        broken |= _broken_store(folder) if in_place and not broken else {}
-        changed = not (in_place and broken) and done.get("inputs") != _inputs(stage, request, wanted)
-        if changed and not in_place:
-            kept = _set_aside(folder, "files it was made from have changed")
+        broken = find_broken(folder, done.get("results")) or (_broken_store(folder) if in_place else {})
+        if in_place and broken:  # what lies in the store is looked at by the command
+            _clear_away(folder, broken, head)
+        elif done.get("inputs") != _inputs(stage, request, wanted):
+            kept = None if in_place else _set_aside(folder, "files it was made from have changed")
         elif broken:
-            name, what = next(iter(broken.items()))
-            more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
-            console.print(f"{head}: {name} of its result {what}{more}: made again", soft_wrap=True)
-            for name in broken:
-                if not in_place or name in done["results"]:
-                    put_away(folder / name)
-            (folder / "stage.json").unlink()
-        elif not changed:
+            _clear_away(folder, broken, head)
+        else:
             console.print(f"{head}: up to date")
             if _read(folder / "settings.json") is None:
                 write_object(folder / "settings.json", wanted)
@@ -97,6 +93,23 @@ def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None
     write_object(folder / "settings.json", wanted)
     spent = (_read(folder / "clock.json") or {}).get("seconds", 0.0) if begun else 0.0
     _carry_out(stage, request, wanted, spent, kept, relay)
+
+
+def _clear_away(folder: Path, broken: Mapping[str, str], head: str) -> None:
+    """Say what of a result is lost or damaged, and make room for it; the stage is then one that was interrupted.
+
+    Args:
+        folder: of the stage; what lies elsewhere stays.
+        broken: file -> what is wrong.
+        head: of a line on the terminal.
+    """
+    name, what = next(iter(broken.items()))
+    more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+    console.print(f"{head}: {escape(f'{name} of its result {what}{more}')}: made again", soft_wrap=True)
+    for name in broken:
+        if not Path(name).is_absolute():
+            put_away(folder / name)
+    (folder / "stage.json").unlink()
 
 
 def _carry_out(
@@ -183,7 +196,7 @@ def _broken_store(folder: Path) -> dict[str, str]:
     from data_modules.wholeness import find_broken_files
 
     summary = _read(folder / "data.json") or {}
-    return find_broken_files(Path(summary["store"])) if "store" in summary else {}
+    return find_broken_files(Path(summary["store"]).absolute()) if "store" in summary else {}
 
 
 def _inputs(stage: Stage, request: Request, wanted: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ def resume_options(folder: Path) -> list[str]:
     Args:
         folder: of the stage, or of the run of a sweep.
     """
+    if not (folder / "checkpoints").is_dir():
+        put_away(folder / "checkpoints")
     best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     there = [path for path in (best, last) if path.exists()]
     whole = [path for path in there if is_whole(path)]
