@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from data_modules.cases import DataSet
 from data_modules.datasets import tabulate
 from data_modules.index import Entry
+from data_modules.wholeness import find_wrong_size
 from weakmedsam.contracts import DataError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +43,37 @@ def count_splits(
             "positive_slices": positive,
         }
     return counts
+
+
+def digest_of(*values: object) -> str:
+    """Sixteen hexadecimal digits of the hash of plain values."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def digest_content(entries: Mapping[str, Entry], split: Mapping[str, str]) -> str:
+    """Short hash of all that is learnt from: arrays, geometry, labels and splits; not when and from which file.
+
+    Args:
+        entries: case name -> what the index says of it.
+        split: case name -> "train", "val" or "test".
+    """
+    cases = [
+        (split[name], {**entry.to_json(), "sources": None, "patient": None})
+        for name, entry in entries.items()
+    ]
+    return digest_of(cases)
+
+
+def check_sizes(store: Path, entries: Mapping[str, Entry]) -> None:
+    """See that the arrays of all cases are there and as long as they were written.
+
+    Raises:
+        DataError: one is not; names it and the mend.
+    """
+    for name, entry in entries.items():
+        wrong = find_wrong_size(store / name, entry.files)
+        if wrong is not None:
+            raise DataError(f"{wrong[0]} {wrong[1]}. `make prepare` prepares its volume again.")
 
 
 def describe_intensity(train: Sequence[Entry], rule: str) -> str:

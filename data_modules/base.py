@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from data_modules.about import (
+    check_sizes,
     count_splits,
     describe_intensity,
+    digest_content,
+    digest_of,
     warn_of_false_spacing,
     warn_of_undefined,
 )
@@ -29,6 +32,7 @@ from data_modules.datasets import (
     SliceTable,
     VolumeDataset,
     check_positives,
+    slice_labels,
     tabulate,
 )
 from data_modules.index import Entry, Index, StoreSpec, read_index, write_rows
@@ -221,13 +225,16 @@ class SliceDataModule(LightningDataModule):
         """Read the index and split the cases; every process does, and comes to the same.
 
         Raises:
-            DataError: nothing prepared, an empty split, or a class without a positive training slice.
+            DataError: nothing prepared, a file of the store lost or of another size, an empty split, or a class
+                without a positive training slice.
         """
         index = read_index(self.store)
         if index is None:
             raise DataError(
-                f"{self.store}: nothing is prepared there. Run `make prepare`, or call prepare_data()."
+                f"{self.store}: nothing is prepared there, or its index.json is damaged. Run `make prepare`, or call "
+                "prepare_data()."
             )
+        check_sizes(self.store, index.entries)
         self.entries = index.entries
         self.split, _ = self._split(index)
         self._reader = SliceReader(self.store)
@@ -281,11 +288,17 @@ class SliceDataModule(LightningDataModule):
             "sources": sources._asdict(),
             "classes": self.classes,
             "splits": counts,
+            "content": digest_content(index.entries, split),
             "intensity": describe_intensity(
                 [entry for case, entry in index.entries.items() if split[case] == "train"],
                 str(self.intensity),
             ),
         }
+
+    def digest_volume(self, case: str) -> str:
+        """Short hash of what a pseudo-label of a case is made of, network and settings apart: slices and labels."""
+        entry = self.entries[case]
+        return digest_of(entry.files, slice_labels(entry, self.min_pixels).tolist())
 
     @property
     def train_slices(self) -> int:

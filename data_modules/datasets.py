@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class PseudoLabelReader:
         return {"folder": self.folder, "max_open": self.max_open, "_open": OrderedDict()}
 
     def check(self, entries: Sequence[Entry]) -> None:
-        """Raise DataError if a file is missing, unreadable or of another working frame."""
+        """Raise DataError if a file is missing, unreadable, of another case or of another working frame."""
         missing = [
             entry.name for entry in entries if not (self.folder / f"{entry.name}.safetensors").exists()
         ]
@@ -130,7 +131,20 @@ class PseudoLabelReader:
                 "Run the pseudo-label stage first, or correct pseudo_labels_dir."
             )
         for entry in entries:
-            shape = tuple(self._file(entry.name).get_slice(PseudoLabelKeys.label).get_shape())
+            case = self._case(entry.name)
+            if case not in (None, entry.name):
+                raise DataError(
+                    f"{self.folder / entry.name}.safetensors: is of case {case}. Remove it, and make the pseudo-labels "
+                    "again (make train does by itself)."
+                )
+            file = self._file(entry.name)
+            if not {PseudoLabelKeys.label, PseudoLabelKeys.confidence, PseudoLabelKeys.quality} <= set(
+                file.keys()
+            ):
+                raise DataError(
+                    f"{self.folder / entry.name}.safetensors: is no pseudo-label. Delete it and make it again."
+                )
+            shape = tuple(file.get_slice(PseudoLabelKeys.label).get_shape())
             wanted = (entry.depth, entry.frame.size, entry.frame.size)
             if shape != wanted:
                 raise DataError(
@@ -149,6 +163,14 @@ class PseudoLabelReader:
         classes = self._file(case).get_slice(PseudoLabelKeys.quality)[number]
         present = classes[~np.isnan(classes)]
         return float(present.min()) if len(present) else 1.0
+
+    def _case(self, name: str) -> str | None:
+        """Which case a file says that it is of; None where it says nothing."""
+        about = (self._file(name).metadata() or {}).get(PseudoLabelKeys.about)
+        try:
+            return None if about is None else str(json.loads(about)["case"])
+        except (KeyError, TypeError, ValueError):
+            return "unknown"
 
     def _file(self, case: str) -> Any:
         if case in self._open:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import Any
 
 from data_modules.cases import Intensity
 from data_modules.volumes import Geometry
-from weakmedsam.contracts import Frame
+from data_modules.wholeness import ENTRY, INDEX, Files
+from weakmedsam.contracts import DataError, Frame
+from weakmedsam.notes import read_object, seal
 
 STORE_FORMAT = 2
 """Raise it when the files' content or meaning changes: old stores are then left alone."""
+
+MISSHAPEN = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+"""What JSON of another shape than was written raises."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Entry:
         deviation: standard deviation of the same.
         counts: (D, C) pixels of each class on the scan's own slices; None without a mask.
         table: (D, C) labels given by a table, 0 or 1; None without one.
+        files: (name, bytes, CRC-32) of its arrays in the store; of a case that is not stored, none.
     """
 
     name: str
@@ -90,6 +97,7 @@ class Entry:
     deviation: float
     counts: tuple[tuple[int, ...], ...] | None = None
     table: tuple[tuple[int, ...], ...] | None = None
+    files: Files = ()
 
     @property
     def depth(self) -> int:
@@ -111,7 +119,8 @@ class Entry:
         geometry = values["geometry"]
         shape = geometry["shape"]
         rest = {name: value for name, value in values.items() if name not in ("geometry", "frame")}
-        rest["sources"] = tuple((str(s[0]), int(s[1]), int(s[2])) for s in values["sources"])
+        for marks in ("sources", "files"):
+            rest[marks] = tuple((str(s[0]), int(s[1]), int(s[2])) for s in values[marks])
         for rows in ("counts", "table"):
             if values[rows] is not None:
                 rest[rows] = tuple(tuple(row) for row in values[rows])
@@ -136,25 +145,38 @@ class Index:
 
 
 def read_index(store: Path) -> Index | None:
-    """The index of a store, None if there is none yet."""
+    """The index of a store, None if there is none yet, or a damaged one: ``prepare`` then makes it anew."""
     try:
-        values = json.loads((store / "index.json").read_text())
-    except (OSError, ValueError):
+        values = read_object(store / INDEX)
+        entries = {entry["name"]: Entry.from_json(entry) for entry in values["cases"]}
+        skipped = {
+            name: (tuple((str(s[0]), int(s[1]), int(s[2])) for s in sources), reason)
+            for name, (sources, reason) in values["skipped"].items()
+        }
+    except (DataError, *MISSHAPEN):
         return None
-    entries = {entry["name"]: Entry.from_json(entry) for entry in values["cases"]}
-    skipped = {
-        name: (tuple((str(s[0]), int(s[1]), int(s[2])) for s in sources), reason)
-        for name, (sources, reason) in values["skipped"].items()
-    }
     return Index(entries, skipped)
+
+
+def read_entry(folder: Path) -> Entry:
+    """What a case's folder says of it.
+
+    Raises:
+        DataError: its ``entry.json`` is gone or damaged.
+    """
+    path = folder / ENTRY
+    try:
+        return Entry.from_json(read_object(path))
+    except MISSHAPEN as error:
+        raise DataError(f"{path}: {'is damaged' if path.exists() else 'is gone'}") from error
 
 
 def write_index(store: Path, spec: StoreSpec, index: Index) -> None:
     """Write ``index.json`` and ``skipped.csv``, each atomically; unchanged files are left alone."""
     cases = [entry.to_json() for entry in index.entries.values()]
     skipped = {name: [list(sources), reason] for name, (sources, reason) in index.skipped.items()}
-    text = json.dumps({"settings": spec.to_json(), "skipped": skipped, "cases": cases}) + "\n"
-    write_text(store / "index.json", text)
+    text = json.dumps(seal({"settings": spec.to_json(), "skipped": skipped, "cases": cases})) + "\n"
+    write_text(store / INDEX, text)
     write_rows(store / "skipped.csv", ("case", "reason"), [(n, r) for n, (_, r) in index.skipped.items()])
 
 
@@ -168,9 +190,20 @@ def write_rows(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]])
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, only if it changes."""
-    if path.exists() and path.read_text() == text:
+    """Write a text file atomically, only if it changes; a folder in its place goes."""
+    content = text.encode()
+    if path.is_file() and path.read_bytes() == content:
         return
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    part.write_text(text)
+    part.write_bytes(content)
+    if path.is_dir():
+        remove(path)
     part.replace(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of a store, which holds nothing that cannot be made again."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import multiprocessing
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,8 +19,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from data_modules.cases import Case
-from data_modules.index import Entry, Index, StoreSpec, read_index, write_index
+from data_modules.index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.store import read_case, stamp, write_case
+from data_modules.wholeness import find_damage
 from weakmedsam.contracts import DataError
 
 try:
@@ -45,7 +44,7 @@ def prepare(
     workers: int | None = None,
     on_bad_case: OnBadCase = "raise",
 ) -> Index:
-    """Bring a store up to date with its cases; what is there and unchanged is not read again.
+    """Bring a store up to date with its cases; what is there, whole and unchanged is not read again.
 
     Args:
         cases: all cases of the data set.
@@ -65,7 +64,7 @@ def prepare(
     store.mkdir(parents=True, exist_ok=True)
     with lock_store(store):
         for leftover in store.glob(".part-*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            remove(leftover)
         index = _fill(cases, spec, store, workers, retry=on_bad_case == "raise")
         write_index(store, spec, index)
     if index.skipped and (on_bad_case == "raise" or not index.entries):
@@ -88,7 +87,7 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
             continue
         if case.problem:
             skipped[case.name] = ((), case.problem)
-        elif (entry := _stored(case.name, now, before, store)) is not None:
+        elif (entry := _stored(case, now, store)) is not None:
             entries[case.name] = entry
         elif not retry and before.skipped.get(case.name, ((), ""))[0] == now:
             skipped[case.name] = before.skipped[case.name]
@@ -107,23 +106,33 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
     for case in cases:
         if case.name in entries:
             try:
-                # The table is small and read anyway: kept out of the case's folder, a corrected table
+                # What tables say is small and read anyway: kept out of the case's folder, a corrected table
                 # costs no reading of volumes.
-                entries[case.name] = replace(entries[case.name], table=table_labels(case, entries[case.name]))
+                table = table_labels(case, entries[case.name])
+                entries[case.name] = replace(entries[case.name], patient=case.patient, table=table)
             except DataError as error:
                 del entries[case.name]
                 skipped[case.name] = ((), str(error))
     return Index(dict(sorted(entries.items())), dict(sorted(skipped.items())))
 
 
-def _stored(name: str, now: tuple[tuple[str, int, int], ...], before: Index, store: Path) -> Entry | None:
-    path = store / name / "entry.json"
-    if not path.exists():
+def _stored(case: Case, now: tuple[tuple[str, int, int], ...], store: Path) -> Entry | None:
+    """What a case's folder says of it; None where it is not there, of other files, or damaged."""
+    folder = store / case.name
+    if not folder.is_dir():
         return None
-    entry = before.entries.get(name)
-    if entry is None or entry.sources != now:  # a killed run leaves folders that the index does not know
-        entry = Entry.from_json(json.loads(path.read_text()))
-    return entry if entry.sources == now else None
+    try:
+        entry = read_entry(folder)
+    except DataError as error:
+        _log.warning("%s: the volume is prepared again", str(error).partition(". ")[0])
+        return None
+    if (entry.sources, entry.has_mask) != (now, case.mask is not None):
+        return None
+    wrong = find_damage(folder, case.name, entry.files)
+    if wrong is not None:
+        _log.warning("%s %s: the volume is prepared again", *wrong)
+        return None
+    return entry
 
 
 def table_labels(case: Case, entry: Entry) -> tuple[tuple[int, ...], ...] | None:
@@ -184,8 +193,7 @@ def prepare_case(case: Case, spec: StoreSpec, store: Path) -> Entry | str:
         arrays = read_case(case, spec)
     except DataError as error:
         return str(error)
-    write_case(arrays, store)
-    return arrays.entry
+    return write_case(arrays, store)
 
 
 def _end_with_parent() -> None:
@@ -231,7 +239,10 @@ def lock_store(store: Path) -> Iterator[None]:
 
     ``prepare`` removes what killed processes have left half-written: whoever else writes there has to hold it too.
     """
-    with (store / ".lock").open("w") as stream:
+    path = store / ".lock"
+    if path.is_dir():
+        remove(path)
+    with path.open("w") as stream:
         if fcntl is not None:
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -5,7 +5,7 @@
 - ``image.npy`` (D, S, S) uint16: intensity, low..high of the case -> 0..65535, on the working frame;
 - ``mask.npy`` (D, S, S) uint8: expert class ids on the working frame, where there is a mask;
 - ``mask_native.npz``, key ``mask`` (D, H0, W0) uint8: the same on the scan's own slices, compressed;
-- ``entry.json``: what the index says of this case.
+- ``entry.json``: what the index says of this case, sizes and checksums of the arrays included.
 
 The key is a hash of everything that changes the content, so changed settings never read old slices.
 A case's folder is written beside and renamed, so it is there whole or not at all.
@@ -16,8 +16,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,12 @@ from numpy.typing import NDArray
 
 from data_modules.cases import Case, Intensity, class_ids
 from data_modules.frames import labels_to_frame, make_frame, values_to_frame
-from data_modules.index import Entry, StoreSpec
+from data_modules.index import Entry, StoreSpec, remove
 from data_modules.volumes import check_same_geometry, read_classes, read_volume
+from data_modules.wholeness import ENTRY, mark_files
 from weakmedsam.contracts import DataError, Frame
 from weakmedsam.files import explaining_full_disk
+from weakmedsam.notes import seal
 
 FULL_SCALE = 65535
 """What 1.0 becomes in ``image.npy``."""
@@ -180,8 +186,11 @@ def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
     return CaseArrays(image, mask, mask_native, entry)
 
 
-def write_case(arrays: CaseArrays, store: Path) -> None:
-    """Write a case's folder, whole or not at all.
+def write_case(arrays: CaseArrays, store: Path) -> Entry:
+    """Write a case's folder, whole or not at all; what lies there in its place goes.
+
+    Returns:
+        The case's entry, which tells its files from damaged ones.
 
     Raises:
         DiskError: the disk is full.
@@ -191,16 +200,34 @@ def write_case(arrays: CaseArrays, store: Path) -> None:
     try:
         with explaining_full_disk(final, part):
             part.mkdir(parents=True)
+            names = ["image.npy"]
             np.save(part / "image.npy", arrays.image)
             if arrays.mask is not None and arrays.mask_native is not None:
                 np.save(part / "mask.npy", arrays.mask)
                 np.savez_compressed(part / "mask_native.npz", mask=arrays.mask_native)
-            (part / "entry.json").write_text(json.dumps(arrays.entry.to_json()))
-            if final.exists():  # of a source that has changed
-                shutil.rmtree(final)
+                names += ["mask.npy", "mask_native.npz"]
+            entry = replace(arrays.entry, files=mark_files(part, names))
+            # Last: what is written to after it is looked at more closely (``wholeness.find_damage``).
+            (part / ENTRY).write_text(json.dumps(seal(entry.to_json())))
+            remove(final)  # of a source that has changed, or damaged
             part.rename(final)
+            return entry
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _explaining_damage(path: Path) -> Iterator[None]:
+    """Turn what numpy raises of a file that is gone or damaged into one error with the mend.
+
+    Raises:
+        DataError: it is.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        mend = "The same command, or `make prepare`, prepares its volume again."
+        raise DataError(f"{path} cannot be read ({error}). {mend}") from error
 
 
 class SliceReader:
@@ -232,7 +259,8 @@ class SliceReader:
 
     def mask_native(self, case: str) -> NDArray[np.uint8]:
         """(D, H0, W0) uint8 expert class ids on the scan's own slices, read whole."""
-        with np.load(self.store / case / "mask_native.npz") as arrays:
+        path = self.store / case / "mask_native.npz"
+        with _explaining_damage(path), np.load(path) as arrays:
             return arrays["mask"]
 
     def _map(self, case: str, name: str) -> NDArray[Any]:
@@ -240,7 +268,9 @@ class SliceReader:
         if key in self._maps:
             self._maps.move_to_end(key)
         else:
-            self._maps[key] = np.load(self.store / case / name, mmap_mode="r")
+            path = self.store / case / name
+            with _explaining_damage(path):
+                self._maps[key] = np.load(path, mmap_mode="r")
             if len(self._maps) > self.max_open:
                 self._maps.popitem(last=False)
         return self._maps[key]

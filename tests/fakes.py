@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -95,3 +96,11 @@ def fake_cardiac(root: Path, cases: int = 4) -> Path:
         (task / "labelsTr" / f"._la_{number:03d}.nii.gz").write_bytes(b"Mac OS X")
     save_nifti(task / "imagesTs" / "la_001.nii.gz", draw_scan(1)[0])
     return root
+
+
+def write_checkpoint(path: Path, content: bytes = b"weights") -> Path:
+    """A file that is whole as torch's checkpoints are, without torch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr(f"{path.stem}/data.pkl", content)
+    return path

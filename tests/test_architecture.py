@@ -11,11 +11,12 @@ HEAVY = {"torch", "torchvision", "torchmetrics", "lightning", "monai"}
 PROJECT = {"weakmedsam", "data_modules", "benchmarks", "tests"}
 CONTRACTS = "weakmedsam.contracts"
 FILES_WRITER = "weakmedsam.files"
+NOTES = "weakmedsam.notes"
 SETS = "data_modules"
 MODELS = {"weakmedsam.classify", "weakmedsam.segment"}
 TORCH_FREE_DATA = [
     *("store", "splits", "cases", "volumes", "frames", "index", "prepare", "phantom_drawing", "new_scans"),
-    *("nifti_files", "sources", "tables", "case_tables"),
+    *("nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness"),
 ]
 
 # PAM: formulas, then what puts them together.
@@ -37,6 +38,12 @@ PAM: dict[str, tuple[str, ...]] = {
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/contracts.py": (set(), HEAVY),
     "src/weakmedsam/files.py": ({CONTRACTS}, HEAVY),
+    "src/weakmedsam/notes.py": ({CONTRACTS, FILES_WRITER}, HEAVY),
+    "src/weakmedsam/marks.py": ({CONTRACTS}, HEAVY),
+    **{
+        f"src/weakmedsam/{name}.py": ({"weakmedsam"}, HEAVY)
+        for name in ("results", "resuming", "sweep_run", "sweep_local")
+    },
     "src/weakmedsam/pseudo_labels.py": (
         {CONTRACTS, FILES_WRITER, "weakmedsam.cam", "weakmedsam.affinity"},
         {"lightning"},
@@ -70,7 +77,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),
     "src/weakmedsam/*": ({"weakmedsam", SETS}, set()),
-    **{f"data_modules/{name}.py": ({CONTRACTS, FILES_WRITER, SETS}, HEAVY) for name in TORCH_FREE_DATA},
+    **{
+        f"data_modules/{name}.py": ({CONTRACTS, FILES_WRITER, NOTES, SETS}, HEAVY) for name in TORCH_FREE_DATA
+    },
     "data_modules/*": ({CONTRACTS, SETS}, set()),
 }
 

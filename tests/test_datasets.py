@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from data_modules.prepare import prepare
 from data_modules.store import SliceReader
 from tests.fakes import SHAPE, draw_scan, fake_folder
 from weakmedsam.contracts import DataError
+from weakmedsam.pseudo_labels import Origin, PseudoLabel, write_pseudo_label
 
 
 @pytest.fixture
@@ -185,3 +187,21 @@ def test_a_class_that_is_never_there_is_named(stored):
     nothing = replace(table, labels=np.stack([table.labels[:, 0], 0 * table.labels[:, 0]], axis=1))
     with pytest.raises(DataError, match=r"No training slice of fake shows cyst:"):
         check_positives(nothing, ["tumour", "cyst"], "fake")
+
+
+def test_a_pseudo_label_of_another_case_is_refused(stored, tmp_path):
+    entries = stored[0]
+    entry, other = entries[:2]
+    size = entry.frame.size
+    maps = torch.zeros(entry.depth, size, size)
+    quality = torch.ones(entry.depth, 1)
+    labels = PseudoLabel(maps.to(torch.uint8), maps, quality, quality)
+    for name in (entry.name, other.name):
+        write_pseudo_label(tmp_path / f"{name}.safetensors", labels, Origin(name, {}))
+    PseudoLabelReader(tmp_path).check([entry, other])
+    shutil.copy(tmp_path / f"{other.name}.safetensors", tmp_path / f"{entry.name}.safetensors")
+    with pytest.raises(DataError, match=rf"{entry.name}\.safetensors: is of case {other.name}\. Remove it"):
+        PseudoLabelReader(tmp_path).check([entry, other])
+    save_file({"else": np.zeros(1)}, tmp_path / f"{entry.name}.safetensors")
+    with pytest.raises(DataError, match=rf"{entry.name}\.safetensors: is no pseudo-label"):
+        PseudoLabelReader(tmp_path).check([entry, other])

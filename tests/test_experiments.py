@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from weakmedsam import cli
 from weakmedsam.files import read_table
-from weakmedsam.pseudo_labels import read_settings
+from weakmedsam.pseudo_labels import read_origin
 from weakmedsam.sharding import FullySharded
 from weakmedsam.sweep import read_definition
 from weakmedsam.sweep_features import score
@@ -135,7 +135,7 @@ def on_predictions(call):
 
 def test_another_round_labels_volumes_from_a_segmentation_network(on_predictions):
     run, held = on_predictions("predict", ["classify", "pseudo_labels"], "another_round")
-    stamps = [read_settings(path) for path in run.glob("*.safetensors")]
+    stamps = [read_origin(path).settings for path in run.glob("*.safetensors")]
     assert stamps
     assert all(len(stamp["start"]) == 16 and stamp["steps"] == held["steps"] for stamp in stamps)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weakmedsam.contracts import DataError, DiskError
-from weakmedsam.files import replacing, write_table, write_whole
+from weakmedsam.files import replacing, rows_before, write_table, write_whole
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
@@ -90,3 +90,16 @@ def test_what_fails_otherwise_is_not_taken_for_a_full_disk(tmp_path):
         with pytest.raises(DiskError), replacing(tmp_path / "file"):
             raise RuntimeError("of a library") from OSError(number, os.strerror(number))
     assert not list(tmp_path.iterdir())
+
+
+def test_of_a_damaged_table_by_epoch_what_can_be_read_is_kept(tmp_path):
+    path = tmp_path / "history.csv"
+    assert rows_before(path, 5) == []
+    path.write_text("epoch,loss\n0,1\n1,0.5\n2,0.25\n,7\nx,8\n1.5,9\n3\n1,2,3\n")
+    assert [row["loss"] for row in rows_before(path, 2)] == ["1", "0.5"]
+    for content in (b"", b"\xff\xfe\x00", b'epoch,loss\n0,"1', b"loss\n1\n", b"x" * 200_000 + b"\n1\n"):
+        path.write_bytes(content)
+        assert rows_before(path, 5) == []
+    path.unlink()
+    path.mkdir()
+    assert rows_before(path, 5) == []

@@ -122,6 +122,29 @@ def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
     assert sorted(module.split) == ["scan0", "scan3", "scan4"]
 
 
+def test_a_patients_file_that_comes_after_the_first_preparation_moves_the_split(tmp_path):
+    root = fake_folder(tmp_path, 6)
+    contents = []
+    for rows in (
+        None,
+        [(f"scan{n}", f"patient{n // 2}") for n in range(6)],
+        [(f"scan{n}", f"p{n % 3}") for n in range(6)],
+    ):
+        if rows is not None:
+            text = "".join(f"{case},{patient}\n" for case, patient in rows)
+            (root / "patients.csv").write_text(f"case,patient\n{text}")
+        module = make(root)
+        module.prepare_data()
+        module.setup("fit")
+        patients = {name: entry.patient for name, entry in module.entries.items()}
+        assert patients == (dict(rows) if rows is not None else {name: name for name in patients})
+        assert len({(patient, module.split[name]) for name, patient in patients.items()}) == len(
+            set(patients.values())
+        )
+        contents.append(module.summary()["content"])
+    assert len(set(contents)) == 3  # what follows is trained anew
+
+
 def test_what_lacks_its_other_half_is_named(tmp_path):
     root = fake_folder(tmp_path, 3)
     (root / "masks" / "scan0.nii.gz").unlink()

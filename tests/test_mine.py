@@ -1,4 +1,5 @@
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classify import Activation
 from weakmedsam.contracts import ConfigError
 from weakmedsam.local import LocalEncoder
-from weakmedsam.pseudo_labels import read_settings
+from weakmedsam.pseudo_labels import read_origin
 
 
 @pytest.fixture(scope="module")
@@ -227,4 +228,31 @@ def test_the_volume_walk_differs_from_the_slices_and_is_stamped(scans, tmp_path)
     pairs = [[load_file(tmp_path / kind / name) for kind in ("slice", "volume")] for name in names]
     assert any((a["confidence"] != b["confidence"]).any() for a, b in pairs)
     assert all(np.array_equal(a["quality"] > -1, b["quality"] > -1) for a, b in pairs)
-    assert read_settings(tmp_path / "volume" / names[0])["walk"] == "volume"
+    assert read_origin(tmp_path / "volume" / names[0]).settings["walk"] == "volume"
+
+
+def test_a_file_of_another_case_a_damaged_one_and_a_folder_are_made_anew(run, scans, tmp_path):
+    shutil.copytree(run / "pseudo", tmp_path / "pseudo")
+    first, second = sorted((tmp_path / "pseudo").glob("*.safetensors"))[:2]
+    before = [path.read_bytes() for path in (first, second)]
+    first.write_bytes(before[1])
+    second.write_bytes(before[1][:-9] + bytes([before[1][-9] ^ 1]) + before[1][-8:])
+    predict(tmp_path / "pseudo", scans)
+    assert [path.read_bytes() for path in (first, second)] == before
+    first.unlink()
+    first.mkdir()
+    second.write_bytes(before[1][: len(before[1]) // 2])
+    predict(tmp_path / "pseudo", scans)
+    assert [path.read_bytes() for path in (first, second)] == before
+
+
+def test_corrected_labels_make_a_pseudo_label_anew(run, scans, tmp_path):
+    shutil.copytree(run / "pseudo", tmp_path / "pseudo")
+    path = min((tmp_path / "pseudo").glob("*.safetensors"))
+    held = read_origin(path)
+    assert held.case == path.stem
+    data = tiny_phantom(scans)
+    data.setup("fit")
+    assert held.volume == data.digest_volume(path.stem)
+    data.min_pixels = 10**6
+    assert held.volume != data.digest_volume(path.stem)

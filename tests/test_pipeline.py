@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import write_checkpoint
 from weakmedsam import pipeline
 from weakmedsam.contracts import ConfigError
 from weakmedsam.locks import alone
+from weakmedsam.marks import is_whole
+from weakmedsam.notes import write_object
 from weakmedsam.options import parse_options, wanted_settings
 from weakmedsam.pipeline import run
 from weakmedsam.preemption import REQUEUE, Relay
@@ -48,13 +51,16 @@ def house(tmp_path, monkeypatch):
             summary = Path(arguments[arguments.index("--summary") + 1])
             summary.parent.mkdir(parents=True, exist_ok=True)
             splits = {"test": {"masked": masked[0]}}
+            write_object(tmp_path / "store/index.json", {"cases": []})
             sources = {"root": str(tmp_path / "scans"), "tables": ["labels.csv"]}
-            found = {"store": str(tmp_path), "sources": sources, "splits": splits}
+            found = {"store": str(tmp_path / "store"), "sources": sources, "splits": splits}
             summary.write_text(json.dumps(found))
         elif "--trainer.default_root_dir" in arguments:
             folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
-            for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "a.safetensors", "quality.csv",
-                         "cam_cases.csv", "cases.csv", "summary.json"):  # fmt: skip
+            for name in ("best", "last"):
+                write_checkpoint(folder / f"checkpoints/{name}.ckpt")
+            for name in ("a.safetensors", "features.json", "scores.json", "quality.csv", "cam_cases.csv", "cases.csv",
+                         "summary.json", "config.yaml", "test/cases.csv"):  # fmt: skip
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).touch()
         return 0
@@ -209,8 +215,8 @@ def test_an_interrupted_stage_continues_from_its_last_checkpoint(house, tmp_path
         with pytest.raises(SystemExit):
             run("classify", request_for(tmp_path))
     last = tmp_path / "runs/phantom/x/classify/checkpoints/last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
+    for name in ("best", "last"):
+        write_checkpoint(last.with_name(f"{name}.ckpt"))
     house.clear()
     run("classify", request_for(tmp_path))
     assert len(house) == 1
@@ -266,7 +272,7 @@ def test_a_lost_result_is_made_again_in_its_place(house, tmp_path, capsys):
     (tmp_path / "runs/phantom/x/pseudo_labels/a.safetensors").unlink()
     run("pseudo-labels", request_for(tmp_path))
     assert ran(house) == ["predict classify"]
-    assert "a.safetensors of its result are gone; made again" in capsys.readouterr().out.replace("\n", " ")
+    assert "a.safetensors of its result is gone: made again" in capsys.readouterr().out.replace("\n", " ")
     assert not list(tmp_path.glob("runs/phantom/x/*.old*"))
 
 
@@ -367,3 +373,122 @@ def test_deciding_what_is_up_to_date_needs_no_torch():
         assert not {"torch", "lightning"} & sys.modules.keys()
     """)
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_finished_training_whose_best_network_is_lost_or_damaged_is_trained_anew(house, tmp_path, capsys):
+    folder = tmp_path / "runs/phantom/x/classify/checkpoints"
+    run("evaluate", request_for(tmp_path))
+    whole = (folder / "best.ckpt").read_bytes()
+    for content in (None, b"", whole[:-1], b"garbage", whole.replace(b"weights", b"weightz")):
+        (folder / "best.ckpt").unlink()
+        if content is not None:
+            (folder / "best.ckpt").write_bytes(content)
+        house.clear()
+        run("evaluate", request_for(tmp_path))
+        (call,) = house  # it came out the same: what follows stays
+        assert call[0] == "fit"
+        assert "--ckpt_path" not in call
+        assert is_whole(folder / "best.ckpt")
+        house.clear()
+        run("evaluate", request_for(tmp_path))
+        assert house == []
+    said = capsys.readouterr().out
+    assert "checkpoints/best.ckpt of its result is gone: made again" in said
+    assert "checkpoints/best.ckpt of its result is damaged (7 bytes, " in said
+
+
+def test_a_network_that_comes_out_otherwise_puts_what_follows_out_of_date(house, tmp_path, monkeypatch):
+    run("evaluate", request_for(tmp_path))
+    house.clear()
+    (tmp_path / "runs/phantom/x/segment/checkpoints/best.ckpt").unlink()
+    record = Relay.run
+
+    def otherwise(self, words):
+        code = record(self, words)
+        if words[3] == "fit":
+            write_checkpoint(tmp_path / "runs/phantom/x/segment/checkpoints/best.ckpt", b"others")
+        return code
+
+    monkeypatch.setattr(Relay, "run", otherwise)
+    run("evaluate", request_for(tmp_path))
+    assert ran(house) == ["fit segment", "test segment", "test refined"]
+
+
+def test_of_a_finished_training_the_last_checkpoint_may_be_lost(house, tmp_path):
+    run("classify", request_for(tmp_path))
+    house.clear()
+    (tmp_path / "runs/phantom/x/classify/checkpoints/last.ckpt").unlink()
+    run("classify", request_for(tmp_path))
+    assert house == []
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"[1]", b"null", b"NaN", b"\xff\x00", b'{"seal": 1, "made": 2}']
+)
+@pytest.mark.parametrize("name", ["stage.json", "settings.json", "clock.json", "provenance.json"])
+def test_a_damaged_note_is_named_and_its_stage_looked_at_anew(house, tmp_path, capsys, name, content):
+    run("segment", request_for(tmp_path))
+    path = tmp_path / "runs/phantom/x/classify" / name
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    house.clear()
+    capsys.readouterr()
+    run("segment", request_for(tmp_path))
+    assert ran(house) == (["fit classify"] if name == "stage.json" else [])
+    if name in ("stage.json", "settings.json"):
+        assert f"{path}: " in capsys.readouterr().out.replace("\n", "")
+    run("segment", request_for(tmp_path))
+    assert house == []
+
+
+def test_damaged_settings_of_an_interrupted_stage_do_not_hold_it_up(house, tmp_path):
+    run("classify", request_for(tmp_path))
+    folder = tmp_path / "runs/phantom/x/classify"
+    (folder / "stage.json").unlink()
+    for name in ("settings.json", "clock.json", "provenance.json"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+    house.clear()
+    run("classify", request_for(tmp_path))
+    assert house[0][-2:] == ["--ckpt_path", str(folder / "checkpoints/last.ckpt")]
+
+
+def test_a_damaged_store_is_prepared_again_and_what_follows_stays(house, tmp_path, capsys):
+    run("classify", request_for(tmp_path))
+    for damage in (Path.unlink, lambda path: path.write_text("garbage"), lambda path: path.write_text("[]")):
+        damage(tmp_path / "store/index.json")
+        house.clear()
+        run("classify", request_for(tmp_path))
+        assert ran(house) == ["prepare phantom"]
+    assert "store/index.json of its result is damaged: made again" in capsys.readouterr().out.replace(
+        "\n", ""
+    )
+
+
+def test_a_null_summary_is_made_again(house, tmp_path):
+    run("evaluate", request_for(tmp_path))
+    for path, made in (("prepare/data.json", "prepare phantom"), ("test/summary.json", "test segment")):
+        (tmp_path / "runs/phantom/x" / path).write_text("null")
+        house.clear()
+        run("evaluate", request_for(tmp_path))
+        assert ran(house) == [made]
+
+
+def test_a_stage_that_leaves_no_result_is_an_error_that_says_so(house, tmp_path, monkeypatch):
+    monkeypatch.setattr(Relay, "run", lambda self, words: 0)
+    with pytest.raises(ConfigError, match=r"prepare: the stage has ended, but left no data\.json"):
+        run("prepare", request_for(tmp_path))
+
+
+def test_a_run_of_an_earlier_version_is_up_to_date(house, tmp_path):
+    run("evaluate", request_for(tmp_path))
+    for path in (tmp_path / "runs/phantom/x").glob("*/stage.json"):
+        held = json.loads(path.read_text())
+        del held["seal"]
+        path.write_text(json.dumps({**held, "results": list(held["results"])}))
+    house.clear()
+    run("evaluate", request_for(tmp_path))
+    assert house == []

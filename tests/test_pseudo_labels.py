@@ -7,14 +7,15 @@ from safetensors.numpy import load_file
 
 from weakmedsam.contracts import DataError
 from weakmedsam.pseudo_labels import (
+    Origin,
     PseudoLabel,
     agreement,
     centre_scores,
     compete,
     gated_scores,
     otsu_threshold,
+    read_origin,
     read_quality,
-    read_settings,
     smooth,
     threshold_scores,
     write_pseudo_label,
@@ -111,11 +112,11 @@ def test_file_round_trip(tmp_path):
         torch.tensor([[torch.nan, 0.5]]),
     )
     path = tmp_path / "case.safetensors"
-    write_pseudo_label(path, labels, {"beta": 4.0})
+    write_pseudo_label(path, labels, Origin("a", {"beta": 4.0}, "of"))
     tensors = load_file(path)
     assert tensors["label"].tolist() == [[[0, 2]]]
     assert tensors["confidence"].tolist() == [[[255, 128]]]
-    assert read_settings(path) == {"beta": 4.0}
+    assert read_origin(path) == Origin("a", {"beta": 4.0}, "of")
     assert np.array_equal(read_quality(path), [[np.nan, 0.75]], equal_nan=True)
     assert np.array_equal(read_quality(path, "stability"), [[np.nan, 0.5]], equal_nan=True)
     assert [p.name for p in tmp_path.iterdir()] == ["case.safetensors"]
@@ -125,6 +126,6 @@ def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "case.safetensors"
     path.write_text(json.dumps({"not": "tensors"}))
     with pytest.raises(DataError, match=r"case\.safetensors"):
-        read_settings(path)
+        read_origin(path)
     with pytest.raises(DataError, match=r"case\.safetensors"):
         read_quality(path)

@@ -9,11 +9,13 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import same_state, tiny_phantom
+from trainings import assert_same_checkpoint
 
 from weakmedsam import cli
 from weakmedsam.callbacks.reseed import Reseed, epoch_seed
 from weakmedsam.callbacks.settings import KeepSettings, check_settings
 from weakmedsam.contracts import CheckpointError
+from weakmedsam.resuming import resume_options
 from weakmedsam.segment import Segmenter
 from weakmedsam.settings import RUN_KEY, data_digest, deciding
 
@@ -166,3 +168,24 @@ def test_the_digest_of_the_data_holds_no_path(tmp_path):
         data.setup("fit")
         digests.append(data_digest(data))
     assert digests[0] == digests[1]
+
+
+def test_where_the_last_checkpoint_is_cut_the_training_from_the_best_one_comes_to_the_same(tmp_path):
+    data = tiny_phantom(tmp_path, supervision="expert")
+
+    def best(folder):  # of the highest loss: the first epoch
+        return ModelCheckpoint(folder, "best", monitor="train/loss", mode="max", save_on_train_epoch_end=True,
+                               enable_version_counter=False)  # fmt: skip
+
+    folders = [tmp_path / name / "checkpoints" for name in ("whole", "broken")]
+    whole = train(folders[0], data, callbacks=[Reseed(), best(folders[0])])
+    train(folders[1], data, stop=2, callbacks=[Reseed(), best(folders[1])])
+    last = folders[1] / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    words = resume_options(folders[1].parent)
+    assert words == ["--ckpt_path", str(folders[1] / "best.ckpt")]
+    assert torch.load(words[1], weights_only=True)["epoch"] == 0
+    broken = train(folders[1], data, last=words[1], callbacks=[Reseed(), best(folders[1])])
+    assert same_state(whole, broken)
+    for name in ("best", "last"):
+        assert_same_checkpoint(*(folder / f"{name}.ckpt" for folder in folders))

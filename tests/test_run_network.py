@@ -138,3 +138,25 @@ def test_a_run_that_is_moved_is_the_same_maker(run, tmp_path):
     names = [name_maker(find_network(run, plain), []) for plain in (True, False)]
     moved = run.rename(tmp_path / "moved")
     assert [name_maker(find_network(moved, plain), []) for plain in (True, False)] == names
+
+
+@pytest.mark.parametrize("content", [None, b"a: [", b"\xff\xfe", b"[1]", b"model: 3", b""])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_damaged_configuration_is_one_message(run, content, plain):
+    path = run / ("segment" if plain else "classify") / "config.yaml"
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml.*`make train`"):
+        find_network(run, plain)
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "{", "[]", '{"made": 3}', '{"made": 3, "settings": {"after": 1}}']
+)
+def test_a_damaged_stamp_is_that_of_no_finished_stage(run, content):
+    (run / "segment/stage.json").write_text(content)
+    with pytest.raises(ConfigError, match="has no trained segmentation network"):
+        find_network(run, plain=True)

@@ -18,7 +18,7 @@ from torch import nn
 from weakmedsam.callbacks import PromptAffinityMining, lineage
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.contracts import CheckpointError, ConfigError
-from weakmedsam.pseudo_labels import read_settings
+from weakmedsam.pseudo_labels import read_origin
 from weakmedsam.segment import Segmenter
 from weakmedsam.self_training import SegmentedStart, find_present, load_segmenter
 from weakmedsam.settings import RUN_KEY, data_digest
@@ -181,7 +181,7 @@ def test_those_of_another_network_are_made_anew_and_of_the_same_kept(scans, tmp_
     def made(start):
         predict(folder, scans, tmp_path / start)
         path = min(folder.glob("*.safetensors"))
-        return path.stat().st_mtime_ns, read_settings(path)["start"], load_file(path)["label"]
+        return path.stat().st_mtime_ns, read_origin(path).settings["start"], load_file(path)["label"]
 
     first, again, other = made("first.ckpt"), made("first.ckpt"), made("second.ckpt")
     assert first[:2] == again[:2]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data_modules.about import check_sizes
 from data_modules.cases import Case, Intensity
 from data_modules.index import Entry, StoreSpec
 from data_modules.store import FULL_SCALE, SliceReader, find_window, read_case, scale_slices, write_case
@@ -163,3 +164,20 @@ def test_on_a_full_disk_no_half_case_is_left(tmp_path, spec, case, monkeypatch):
             write_case(arrays, store)
     assert [folder.name for folder in store.iterdir()] == ["one"]
     np.testing.assert_array_equal(SliceReader(store).image("one"), before)
+
+
+@pytest.mark.parametrize("name", ["image.npy", "mask.npy", "mask_native.npz"])
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b"\x93NUMPY\x01\x00v\x00{'descr'", b"PK\x03\x04"])
+def test_a_damaged_array_is_one_message_to_who_reads_it(tmp_path, spec, case, name, content):
+    store = tmp_path / "store"
+    entry = write_case(read_case(case, spec), store)
+    path = store / "one" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"one/{name} cannot be read .*make prepare`, prepares its volume again"
+    ):
+        getattr(SliceReader(store), name.partition(".")[0])("one")
+    with pytest.raises(DataError, match=rf"one/{name} is .*make prepare` prepares its volume again"):
+        check_sizes(store, {"one": entry})

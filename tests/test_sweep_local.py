@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import write_checkpoint
 from weakmedsam import sweep_local
 from weakmedsam.contracts import ConfigError
 from weakmedsam.files import read_table
@@ -272,8 +273,8 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch):
 
 def test_a_run_of_wandbs_agent_has_a_folder_of_its_own_and_goes_on_there(tmp_path, monkeypatch):
     last = tmp_path / "trials/k3j/checkpoints/last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
+    for path in (last, last.with_name("best.ckpt")):
+        write_checkpoint(path)
     became = []
     monkeypatch.setenv("WANDB_RUN_ID", "k3j")
     monkeypatch.setattr("os.execv", lambda program, words: became.append(words) or sys.exit(0))
@@ -294,3 +295,31 @@ def test_a_setting_of_pam_drawn_by_wandbs_agent_is_scored_and_logged(tmp_path, s
     main([str(tmp_path), str(tmp_path / "features"), "--model.pam.beta=2.5", "--model.pam.steps=4"])
     assert scored == [{"beta": 2.5, "steps": 4}]
     assert json.loads((tmp_path / "trials/p1/scores.json").read_text())["val/pam_dice"] == 0.25
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[1]", b'{"number": 1}', b"\xff"])
+def test_a_run_whose_note_is_damaged_is_drawn_again_in_its_place(tmp_path, content):
+    sweep = sweep_of(tmp_path, {"model.rate": {"min": 0.1, "max": 0.8}})
+    ledger = Ledger(sweep)
+    drawn = [ledger.next() for _ in range(3)]
+    path = ledger.folder(drawn[1]) / "trial.json"
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    again = Ledger(sweep)
+    assert [trial.number for trial in again.trials] == [0, 2]
+    assert (sweep.folder / "trials/001.old1").is_dir()
+    assert again.next() == drawn[1]  # a random search draws the same
+    assert Ledger(sweep).trials == [drawn[0], drawn[1], drawn[2]]
+
+
+def test_a_damaged_table_of_a_run_counts_as_far_as_it_can_be_read(tmp_path):
+    ledger = Ledger(sweep_of(tmp_path, {"model.rate": {"min": 0.1, "max": 0.8}}))
+    trial = ledger.next()
+    path = ledger.folder(trial) / "history.csv"
+    path.write_text("epoch,val/score\n0,0.5\n1,?\n2,0.25\n3\n")
+    assert ledger.history(trial) == [0.5, 0.25]
+    path.write_bytes(b"\xff\xfe")
+    assert ledger.history(trial) == []

@@ -38,9 +38,10 @@ from weakmedsam.callbacks.reseed import Reseed
 from weakmedsam.callbacks.settings import KeepSettings, check_settings
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
-from weakmedsam.contracts import CheckpointError, ConfigError, DiskError, WeakMedSAMError
+from weakmedsam.contracts import ConfigError, DiskError, WeakMedSAMError
 from weakmedsam.files import replacing, says_full, write_whole
 from weakmedsam.locks import alone
+from weakmedsam.marks import check_checkpoint
 from weakmedsam.preemption import REQUEUE
 from weakmedsam.settings import deciding
 
@@ -170,8 +171,8 @@ class WeakMedSAMCLI(LightningCLI):
                 "runs/<dataset>/<experiment>/<stage>/checkpoints/best.ckpt"
             )
         # Lightning takes "best" and "last" for a run in the same process; here it would go on untrained.
-        if path and not Path(path).is_file():
-            raise CheckpointError(f"--ckpt_path {path}: there is no such file")
+        if path:
+            check_checkpoint(Path(path), "--ckpt_path")
         held = read_checkpoint(Path(path)) if path else {}
         if self.subcommand == "fit":
             self.settings = deciding(self.config.fit.as_dict())

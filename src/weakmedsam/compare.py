@@ -17,10 +17,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from weakmedsam.contracts import ConfigError, WeakMedSAMError
 from weakmedsam.files import write_whole
+from weakmedsam.notes import parse_mapping
 from weakmedsam.report_figures import TESTED, VALIDATED, by_class_of, kept_epoch, mean_of_means
 from weakmedsam.report_files import NAN
 from weakmedsam.report_page import flat
@@ -136,8 +135,8 @@ def read_settings(run: Run) -> dict[str, str]:
 
 def _settings_of(run: Run, stage: str) -> dict[str, str]:
     text = run.configs.get(stage)
-    nested: Any = yaml.safe_load(text) if text else run.stages[stage].settings
-    found = flat(_listed(nested) if isinstance(nested, dict) else {})
+    nested = parse_mapping(run.folder / stage / "config.yaml", text) if text else run.stages[stage].settings
+    found = flat(_listed(nested))
     return {
         key.replace("init_args.", ""): value
         for key, value in found.items()

@@ -104,8 +104,18 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV of our own as text, none where there is no file; a user's tables: ``data_modules.tables``."""
-    if not path.is_file():
+    """Rows of a CSV of our own as text, none where there is no file, or one that is damaged.
+
+    A user's tables: ``data_modules.tables``.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error):
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return [row for row in rows if None not in row and None not in row.values()]
+
+
+def rows_before(path: Path, epoch: int) -> list[dict[str, str]]:
+    """Rows of a table by epoch that are of earlier epochs; what is damaged in it is left out."""
+    return [row for row in read_table(path) if (of := row.get("epoch", "")).isdecimal() and int(of) < epoch]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weakmedsam.contracts import ConfigError
+from weakmedsam.notes import put_away
 
 LOCK = ".lock"
 
@@ -32,6 +33,8 @@ def alone(folder: Path) -> Iterator[int]:
         ConfigError: another process works there; names it and its machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LOCK).is_dir():
+        put_away(folder / LOCK)
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_warn
 
-from weakmedsam.contracts import check_least
+from weakmedsam.contracts import DataError, check_least
 from weakmedsam.files import write_whole
+from weakmedsam.notes import put_away, read_text
 
 NUMBER = "wandb_run.txt"
 
@@ -100,6 +102,12 @@ class WeightsAndBiases(WandbLogger):
         if not online or self._wandb_init.get("id") or self._wandb_init.get("mode") not in (None, "online"):
             return
         path = Path(self.save_dir or ".") / NUMBER
-        if not path.is_file():
-            write_whole(path, secrets.token_hex(4) + "\n")
-        self._wandb_init["id"] = path.read_text(encoding="utf-8").strip()
+        try:
+            number = read_text(path).strip()
+        except DataError:
+            number = ""
+        if not re.fullmatch(r"[0-9a-z]{8}", number):  # none yet, or a damaged one
+            put_away(path)
+            number = secrets.token_hex(4)
+            write_whole(path, number + "\n")
+        self._wandb_init["id"] = number

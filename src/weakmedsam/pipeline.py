@@ -5,32 +5,35 @@ interrupted one continues. It imports neither torch nor Lightning, so a run that
 once.
 
 A stage's folder holds ``settings.json`` from its start and ``stage.json`` from its end. It is up to date
-when both its settings and the stages before it are those it was made with; interrupted when only the
-first is there. Settings are compared as parsed values: a comment in a YAML changes nothing.
+when its settings and the results before it are those it was made with, and its own are what was written
+(``results.py``); interrupted when only the first is there. Settings are compared as parsed values: a
+comment in a YAML changes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
-from weakmedsam.contracts import ConfigError
-from weakmedsam.files import write_whole
+from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
 from weakmedsam.messages import ending_in_a_message
+from weakmedsam.notes import MEND, put_away, read_object, write_object
 from weakmedsam.options import check_rounds, options_for, parse_options, wanted_settings
 from weakmedsam.preemption import REQUEUE, Relay
+from weakmedsam.results import find_broken, mark_results, name_result
 from weakmedsam.settings import changes
 from weakmedsam.stages import (
     TARGETS,
@@ -41,6 +44,11 @@ from weakmedsam.stages import (
 )
 
 console = Console(highlight=False)
+
+HELD: dict[str, tuple[str, type]] = {"settings.json": ("configs", dict), "clock.json": ("seconds", float)}
+"""Note of a stage -> what it has to hold."""
+PROVENANCE = ("versions", "git", "command", "data")
+"""What ``stage.json`` takes over from ``provenance.json``."""
 
 
 def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None:
@@ -53,7 +61,7 @@ def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None
         relay: runs its commands.
 
     Raises:
-        ConfigError: see ``wanted_settings``.
+        ConfigError: see ``wanted_settings``; or its command has left no result.
         SystemExit: the stage's command failed; its own message has been printed.
     """
     folder = request.folder / stage.name
@@ -61,27 +69,47 @@ def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None
     if stage.needs_test_masks and _test_masks(request) == 0:
         console.print(f"{head}: no test case has an expert mask, so there is nothing to score")
         return
+    if folder.exists() and not folder.is_dir():
+        _set_aside(folder, "it is a file, not a folder")
     wanted = wanted_settings(stage, request) | {"after": _stamps(stage, request)}
     in_place = stage.name == "prepare"  # its result lies in the store, under a name of its own
     kept = None if in_place else _make_room(folder, wanted)
     done = _read(folder / "stage.json")
-    if done is not None and done["settings"] == wanted:
-        lost = [name for name in done.get("results", ()) if not (folder / name).exists()]
-        if done.get("inputs") != _inputs(stage, request, wanted):
+    if done is not None and done.get("settings") == wanted:
+        broken = find_broken(folder, done.get("results")) or (_broken_store(folder) if in_place else {})
+        if in_place and broken:  # what lies in the store is looked at by the command
+            _clear_away(folder, broken, head)
+        elif done.get("inputs") != _inputs(stage, request, wanted):
             kept = None if in_place else _set_aside(folder, "files it was made from have changed")
-        elif not lost:
-            console.print(f"{head}: up to date")
-            return
+        elif broken:
+            _clear_away(folder, broken, head)
         else:
-            console.print(
-                f"{head}: {lost[0]}{' and others' if lost[1:] else ''} of its result are gone; made again"
-            )
-            (folder / "stage.json").unlink()
+            console.print(f"{head}: up to date")
+            if _read(folder / "settings.json") is None:
+                write_object(folder / "settings.json", wanted)
+            return
     begun = _read(folder / "settings.json")
     console.print(f"{head}: {stage.title}{' (continued)' if begun else ''}")
-    _write(folder / "settings.json", wanted)
-    spent = (_read(folder / "clock.json") or 0.0) if begun else 0.0
+    write_object(folder / "settings.json", wanted)
+    spent = (_read(folder / "clock.json") or {}).get("seconds", 0.0) if begun else 0.0
     _carry_out(stage, request, wanted, spent, kept, relay)
+
+
+def _clear_away(folder: Path, broken: Mapping[str, str], head: str) -> None:
+    """Say what of a result is lost or damaged, and make room for it; the stage is then one that was interrupted.
+
+    Args:
+        folder: of the stage; what lies elsewhere stays.
+        broken: file -> what is wrong.
+        head: of a line on the terminal.
+    """
+    name, what = next(iter(broken.items()))
+    more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+    console.print(f"{head}: {escape(f'{name} of its result {what}{more}')}: made again", soft_wrap=True)
+    for name in broken:
+        if not Path(name).is_absolute():
+            put_away(folder / name)
+    (folder / "stage.json").unlink()
 
 
 def _carry_out(
@@ -108,26 +136,29 @@ def _carry_out(
     launcher = request.launcher if "trainer" in stage.takes else ()
     for arguments in commands:
         code = relay.run([*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments])
-        _write(folder / "clock.json", spent + time.monotonic() - started)
+        write_object(folder / "clock.json", {"seconds": spent + time.monotonic() - started})
         if code:
             # After a signal launchers give a status of their own.
             _stop(stage, folder, kept, REQUEUE if relay.asked else code)
         if relay.asked and arguments != commands[-1]:
             raise SystemExit(REQUEUE)
-    _write(
+    inputs, results = _inputs(stage, request, wanted), mark_results(stage, folder)
+    write_object(
         folder / "stage.json",
         {
             "stage": stage.name,
-            "made": time.time_ns(),
+            "made": name_result(stage, wanted, inputs, results),
             "settings": wanted,
-            "inputs": _inputs(stage, request, wanted),
-            "results": sorted(
-                str(p.relative_to(folder)) for name in stage.results for p in folder.glob(name)
-            ),
+            "inputs": inputs,
+            "results": results,
             "command": " && ".join(f"python -m weakmedsam {shlex.join(words)}" for words in commands),
             "seconds": round(spent + time.monotonic() - started, 1),
             "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            **(_read(folder / "provenance.json") or {}),
+            **{
+                key: value
+                for key, value in (_read(folder / "provenance.json") or {}).items()
+                if key in PROVENANCE
+            },
         },
     )
     if relay.asked:
@@ -154,10 +185,18 @@ def _test_masks(request: Request) -> int | None:
     return summary.get("splits", {}).get("test", {}).get("masked")
 
 
-def _stamps(stage: Stage, request: Request) -> dict[str, int | None]:
-    """When the stages it reads were made: made again, they put this one out of date."""
+def _stamps(stage: Stage, request: Request) -> dict[str, Any]:
+    """Which results it reads: others put this one out of date."""
     stamps = {name: _read(request.folder / name / "stage.json") for name in stage.after}
-    return {name: stamp["made"] if stamp else None for name, stamp in stamps.items()}
+    return {name: stamp.get("made") if stamp else None for name, stamp in stamps.items()}
+
+
+def _broken_store(folder: Path) -> dict[str, str]:
+    """What of the slice store is lost or damaged, and in which way."""
+    from data_modules.wholeness import find_broken_files
+
+    summary = _read(folder / "data.json") or {}
+    return find_broken_files(Path(summary["store"]).absolute()) if "store" in summary else {}
 
 
 def _inputs(stage: Stage, request: Request, wanted: dict[str, Any]) -> str:
@@ -171,7 +210,7 @@ def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
     Returns:
         Where a result was moved to; None where nothing had to be.
     """
-    begun = _read(folder / "settings.json")
+    begun = _read(folder / "settings.json") or (_read(folder / "stage.json") or {}).get("settings")
     if begun is None or begun == wanted:
         return None
     what = "; ".join(changes(begun, wanted)[:5]) or "the stages before it were made anew"
@@ -194,15 +233,19 @@ def _set_aside(folder: Path, what: str) -> Path:
     return kept
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a stage says of itself, None where it says nothing; a damaged file is named and removed."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = read_object(path)
+        key, kind = HELD.get(path.name, ("", object))
+        if found and not isinstance(found.get(key), kind):
+            raise DataError(f"{path}: does not hold the {key} of a stage")
+    except DataError as error:
+        said = str(error).removesuffix(f". {MEND}")
+        console.print(f"  {said}: it is put away, and its stage looked at anew", markup=False, soft_wrap=True)
+        put_away(path)
         return None
-
-
-def _write(path: Path, content: object) -> None:
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    return found or None
 
 
 def run(target: str, request: Request) -> None:

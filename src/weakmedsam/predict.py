@@ -92,7 +92,12 @@ def check_place(scans: Path, out: Path) -> None:
         )
     earlier = out / CONFIG
     if earlier.is_file():
-        held = Path(read_settings(earlier)["data"]["init_args"]["scans"])
+        try:
+            held = Path(str(read_settings(earlier, "data.init_args")["data"]["init_args"].get("scans")))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{earlier} is damaged: remove it if OUT={out} holds segmentations of these scans, or name another"
+            ) from error
         before = held.parent if is_nifti(held.name) and not held.is_dir() else held
         if before.exists() and before.resolve() != folder.resolve():
             raise ConfigError(f"OUT={out} holds segmentations of the scans in {before}: name another folder")

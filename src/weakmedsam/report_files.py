@@ -1,18 +1,16 @@
-"""A run's JSON, CSV and YAML files, read; what is damaged is an error that names file, line and mend."""
+"""A run's tables, read; what is damaged is an error that names file, line and mend."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from weakmedsam import notes
 from weakmedsam.contracts import DataError
+from weakmedsam.notes import read_text
 
 NAN = math.nan
 Row = dict[str, str | float]
@@ -41,57 +39,32 @@ class History:
         return found
 
 
-def read_text(path: Path) -> str:
-    """A file as text; empty where there is none.
-
-    Raises:
-        DataError: it cannot be read as text.
-    """
-    if not path.exists():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file.
-
-    Raises:
-        DataError: it is no JSON, or another kind of value.
-    """
-    text = read_text(path)
-    if not text:
-        return {}
-    try:
-        facts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: is not valid JSON ({error}); run its stage again") from error
-    if not isinstance(facts, dict):
-        raise DataError(f"{path}: should hold one JSON object, holds a {type(facts).__name__}")
-    return facts
+MEND = "Remove it: `make train` makes results anew, and the report leaves out what stays away"
 
 
 def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row."""
-    lines = csv.reader(read_text(path).splitlines(), strict=True)
+    try:
+        text = read_text(path)
+    except DataError as error:
+        raise DataError(f"{str(error).removesuffix(f'. {notes.MEND}')}. {MEND}") from error
+    lines = csv.reader(text.splitlines(), strict=True)
     try:
         header = next(lines, [])
         missing = [name for name in required if name not in header]
         if missing:
             raise DataError(
-                f"{path}: has no column {', '.join(missing)}; it has {', '.join(header) or 'no header'}"
+                f"{path}: has no column {', '.join(missing)}; it has {', '.join(header) or 'no header'}. {MEND}"
             )
         for cells in lines:
             if cells and len(cells) != len(header):
                 raise DataError(
-                    f"{path}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns"
+                    f"{path}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns. {MEND}"
                 )
             if cells:
                 yield lines.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: is not valid CSV ({error})") from error
+        raise DataError(f"{path}, line {lines.line_num}: is not valid CSV ({error}). {MEND}") from error
 
 
 def read_history(path: Path) -> History:
@@ -106,7 +79,7 @@ def read_history(path: Path) -> History:
     for line, cells in _read_csv(path, ("epoch",)):
         row = {name: _number(cell, path, line, name) for name, cell in cells.items()}
         if not math.isfinite(row["epoch"]):
-            raise DataError(f"{path}, line {line}: no epoch number")
+            raise DataError(f"{path}, line {line}: no epoch number. {MEND}")
         rows[row["epoch"]] = row  # an epoch that was repeated after a stop counts once, the last time
     epochs = sorted(rows)
     names = [name for name in rows[epochs[0]] if name != "epoch"] if epochs else []
@@ -140,7 +113,7 @@ def read_rows(path: Path, numbers: Sequence[str]) -> list[Row]:
 
 def _number(cell: str, path: Path, line: int, name: str) -> float:
     if not _is_number(cell):
-        raise DataError(f"{path}, line {line}, column {name}: {cell!r} is not a number")
+        raise DataError(f"{path}, line {line}, column {name}: {cell[:40]!r} is not a number. {MEND}")
     text = cell.strip().lower()
     return (
         {"": NAN, "true": 1.0, "false": 0.0}.get(text, NAN) if text in ("", "true", "false") else float(text)
@@ -153,20 +126,3 @@ def _is_number(cell: str) -> bool:
         return text in ("", "true", "false") or isinstance(float(text), float)
     except ValueError:
         return False
-
-
-def parse_yaml(path: Path, text: str) -> dict[str, Any]:
-    """A YAML mapping; empty where it is of another kind.
-
-    Args:
-        path: for the message.
-        text: what it holds.
-
-    Raises:
-        DataError: it is no YAML.
-    """
-    try:
-        config = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: is not valid YAML ({error})") from error
-    return config if isinstance(config, dict) else {}

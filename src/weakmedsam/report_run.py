@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from weakmedsam.contracts import DataError
+from weakmedsam.notes import parse_mapping, read_object, read_text
 from weakmedsam.report_files import (
     NAN,
     History,
     Row,
-    parse_yaml,
     read_history,
-    read_json,
     read_rows,
-    read_text,
 )
 from weakmedsam.rounds import in_round, split_round
 
@@ -174,7 +172,7 @@ def read_run(folder: Path) -> Run:
     trained = ("classify", *(in_round("segment", n) for n in numbers))
     mined = tuple(in_round(kind, n) for kind in ("pseudo_labels", "refined") for n in numbers)
     texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *mined)}
-    configs = {name: parse_yaml(folder / name / "config.yaml", text) for name, text in texts.items()}
+    configs = {name: parse_mapping(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(configs[name]) for name in trained}
     stages = {name: _read_stage(folder, name) for name in (*names, *BESIDE)}
     stages = {name: found for name, found in stages.items() if name in names or found.state != "not run"}
@@ -194,10 +192,12 @@ def read_run(folder: Path) -> Run:
 
 def _fits(folder: Path, name: str) -> bool:
     """Whether a stage of a later round was made of what is there now."""
-    after = read_json(folder / name / "settings.json").get("after")
+    after = read_object(folder / name / "settings.json").get("after")
     if not isinstance(after, dict):
         return False
-    return all(read_json(folder / stage / "stage.json").get("made") == made for stage, made in after.items())
+    return all(
+        read_object(folder / stage / "stage.json").get("made") == made for stage, made in after.items()
+    )
 
 
 def _count_rounds(folder: Path) -> int:
@@ -224,7 +224,7 @@ def _read_round(folder: Path, number: int) -> Round:
         cases=read_rows(test / "cases.csv", ("dice",)),
         refined=read_rows(refined / "cases.csv", ("dice",)),
         map_cases=next((rows for rows in tables if rows), []),
-        summary=read_json(test / "summary.json"),
+        summary=read_object(test / "summary.json"),
     )
 
 
@@ -250,7 +250,7 @@ def _read_stage(run: Path, name: str) -> Stage:
         return Stage(name, "out of date")
     if not path.exists():
         return Stage(name, "unfinished" if begun else "not run")
-    facts = read_json(path)
+    facts = read_object(path)
     settings, versions = (facts.get(key) or {} for key in ("settings", "versions"))
     if not isinstance(settings, dict) or not isinstance(versions, dict):
         raise DataError(f"{path}: `settings` and `versions` must be objects")

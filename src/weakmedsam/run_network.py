@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import ConfigError, DataError
+from weakmedsam.notes import parse_mapping, read_object, read_text
 from weakmedsam.options import PLACES, parse_options
 from weakmedsam.rounds import in_round
 from weakmedsam.settings import FREE, deciding
 from weakmedsam.stages import REFINED
+
+CONFIGURED = ("model.init_args", "data.init_args", "trainer")
+"""What is read of a stage's configuration."""
 
 
 class Network(NamedTuple):
@@ -22,13 +24,13 @@ class Network(NamedTuple):
     Attributes:
         config: of the stage whose model it is, nested.
         checkpoint: with its weights.
-        made: the moments at which its parts were trained; another training has others.
+        made: what its parts are known by; those of another training have others.
         said: which it is, for the terminal.
     """
 
     config: dict[str, Any]
     checkpoint: Path
-    made: list[int]
+    made: list[Any]
     said: str
 
 
@@ -78,9 +80,11 @@ def find_network(run: Path, plain: bool) -> Network:
     checkpoint = segment / "checkpoints/best.ckpt"
     made = [_stamp(run, segment.name)["made"]]
     if plain:
-        return Network(read_settings(segment / "config.yaml"), checkpoint, made, f"{segment}, not refined")
+        return Network(
+            read_settings(segment / "config.yaml", *CONFIGURED), checkpoint, made, f"{segment}, not refined"
+        )
     settings = refined if is_current(run, refined.name) else run / "classify"
-    config = read_settings(settings / "config.yaml")
+    config = read_settings(settings / "config.yaml", *CONFIGURED)
     said = str(settings)
     pam = config["model"]["init_args"].get("pam")
     if pam is None:
@@ -104,23 +108,40 @@ def find_network(run: Path, plain: bool) -> Network:
 
 
 def _stamp(run: Path, stage: str) -> Any:
-    """What a finished stage says of itself; None of another."""
+    """What a finished stage says of itself; None of another, and where that is damaged."""
     try:
-        return json.loads((run / stage / "stage.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = read_object(run / stage / "stage.json")
+    except DataError:
         return None
+    settings = found.get("settings")
+    after = settings.get("after") if isinstance(settings, dict) else None
+    return found if "made" in found and isinstance(after, dict) else None
 
 
-def read_settings(path: Path) -> Any:
+def read_settings(path: Path, *needed: str) -> dict[str, Any]:
     """A YAML or JSON file of a run.
 
+    Args:
+        path: the file.
+        needed: keys that it has to have, ``a.b`` of nested ones; there, mappings.
+
     Raises:
-        ConfigError: it is gone.
+        ConfigError: it is gone, or damaged.
     """
+    mend = "`make train` of the run makes it anew"
+    if not path.exists():
+        raise ConfigError(f"{path} is gone: {mend}")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is gone: make the run again (make train says what is missing)") from error
+        found = parse_mapping(path, read_text(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    for key in needed:
+        held: Any = found
+        for part in key.split("."):
+            held = held.get(part) if isinstance(held, dict) else None
+        if not isinstance(held, dict | list):
+            raise ConfigError(f"{path} is damaged, it has no {key}: {mend}")
+    return found
 
 
 def class_names(run: Path, network: Network) -> list[str]:
@@ -130,7 +151,7 @@ def class_names(run: Path, network: Network) -> list[str]:
         ConfigError: neither does.
     """
     own = network.config["data"]["init_args"].get("classes")
-    return list(read_settings(run / "prepare/data.json")["classes"] if own is None else own)
+    return list(read_settings(run / "prepare/data.json", "classes")["classes"] if own is None else own)
 
 
 def name_maker(network: Network, options: list[str]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from weakmedsam.affinity import onto_map
 from weakmedsam.backbones.checkpoints import read_checkpoint
 from weakmedsam.contracts import CheckpointError
+from weakmedsam.marks import check_checkpoint
 from weakmedsam.segment import SIGNATURE, Segmenter
 from weakmedsam.settings import RUN_KEY, KnownData, data_digest, say_digest
 
@@ -53,6 +54,7 @@ def load_segmenter(
         raise CheckpointError(
             f"model.pam.start: {path} does not exist; give the best.ckpt of a segmentation stage"
         )
+    check_checkpoint(path, "model.pam.start:")
     held = read_checkpoint(path)
     said = held.get(SIGNATURE) if isinstance(held, dict) else None
     if not isinstance(said, dict) or "made_by" not in said:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weakmedsam.contracts import ConfigError
+from weakmedsam.resuming import resume_options
 from weakmedsam.rounds import in_round
 
 EXPERIMENTS = Path("experiments")
@@ -61,7 +62,8 @@ class Stage(NamedTuple):
         configs: YAML files, merged left to right.
         takes: option groups (``--<group>.…``) that concern it.
         command: the argument lists to run, given the request and the common arguments.
-        results: patterns of the files in its folder without which its result is lost.
+        results: patterns of the files in its folder that are its result: a stage that leaves none of a pattern has
+            failed, one whose files are lost or damaged is made anew.
         needs_test_masks: there is nothing for it to do where no test case has an expert mask.
         trains: it trains, so that the number of processes decides its result.
     """
@@ -75,6 +77,11 @@ class Stage(NamedTuple):
     results: tuple[str, ...]
     needs_test_masks: bool = False
     trains: bool = False
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Patterns of all that has to stay as it was written: the results, and what they were made by."""
+        return (*self.results, *(("config.yaml",) if "trainer" in self.takes else ()))
 
 
 def _classify_configs(request: Request) -> list[Path]:
@@ -93,11 +100,6 @@ def _data_config(request: Request) -> list[Path]:
     return [EXPERIMENTS / f"data/{request.dataset}.yaml"]
 
 
-def _resume(folder: Path) -> list[str]:
-    last = folder / "checkpoints" / "last.ckpt"
-    return ["--ckpt_path", str(last)] if last.is_file() else []
-
-
 def _root(folder: Path) -> list[str]:
     return ["--trainer.default_root_dir", str(folder)]
 
@@ -108,7 +110,7 @@ def _prepare(request: Request, common: list[str]) -> list[list[str]]:
 
 def _classify(request: Request, common: list[str]) -> list[list[str]]:
     folder = request.folder / "classify"
-    return [["fit", *common, *_root(folder), *_resume(folder)]]
+    return [["fit", *common, *_root(folder), *resume_options(folder)]]
 
 
 def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
@@ -118,7 +120,7 @@ def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
 
 def _segment(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
     folder = request.folder / in_round("segment", number)
-    return [["fit", *common, *pseudo_labelled(request, number), *_root(folder), *_resume(folder)]]
+    return [["fit", *common, *pseudo_labelled(request, number), *_root(folder), *resume_options(folder)]]
 
 
 def pseudo_labelled(request: Request, number: int = 1) -> list[str]:
@@ -132,7 +134,7 @@ def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
     common = [*common, "--data.supervision", "expert"]
     best = folder / "checkpoints/best.ckpt"
     return [
-        ["fit", *common, *_root(folder), *_resume(folder)],
+        ["fit", *common, *_root(folder), *resume_options(folder)],
         ["test", *common, *_root(folder / "test"), "--ckpt_path", str(best)],
     ]
 
@@ -191,7 +193,7 @@ def _features_configs(request: Request) -> list[Path]:
 
 _ALL = ("data", "trainer", "seed_everything", "throughput", "preemption")
 _MODEL = (*_ALL, "model")
-_NETWORK = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+_NETWORK = ("checkpoints/best.ckpt",)
 # fmt: off
 STAGES = (
     Stage("prepare", "turn volumes into a slice store", (), _data_config, ("data",), _prepare,

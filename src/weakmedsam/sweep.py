@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.files import write_whole
 from weakmedsam.locks import alone
 from weakmedsam.messages import ending_in_a_message
+from weakmedsam.notes import parse_mapping, read_text
 from weakmedsam.options import options_for, parse_options
 from weakmedsam.pipeline import run
 from weakmedsam.settings import differences
@@ -253,7 +254,12 @@ def claim(sweep: Sweep) -> None:
     """
     path = sweep.folder / DEFINITION
     if path.is_file():
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            held = parse_mapping(path, read_text(path))
+        except DataError as error:
+            raise ConfigError(
+                f"{path} is damaged: remove it if the sweep is still defined as it was, and the same command goes on"
+            ) from error
         found = list(differences(held, json.loads(json.dumps(sweep.definition))))
         if found:
             raise ConfigError(

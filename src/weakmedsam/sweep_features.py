@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.contracts import DataError
 from weakmedsam.files import replacing, write_whole
 from weakmedsam.metrics import VolumeDice
+from weakmedsam.notes import read_object
 from weakmedsam.pseudo_labels import threshold_scores
 from weakmedsam.refine import Refinement, Slices, refine
 
@@ -130,6 +132,9 @@ class StoredPrompts(Backbone):
         """Nothing can be trained."""
 
 
+MEND = "`make sweep SWEEP=pam` notices that and writes it anew"
+
+
 def write_head(folder: Path, head: Head) -> None:
     """Write ``features.json``, whole or not at all."""
     write_whole(folder / HEAD, json.dumps(asdict(head), indent=1) + "\n")
@@ -154,14 +159,21 @@ def read_head(folder: Path) -> Head:
     path = folder / HEAD
     if not path.is_file():
         raise DataError(f"{path}: there are no stored features; `make sweep SWEEP=pam` writes them first")
-    return Head(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Head(**read_object(path))
+    except (DataError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): {MEND}") from error
 
 
 def read_parts(folder: Path) -> Iterator[Part]:
     """The parts of a store, one at a time, in order of their slices."""
     for path in sorted(folder.glob("*.safetensors")):
-        tensors = load_file(path)
-        yield Part(prompts=_by_side(tensors, PROMPTS), lost=_by_side(tensors, LOST), **tensors)
+        try:
+            tensors = load_file(path)
+            part = Part(prompts=_by_side(tensors, PROMPTS), lost=_by_side(tensors, LOST), **tensors)
+        except (OSError, SafetensorError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error}): {MEND}") from error
+        yield part
 
 
 def _by_side(tensors: dict[str, Tensor], prefix: str) -> dict[int, Tensor]:

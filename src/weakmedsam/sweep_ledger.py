@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import warnings
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from weakmedsam.contracts import ConfigError
-from weakmedsam.files import read_table, write_whole
+from weakmedsam.contracts import ConfigError, DataError
+from weakmedsam.files import read_table
+from weakmedsam.notes import put_away, read_object, write_object
 from weakmedsam.sweep_picture import write_picture, write_trials
 
 if TYPE_CHECKING:
@@ -47,6 +47,36 @@ class Trial:
     state: str = "running"
     best: float | None = None
     seconds: float = 0.0
+
+
+def read_trial(folder: Path) -> Trial | None:
+    """A run of a sweep, from its folder.
+
+    Where its ``trial.json`` is damaged, nobody knows what was drawn for it: the folder is put aside, and a run is drawn
+    in its place.
+
+    Args:
+        folder: named by the run's number.
+    """
+    path = folder / "trial.json"
+    if not path.exists():
+        return None
+    try:
+        trial = Trial(**read_object(path))
+        if trial.number == int(folder.name) and isinstance(trial.values, dict):
+            return trial
+    except (DataError, TypeError):
+        pass
+    put_away(folder)
+    console.print(f"  {path} is damaged: its folder is put aside, and a run is drawn in its place")
+    return None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:  # of a damaged table
+        return None
 
 
 def library() -> Any:
@@ -98,8 +128,8 @@ class Ledger:
         self.sweep = sweep
         self.seed = seed
         self.sign = -1.0 if sweep.definition["metric"].get("goal") == "minimize" else 1.0
-        found = sorted((sweep.folder / "trials").glob("*/trial.json"))
-        self.trials = [Trial(**json.loads(path.read_text(encoding="utf-8"))) for path in found]
+        folders = sorted(path for path in (sweep.folder / "trials").glob("*") if path.name.isdecimal())
+        self.trials = [trial for folder in folders if (trial := read_trial(folder)) is not None]
 
     def folder(self, trial: Trial) -> Path:
         """Where a run lies."""
@@ -107,7 +137,8 @@ class Ledger:
 
     def next(self) -> Trial | None:
         """Draw a run and write it down; None when a grid is through."""
-        number = len(self.trials)
+        taken = {trial.number for trial in self.trials}
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
         values = draw(self.sweep.definition, [self.as_run(t) for t in self.trials], self.seed + number)
         if values is None:
             return None
@@ -122,7 +153,7 @@ class Ledger:
         if rows and trial.state == "finished" and self.sweep.metric not in rows[-1]:
             names = ", ".join(name for name in rows[-1] if "/" in name)
             raise ConfigError(f"the runs of {self.sweep.name} log no {self.sweep.metric}; they log {names}")
-        return [float(row[self.sweep.metric]) for row in rows if row.get(self.sweep.metric)]
+        return [value for row in rows if (value := _number(row.get(self.sweep.metric))) is not None]
 
     def as_run(self, trial: Trial) -> Any:
         """A run as W&B's library takes it."""
@@ -176,4 +207,4 @@ class Ledger:
         return {int(run.name) for run in found if run.name is not None}
 
     def _save(self, trial: Trial) -> None:
-        write_whole(self.folder(trial) / "trial.json", json.dumps(asdict(trial), indent=1) + "\n")
+        write_object(self.folder(trial) / "trial.json", asdict(trial))

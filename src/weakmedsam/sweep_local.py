@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from weakmedsam.contracts import ConfigError
 from weakmedsam.files import write_whole
 from weakmedsam.preemption import REQUEUE, Relay
+from weakmedsam.resuming import resume_options
 from weakmedsam.sweep_ledger import Ledger, Trial, console, words_of
-from weakmedsam.sweep_run import last_checkpoint
 
 if TYPE_CHECKING:
     from weakmedsam.sweep import Sweep
@@ -146,7 +146,7 @@ def _judge(ledger: Ledger, trial: Trial) -> None:
 def _start(ledger: Ledger, trial: Trial, gpu: str | None, relay: Relay) -> subprocess.Popen[bytes]:
     folder = ledger.folder(trial)
     words = [*ledger.sweep.words, *words_of(trial.values), "--trainer.default_root_dir", str(folder)]
-    words += last_checkpoint(folder)
+    words += resume_options(folder)
     environment = {**os.environ, "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -15,18 +15,13 @@ from typing import Any
 import yaml
 
 from weakmedsam.files import write_whole
-
-
-def last_checkpoint(folder: Path) -> list[str]:
-    """Options with which a run goes on from its last whole epoch; none where there is none."""
-    last = folder / "checkpoints" / "last.ckpt"
-    return ["--ckpt_path", str(last)] if last.is_file() else []
+from weakmedsam.resuming import resume_options
 
 
 def stage_command(folder: Path, words: list[str]) -> list[str]:
     """The stage's command line, with the run's own folder."""
     root = ["--trainer.default_root_dir", str(folder)]
-    return [sys.executable, "-m", "weakmedsam", *words, *root, *last_checkpoint(folder)]
+    return [sys.executable, "-m", "weakmedsam", *words, *root, *resume_options(folder)]
 
 
 def pam_settings(words: list[str]) -> dict[str, Any]:

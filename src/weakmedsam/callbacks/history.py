@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from weakmedsam.files import read_table, write_table
+from weakmedsam.files import rows_before, write_table
 
 
 class History(Checkpoint):
@@ -31,7 +31,7 @@ class History(Checkpoint):
             return
         path = Path(trainer.default_root_dir) / "history.csv"
         epoch = trainer.current_epoch
-        rows = [row for row in read_table(path) if int(row["epoch"]) < epoch]
+        rows = rows_before(path, epoch)
         seconds = time.monotonic() - self._started
         figures = {name: f"{float(value):.6g}" for name, value in sorted(trainer.callback_metrics.items())}
         rows.append({"epoch": str(epoch), "seconds": f"{seconds:.1f}", **figures})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -24,12 +25,13 @@ from weakmedsam.callbacks.mine_volumes import (
 from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, send_overlays
 from weakmedsam.cam import mirror_axes
 from weakmedsam.classify import Activation, WeakMedSAM
-from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
+from weakmedsam.contracts import ConfigError, DataError, SliceBatch, VolumeBatch, check_least
 from weakmedsam.erasing import by_erasing
 from weakmedsam.evaluation import Evaluation
 from weakmedsam.metrics import VolumeDice
+from weakmedsam.notes import put_away
 from weakmedsam.pictures import Row, draw_grid
-from weakmedsam.pseudo_labels import read_settings, threshold_scores, write_pseudo_label
+from weakmedsam.pseudo_labels import Origin, read_origin, threshold_scores, write_pseudo_label
 from weakmedsam.refine import Refined, Refinement, Slices, refine
 from weakmedsam.segmentations import check_new_scans, save_segmentation
 from weakmedsam.self_training import SegmentedStart
@@ -58,6 +60,19 @@ class ValidationData(Protocol):
     has_val_masks: bool
     val_cases: list[str]
     augment: Mirroring | None
+
+
+class LabelledVolumes(Protocol):
+    """What ``PromptAffinityMining`` asks of the data module in prediction.
+
+    Attributes:
+        entries: by case name.
+    """
+
+    entries: Mapping[str, object]
+
+    def digest_volume(self, case: str) -> str:
+        """Short hash of a case's slices and labels."""
 
 
 class PromptAffinityMining(Callback):
@@ -178,7 +193,7 @@ class PromptAffinityMining(Callback):
         self._rows: FixedSlices[Row] = FixedSlices(pictures)
         self._cases: list[CaseDice] = []
         self._evaluation: Evaluation | None = None
-        self._stamp: dict[str, object] = {}
+        self._stamp: dict[str, Any] = {}
         self._start: str | None = None
 
     def refine(
@@ -350,8 +365,9 @@ class PromptAffinityMining(Callback):
         if self._start is not None:
             self._stamp["start"] = self._start
         folder = Path(trainer.default_root_dir)
-        done = (path for path in folder.glob("*.safetensors") if read_settings(path) == self._stamp)
-        module.finished_cases = {path.stem for path in done}
+        data = cast(LabelledVolumes, trainer.datamodule)  # type: ignore[attr-defined]
+        done = (path for path in folder.glob("*.safetensors") if path.stem in data.entries)
+        module.finished_cases = {path.stem for path in done if self._is_of(path, path.stem, data)}
 
     def on_predict_batch_end(
         self,
@@ -379,7 +395,18 @@ class PromptAffinityMining(Callback):
         result, row = label_volume(module, activation, batch, self.settings, look)
         if row is not None:
             draw_grid([row], folder / "pictures" / f"{case}.png")
-        write_pseudo_label(folder / f"{case}.safetensors", result, self._stamp)
+        data = cast(LabelledVolumes, trainer.datamodule)  # type: ignore[attr-defined]
+        path = folder / f"{case}.safetensors"
+        if path.is_dir():
+            put_away(path)
+        write_pseudo_label(path, result, Origin(case, self._stamp, data.digest_volume(case)))
+
+    def _is_of(self, path: Path, case: str, data: LabelledVolumes) -> bool:
+        """Whether a file is whole, and what this network would make of the case; another one is made anew."""
+        try:
+            return read_origin(path) == Origin(case, self._stamp, data.digest_volume(case))
+        except DataError:
+            return False
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``quality.csv`` from the files, those of earlier, interrupted runs included."""

@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
-from weakmedsam.files import read_table, write_table
+from weakmedsam.files import rows_before, write_table
 
 COLUMNS = ("epoch", "images_per_second", "loader_wait", "gpu_memory_gib")
 
@@ -209,7 +209,7 @@ def _advice(wait: float, workers: int) -> str:
 
 def _keep(path: Path, epoch: int, figures: tuple[float, ...]) -> None:
     """Add an epoch's row; rows of this and later epochs, of a run that was killed, go."""
-    rows: list[dict[str, str]] = [row for row in read_table(path) if int(row["epoch"]) < epoch]
+    rows = rows_before(path, epoch)
     texts = [f"{value:.4g}" if math.isfinite(value) else "" for value in figures]
     rows.append(dict(zip(COLUMNS, (str(epoch), *texts), strict=True)))
     write_table(path, COLUMNS, rows)

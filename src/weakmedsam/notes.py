@@ -1,0 +1,110 @@
+"""What a run's folder says of itself, read in one place: JSON objects, YAML mappings, and what is wrong with them.
+
+A leaf, without torch: the pipeline, the report and the sweeps read by it. A damaged file is one ``DataError`` that
+names the file and the mend; who can go on without the file catches it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weakmedsam.contracts import DataError
+from weakmedsam.files import write_whole
+
+SEAL = "seal"
+"""Key of the checksum that a note carries of the rest of itself."""
+
+MEND = "Remove it, and `make train` looks at its stage anew"
+
+
+def read_text(path: Path) -> str:
+    """A file as text; empty where there is none.
+
+    Raises:
+        DataError: it cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        what = "a folder lies in its place" if path.is_dir() else f"cannot be read as text ({error})"
+        raise DataError(f"{path}: {what}. {MEND}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, without its seal; empty where there is no file.
+
+    Raises:
+        DataError: it is no JSON, another kind of value, or not what was written (see ``write_object``).
+    """
+    text = read_text(path)
+    if not text and not path.exists():
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not valid JSON ({error}). {MEND}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: should hold one JSON object, holds a {type(found).__name__}. {MEND}")
+    if SEAL in found and found.pop(SEAL) != _seal(found):
+        raise DataError(f"{path}: is not what was written into it. {MEND}")
+    return found
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with its seal, whole or not at all; a folder in its place is moved aside."""
+    if path.is_dir():
+        put_away(path)
+    write_whole(path, json.dumps(seal(content), indent=2) + "\n")
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as it will be read, with a checksum by which ``read_object`` knows it."""
+    plain = json.loads(json.dumps(content))
+    return {**plain, SEAL: _seal(plain)}
+
+
+def _seal(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def parse_mapping(path: Path, text: str) -> dict[str, Any]:
+    """A YAML mapping; empty where it is of another kind.
+
+    Args:
+        path: for the message.
+        text: what it holds.
+
+    Raises:
+        DataError: it is no YAML.
+    """
+    try:
+        found = yaml.safe_load(text) if text else None
+    # Constructors of dates and numbers raise what they like.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        place = getattr(error, "problem_mark", None)
+        where = "" if place is None else f", line {place.line + 1}, column {place.column + 1}"
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise DataError(f"{path}{where}: is not valid YAML ({what}). {MEND}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def put_away(path: Path) -> None:
+    """Make room for a file: what lies there is removed, a folder is kept under another name."""
+    if not path.is_dir() or path.is_symlink():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+        return
+    number = 1
+    while (kept := path.with_name(f"{path.name}.old{number}")).exists():
+        number += 1
+    shutil.move(path, kept)
