@@ -15,6 +15,10 @@ from typing import Any
 from data_modules.cases import Intensity
 from data_modules.volumes import Geometry
 from weakmedsam.contracts import Frame
+from weakmedsam.files import SEGMENTATIONS, STORE, explaining_full_disk
+
+UNSEEN = ".slices"
+"""Beside the segmentations of new scans: the store in which their slices lie until all are segmented."""
 
 STORE_FORMAT = 1
 """Raise it when the files' content or meaning changes: old stores are then left alone."""
@@ -170,5 +174,14 @@ def write_text(path: Path, text: str) -> None:
     if path.exists() and path.read_text() == text:
         return
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    part.write_text(text)
-    part.replace(path)
+    try:
+        with explaining_full_disk(path, part, movable_of(path.parent)):
+            part.write_text(text)
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def movable_of(store: Path) -> str:
+    """What can be put elsewhere where a store's disk is full: that of new scans lies beside their segmentations."""
+    return SEGMENTATIONS if UNSEEN in store.parts else STORE

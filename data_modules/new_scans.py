@@ -19,7 +19,7 @@ from data_modules.cases import NIFTI_ENDINGS, Case, nifti_files, nifti_stem
 from data_modules.store import stamp
 from data_modules.volumes import UNREADABLE, Geometry, read_volume, to_scan
 from weakmedsam.contracts import DataError
-from weakmedsam.files import write_whole
+from weakmedsam.files import SEGMENTATIONS, write_whole
 
 Sources: TypeAlias = tuple[tuple[str, int, int], ...]
 
@@ -132,7 +132,7 @@ def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, m
     """
     image = to_scan(ids, geometry)
     image.header["descrip"] = mark
-    write_whole(path, gzip.compress(image.to_bytes(), mtime=0))
+    write_whole(path, gzip.compress(image.to_bytes(), mtime=0), SEGMENTATIONS)
 
 
 def measure(path: Path, class_names: Sequence[str], plane: str) -> list[Measure]:

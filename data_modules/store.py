@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from data_modules.cases import Case, Intensity, class_ids
 from data_modules.frames import labels_to_frame, make_frame, values_to_frame
-from data_modules.index import Entry, StoreSpec
+from data_modules.index import Entry, StoreSpec, movable_of
 from data_modules.volumes import check_same_geometry, read_classes, read_volume
 from weakmedsam.contracts import DataError, Frame
 from weakmedsam.files import explaining_full_disk
@@ -169,7 +169,7 @@ def write_case(arrays: CaseArrays, store: Path) -> None:
     name = arrays.entry.name
     part, final = store / f".part-{os.getpid()}-{name}", store / name
     try:
-        with explaining_full_disk(final, part):
+        with explaining_full_disk(final, part, movable_of(store)):
             part.mkdir(parents=True)
             np.save(part / "image.npy", arrays.image)
             if arrays.mask is not None and arrays.mask_native is not None:

@@ -70,7 +70,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),
     "src/weakmedsam/*": ({"weakmedsam", SETS}, set()),
     **{f"data_modules/{name}.py": ({CONTRACTS, FILES_WRITER, SETS}, HEAVY) for name in TORCH_FREE_DATA},
-    "data_modules/*": ({CONTRACTS, SETS}, set()),
+    "data_modules/*": ({CONTRACTS, FILES_WRITER, SETS}, set()),
 }
 
 

@@ -24,13 +24,13 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import LESS_MEMORY, ConfigError
 from weakmedsam.files import write_whole
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
 from weakmedsam.messages import ending_in_a_message
 from weakmedsam.options import check_rounds, options_for, parse_options, wanted_settings
-from weakmedsam.preemption import REQUEUE, Relay
+from weakmedsam.preemption import KILLED, REQUEUE, Relay
 from weakmedsam.settings import changes
 from weakmedsam.stages import (
     TARGETS,
@@ -109,6 +109,8 @@ def _carry_out(
     for arguments in commands:
         code = relay.run([*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments])
         _write(folder / "clock.json", spent + time.monotonic() - started)
+        if code in KILLED:
+            console.print(f"[bold]{stage.name}[/bold]: its process was killed: {LESS_MEMORY}")
         if code:
             # After a signal launchers give a status of their own.
             _stop(stage, folder, kept, REQUEUE if relay.asked else code)
@@ -245,7 +247,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--launcher", default="", help="starts a stage's processes, e.g. 'srun python'")
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-    with ending_in_a_message("where it was"):
+    with ending_in_a_message("where it was", vars(args)):
         options = parse_options(words[split + 1 :])
         request = Request(
             args.dataset,

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from weakmedsam.contracts import DataError
+from weakmedsam import yaml_files
+from weakmedsam.contracts import ConfigError, DataError
 
 NAN = math.nan
 Row = dict[str, str | float]
@@ -166,7 +165,7 @@ def parse_yaml(path: Path, text: str) -> dict[str, Any]:
         DataError: it is no YAML.
     """
     try:
-        config = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: is not valid YAML ({error})") from error
+        config = yaml_files.parse_yaml(text, str(path)) if text else None
+    except ConfigError as error:
+        raise DataError(f"{error}; run its stage again") from error
     return config if isinstance(config, dict) else {}

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from weakmedsam.contracts import ConfigError
 from weakmedsam.options import PLACES, parse_options
 from weakmedsam.rounds import in_round
 from weakmedsam.settings import FREE, deciding
 from weakmedsam.stages import REFINED
+from weakmedsam.yaml_files import read_settings_file
 
 
 class Network(NamedTuple):
@@ -115,12 +114,11 @@ def read_settings(path: Path) -> Any:
     """A YAML or JSON file of a run.
 
     Raises:
-        ConfigError: it is gone.
+        ConfigError: it is gone or damaged.
     """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is gone: make the run again (make train says what is missing)") from error
+    if not path.is_file():
+        raise ConfigError(f"{path} is gone: make the run again (make train says what is missing)")
+    return read_settings_file(path)
 
 
 def class_names(run: Path, network: Network) -> list[str]:
