@@ -201,9 +201,12 @@ def _write_nifti(path: Path, slices: NDArray[np.generic], spacing: tuple[float, 
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
     part = path.with_name(f".part-{path.name}")  # keeps .nii.gz, by which nibabel chooses the format
-    with explaining_full_disk(path, part, SCANS):
-        nib.save(image, part)
-        part.replace(path)
+    try:
+        with explaining_full_disk(path, part, SCANS):
+            nib.save(image, part)
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ PAM: dict[str, tuple[str, ...]] = {
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/contracts.py": (set(), HEAVY),
     "src/weakmedsam/files.py": ({CONTRACTS}, HEAVY),
+    "src/weakmedsam/yaml_files.py": ({CONTRACTS}, HEAVY),
     "src/weakmedsam/pseudo_labels.py": (
         {CONTRACTS, FILES_WRITER, "weakmedsam.cam", "weakmedsam.affinity"},
         {"lightning"},
@@ -64,7 +65,16 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
     **{
         f"src/weakmedsam/{name}.py": ({"weakmedsam", SETS}, HEAVY)
-        for name in ("pipeline", "predict", "run_network", "stages", "rounds", "options")
+        for name in (
+            "pipeline",
+            "predict",
+            "run_network",
+            "stages",
+            "rounds",
+            "options",
+            "refusals",
+            "messages",
+        )
     },
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),

@@ -145,9 +145,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     """
     held = read_yaml(path)
     if held is None:
-        raise ConfigError(
-            f"{path} is empty; a file of settings has lines like 'data:' and below it 'key: value'"
-        )
+        raise ConfigError(f"{path} is empty; a file of settings has lines like 'key: value'")
     if not isinstance(held, dict):
         kind = "a list" if isinstance(held, list) else f"{str(held)[:40]!r}"
         raise ConfigError(f"{path}, line 1, column 1: holds {kind} where settings (key: value) belong")
