@@ -107,6 +107,7 @@ def test_on_a_gpu_or_several_ranks_it_is_asked_now_and_then_and_before_a_checkpo
         strategy=SimpleNamespace(reduce_boolean_decision=decide), state=SimpleNamespace(fn="fit"),
     )  # fmt: skip
     callback = EndDiverged()
+    callback.on_train_batch_start(trainer, Line(), None, 0)
     for step in range(EVERY - 1):
         loss = torch.tensor(float("inf") if step == 7 else float("nan") if step > 7 else 1.0)
         callback.on_train_batch_end(trainer, Line(), {"loss": loss}, None, step)

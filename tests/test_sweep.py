@@ -231,7 +231,7 @@ def test_a_sweep_that_is_not_there_lists_those_that_are(tmp_path):
         ConfigError, match=r"sweeps/lr\.yaml does not exist; there are: classify, pam, sce, segment"
     ):
         plan("lr", request_for(tmp_path))
-    with pytest.raises(ConfigError, match="own.yaml is empty"):
+    with pytest.raises(ConfigError, match=r"own\.yaml is empty"):
         read_definition(written(tmp_path, text="# nothing\n"))
 
 

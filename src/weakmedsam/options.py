@@ -87,8 +87,25 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
 
 def _set_by(path: Path) -> set[str]:
     """Options of PAM that a stage does not share with the first round's pseudo-labels: those its own file sets."""
+    return {f"model.pam.{key}" for key in pam_of(path)}
+
+
+def pam_of(path: Path) -> dict[str, Any]:
+    """What a file of ``experiments/`` sets of PAM.
+
+    Raises:
+        ConfigError: nothing, or it cannot be read.
+    """
+    return _under(path, "model", "init_args", "pam", "init_args")
+
+
+def _under(path: Path, *keys: str) -> dict[str, Any]:
     held = read_settings_file(path)
-    return {f"model.pam.{key}" for key in held["model"]["init_args"]["pam"]["init_args"]}
+    for number, key in enumerate(keys, start=1):
+        held = held.get(key)  # type: ignore[assignment]
+        if not isinstance(held, dict):
+            raise ConfigError(f"{path}: holds no settings under {'.'.join(keys[:number])}")
+    return held
 
 
 def check_rounds(options: list[tuple[str, list[str]]], rounds: int) -> None:
@@ -118,6 +135,6 @@ def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
     files = stage_configs(stage, request)
     merged = {str(path): read_settings_file(path) for path in files if path in stage.configs(request)}
     if request.trainer and "trainer" in stage.takes:
-        chosen = decisive(stage, read_settings_file(files[-1])["trainer"])
+        chosen = decisive(stage, _under(files[-1], "trainer"))
         merged |= {"trainer": chosen} if chosen else {}
     return {"configs": merged, "options": options_for(stage, request.options), "data_dir": request.data_dir}

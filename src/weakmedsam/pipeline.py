@@ -218,6 +218,8 @@ def run(target: str, request: Request) -> None:
         raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
     check_rounds(request.options, request.rounds)
     chosen = chosen_stages(target, request.rounds)
+    for stage in chosen:  # a file that cannot be read ends the run before the first stage, not before its own
+        wanted_settings(stage, request)
     with alone(request.folder) as lock, Relay([lock]).listening() as relay:
         for i, stage in enumerate(chosen, start=1):
             run_stage(stage, request, f"{i}/{len(chosen)}", relay)

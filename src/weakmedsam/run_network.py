@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weakmedsam.contracts import ConfigError
-from weakmedsam.options import PLACES, parse_options
+from weakmedsam.options import PLACES, pam_of, parse_options
 from weakmedsam.rounds import in_round
 from weakmedsam.settings import FREE, deciding
 from weakmedsam.stages import REFINED
@@ -91,7 +91,7 @@ def find_network(run: Path, plain: bool) -> Network:
             raise ConfigError(
                 f"{REFINED}: there is no such file here; run the command in the repository's folder"
             )
-        pam["init_args"] |= read_settings(REFINED)["model"]["init_args"]["pam"]["init_args"]
+        pam["init_args"] |= pam_of(REFINED)
         said = str(REFINED)
     pam["init_args"]["start"] = str(checkpoint)
     classified = _stamp(run, "classify")

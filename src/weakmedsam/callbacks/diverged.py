@@ -31,9 +31,16 @@ class EndDiverged(Callback):
     """
 
     def __init__(self) -> None:
-        self._first: Tensor | None = (
-            None  # (3,): step, loss and learning rate of the first one; step -1: none
-        )
+        # (3,): step, loss and learning rate of the first one that is no number; step -1: none.
+        self._first: Tensor | None = None
+        self._rate = math.nan
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the step's learning rate: at its end the schedule has gone on."""
+        if trainer.optimizers:
+            self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,14 +49,14 @@ class EndDiverged(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):  # the step was left out
             return
-        loss, rate = loss.detach().float(), _learning_rate(trainer)
+        loss = loss.detach().float()
         if loss.device.type == "cpu" and trainer.world_size == 1:
             if not math.isfinite(value := loss.item()):
-                raise _diverged(trainer, f"the loss is {value}", batch_idx, rate)
+                raise _diverged(trainer, f"the loss is {value}", batch_idx, self._rate)
             return
         if self._first is None:
             self._first = loss.new_full((3,), -1.0)
-        now = torch.stack([torch.full_like(loss, batch_idx), loss, torch.full_like(loss, rate)])
+        now = torch.stack([torch.full_like(loss, batch_idx), loss, torch.full_like(loss, self._rate)])
         self._first = torch.where(~loss.isfinite() & (self._first[0] < 0), now, self._first)
         if (batch_idx + 1) % EVERY == 0 or trainer.is_last_batch:
             self._ask(trainer)
@@ -68,9 +75,7 @@ class EndDiverged(Callback):
             and loss is not None
             and not loss.isfinite()
         ):
-            raise _diverged(
-                trainer, f"the loss in validation is {float(loss)}", None, _learning_rate(trainer)
-            )
+            raise _diverged(trainer, f"the loss in validation is {float(loss)}", None, self._rate)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -94,12 +99,7 @@ class EndDiverged(Callback):
         shares = [p.to_local() if isinstance(p, DTensor) else p for p in learnt]
         found = torch.stack([part.isfinite().all() for part in shares]) if shares else torch.ones(1)
         if trainer.strategy.reduce_boolean_decision(not bool(found.all()), all=False):
-            raise _diverged(trainer, "weights are NaN or infinite", None, _learning_rate(trainer))
-
-
-def _learning_rate(trainer: Trainer) -> float:
-    """Of the step just made or about to be made."""
-    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
+            raise _diverged(trainer, "weights are NaN or infinite", None, self._rate)
 
 
 def _diverged(trainer: Trainer, said: str, batch_idx: int | None, rate: float | None) -> DivergenceError:
