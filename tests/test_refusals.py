@@ -181,8 +181,11 @@ def test_a_worker_that_is_killed_is_known_by_what_torch_says():
 
 
 def test_a_full_disk_of_a_library_is_said():
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert isinstance(explain(raised(full), {}), DiskError)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/deep/file")
+    found = explain(raised(full), {"data.store_dir": "/there", "model.size": "vit_b"})
+    assert isinstance(found, DiskError)
+    assert str(found).startswith("data.store_dir is /there, but the disk is full")
+    assert isinstance(explain(raised(OSError(errno.ENOSPC, "full")), {}), DiskError)
 
 
 def test_commands_that_chain_others_name_their_option(tmp_path):

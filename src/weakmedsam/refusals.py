@@ -63,8 +63,9 @@ def explain(error: BaseException, settings: Mapping[str, Any]) -> WeakMedSAMErro
         if isinstance(link, WeakMedSAMError):
             return _without_worker(link)
     if says_full(error):  # of a file that is not ours: a logger's, a temporary one
+        place = _place(error, settings)
         return DiskError(
-            f"the disk is full ({_first_line(error)}); free space, and the same command continues"
+            f"{place}the disk is full ({_first_line(error)}); free space, and the same command continues"
         )
     for link in chain:
         if (found := KILLED.search(str(link))) is not None:
@@ -115,18 +116,27 @@ def _of_place(error: BaseException, settings: Mapping[str, Any]) -> ConfigError 
     """Of a file or folder that cannot be what a setting wants it to be."""
     if not isinstance(error, OSError) or error.errno not in PLACES or error.filename is None:
         return None
-    path = Path(os.fsdecode(error.filename)).resolve()
-    texts = {key: str(value) for key, value in settings.items() if isinstance(value, (str, os.PathLike))}
-    # A file's own name may be a temporary one beside the place that was asked for.
-    places = {key: Path(text).resolve() for key, text in texts.items() if text}
-    above = {
-        key: texts[key] for key, at in places.items() if path.is_relative_to(at) or path.parent == at.parent
-    }
-    key = max(above, key=lambda name: (len(above[name]), "logger" not in name), default=None)
-    named = f"{key} is {above[key]}, but " if key else ""
+    path = os.fsdecode(error.filename)
     return ConfigError(
-        f"{named}{path} cannot be used ({error.strerror}); name a place where files can be written"
+        f"{_place(error, settings)}{path} cannot be used ({error.strerror}); name a place where files can be written"
     )
+
+
+def _place(error: BaseException, settings: Mapping[str, Any]) -> str:
+    """The setting in whose folder a file is that the system names, as the beginning of a message; empty if none."""
+    if getattr(error, "filename", None) is None:
+        return ""
+    path = Path(os.fsdecode(error.filename)).resolve()  # type: ignore[attr-defined]
+    texts = {key: str(value) for key, value in settings.items() if isinstance(value, (str, os.PathLike))}
+    places = {key: Path(text).resolve() for key, text in texts.items() if text}
+    above = [key for key, at in places.items() if path.is_relative_to(at) or _is_written_to(path, at)]
+    key = max(above, key=lambda name: (len(places[name].parts), "logger" not in name), default=None)
+    return f"{key} is {texts[key]}, but " if key else ""
+
+
+def _is_written_to(part: Path, path: Path) -> bool:
+    """Whether a file is the temporary one of another: see ``files.replacing``."""
+    return part.parent == path.parent and part.name.startswith(f".{path.name}.")
 
 
 def _refused(error: BaseException, settings: Mapping[str, Any]) -> ConfigError | None:
