@@ -48,11 +48,18 @@ STAMP := .venv/.installed
 CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info .constraints.tmp
 SOURCES := src data_modules benchmarks tests
 
-pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset '$(DATASET)' --experiment '$(EXPERIMENT)' \
-	--backbone '$(BACKBONE)' --runs '$(RUNS)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
-	$(if $(TRAINER),--trainer '$(TRAINER)') $(if $(LOGGER),--logger '$(LOGGER)') \
-	$(if $(LAUNCHER),--launcher '$(LAUNCHER)') --rounds '$(ROUNDS)' \
-	$(if $(strip $(ARGS)),-- $(ARGS))
+# A text as one word of the shell, whatever is in it; a variable's value so, as it was given: make does not expand it.
+# ARGS alone is a list of words, as the shell reads them.
+quote = '$(subst ','\'',$(1))'
+given = $(call quote,$(value $(1)))
+option = $(if $(strip $(value $(2))),$(1) $(call given,$(2)))
+each = $(foreach name,$(value $(1)),$(call quote,$(name)))
+more = $(if $(strip $(ARGS)),-- $(ARGS))
+
+pipeline = $(BIN)/python -m weakmedsam.pipeline $(1) --dataset $(call given,DATASET) \
+	--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
+	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
+	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
 .PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
@@ -114,23 +121,23 @@ ceiling: $(STAMP)
 # RUNS is the folder of all runs; several names there, and no folder of that name, are runs to compare all the same.
 ## Write the run's report.html; with COMPARE="a/b c/d" (or RUNS="a/b c/d") one page about several runs
 report: $(STAMP)
-	@$(if $(strip $(COMPARE)),$(BIN)/python -m weakmedsam.compare $(COMPARE) --runs '$(RUNS)',\
-	$(if $(word 2,$(RUNS)),if test -d '$(RUNS)'; then $(call pipeline,report); else \
-	$(BIN)/python -m weakmedsam.compare $(RUNS) --runs runs; fi,$(call pipeline,report)))
+	@$(if $(strip $(value COMPARE)),$(BIN)/python -m weakmedsam.compare $(call each,COMPARE) --runs $(call given,RUNS),\
+	$(if $(word 2,$(value RUNS)),if test -d $(call given,RUNS); then $(call pipeline,report); else \
+	$(BIN)/python -m weakmedsam.compare $(call each,RUNS) --runs runs; fi,$(call pipeline,report)))
 
 ## Segment new SCANS with a trained run's network, in their own space (README)
 predict: $(STAMP)
-	@test -n '$(strip $(SCANS))' || { \
+	@test -n $(call quote,$(strip $(value SCANS))) || { \
 		echo "predict needs SCANS, a folder of NIfTI files: make predict SCANS=/new/scans" >&2; exit 1; }
-	@$(BIN)/python -m weakmedsam.predict --scans '$(SCANS)' $(if $(OUT),--out '$(OUT)') $(if $(PLAIN),--plain) \
-		--dataset '$(DATASET)' --experiment '$(EXPERIMENT)' --runs '$(RUNS)' $(if $(strip $(ARGS)),-- $(ARGS))
+	@$(BIN)/python -m weakmedsam.predict --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
+		--dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) --runs $(call given,RUNS) $(more)
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/scale.md)
 sweep: $(STAMP)
-	@$(BIN)/python -m weakmedsam.sweep '$(SWEEP)' --dataset '$(DATASET)' --experiment '$(EXPERIMENT)' \
-		--backbone '$(BACKBONE)' --runs '$(RUNS)' --count '$(COUNT)' $(if $(LOCAL),--local) \
-		$(if $(NAME),--name '$(NAME)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
-		$(if $(TRAINER),--trainer '$(TRAINER)') $(if $(strip $(ARGS)),-- $(ARGS))
+	@$(BIN)/python -m weakmedsam.sweep $(call given,SWEEP) --dataset $(call given,DATASET) \
+		--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
+		--count $(call given,COUNT) $(if $(LOCAL),--local) $(call option,--name,NAME) \
+		$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(more)
 
 # One thread a worker: two workers with all threads each are slower than one.
 ## Run the test suite (ARGS go to pytest)
@@ -162,7 +169,7 @@ docs: $(STAMP)
 
 ## Find or fetch the official weights of BACKBONE, verified; training does so by itself (docs/weights.md)
 weights: $(STAMP)
-	@$(BIN)/python -m weakmedsam.backbones.checkpoints '$(BACKBONE)' $(ARGS)
+	@$(BIN)/python -m weakmedsam.backbones.checkpoints $(call given,BACKBONE) $(ARGS)
 
 ## Measure what every backbone costs and write docs/costs.md (ARGS=--full for ViT-L and ViT-H)
 costs: $(STAMP)
@@ -187,9 +194,11 @@ clean:
 
 ## Remove the files of the run DATASET/EXPERIMENT
 clean-runs:
-	@test -n '$(strip $(RUNS))' -a -n '$(strip $(DATASET))' -a -n '$(strip $(EXPERIMENT))' || { \
-		echo "clean-runs needs RUNS, DATASET and EXPERIMENT" >&2; exit 1; }
-	rm -rf '$(RUNS)/$(DATASET)/$(EXPERIMENT)'
+	@for name in $(foreach name,RUNS DATASET EXPERIMENT,$(call quote,$(strip $(value $(name))))); do \
+		test -n "$$name" || { echo "clean-runs needs RUNS, DATASET and EXPERIMENT" >&2; exit 1; }; done
+	@for name in $(call given,DATASET) $(call given,EXPERIMENT); do case "/$$name/" in */./*|*/../*|*//*) \
+		echo "clean-runs removes one run: $$name is no name of one" >&2; exit 1;; esac; done
+	rm -rf -- $(call given,RUNS)/$(call given,DATASET)/$(call given,EXPERIMENT)
 
 ## Remove .venv too
 distclean: clean

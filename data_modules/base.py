@@ -39,11 +39,11 @@ from data_modules.index import Entry, Index, StoreSpec, read_index, write_rows
 from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
 from data_modules.prepare import OnBadCase, lock_store, prepare
 from data_modules.sources import Sources
-from data_modules.splits import read_split, split_cases
+from data_modules.splits import check_fractions, read_split, split_cases
 from data_modules.store import SliceReader
 from data_modules.transforms import Augmentation, augment_batch
 from data_modules.volumes import Plane, check_plane
-from weakmedsam.contracts import ConfigError, DataError
+from weakmedsam.contracts import ConfigError, DataError, check_range
 
 Supervision = Literal["image", "pseudo", "expert"]
 
@@ -56,7 +56,7 @@ class SliceDataModule(LightningDataModule):
     Args:
         data_dir: folder of the volumes, in the data set's own layout.
         store_dir: where prepared slices go, a folder per data set and settings.
-        image_size: side of the square working frame, pixels.
+        image_size: side of the square working frame, pixels, 8 to 4,096.
         plane: which slices are taken: axial, coronal or sagittal.
         classes: class name -> mask values, in order of their ids 1..C; None takes the data set's default.
         min_pixels: a class counts as present in a slice if its mask has at least so many pixels of it
@@ -68,7 +68,7 @@ class SliceDataModule(LightningDataModule):
         split_file: CSV (case, split) with split train, val or test; None takes the published split, if
             there is one and all its cases are there, else a seeded hash of the patient.
         split_fractions: of patients in train, val, test, for the hash.
-        seed: of the hash, of the order of training slices, and of augmentation.
+        seed: of the hash, of the order of training slices, and of augmentation, 0 to 4,294,967,295.
         on_bad_case: "raise" ends with one error that lists them; "skip" leaves them out and lists them in
             the log and in the store's ``skipped.csv``.
         supervision: what training batches hold beside the image-level label: "image" nothing; "pseudo"
@@ -77,9 +77,9 @@ class SliceDataModule(LightningDataModule):
         pseudo_labels_dir: folder of pseudo-label files.
         only_positive: train on slices in which some class is present, only.
         augment: ranges of random augmentation of training slices; None for none.
-        batch_size: slices per step and process.
-        num_workers: processes that read slices.
-        prepare_workers: processes that prepare volumes; None takes one per processor.
+        batch_size: slices per step and process, 1 to 65,536.
+        num_workers: processes that read slices, 0 to 1,024; 0 reads in the training process.
+        prepare_workers: processes that prepare volumes, 1 to 1,024; None takes one per processor.
 
     Attributes:
         class_names: names of the classes, id 1 first.
@@ -120,19 +120,19 @@ class SliceDataModule(LightningDataModule):
         super().__init__()
         check_plane(plane)
         if window is not None and percentiles is not None:
-            raise ConfigError("window and percentiles are both given; set one of them to null.")
+            raise ConfigError("data.window and data.percentiles are both given; set one of them to null.")
         if supervision == "pseudo" and pseudo_labels_dir is None:
             raise ConfigError(
-                "supervision: pseudo needs pseudo_labels_dir, the folder of pseudo-label files."
+                "data.supervision: pseudo needs data.pseudo_labels_dir, the folder of pseudo-label files."
             )
-        for name, value, least in (
-            ("min_pixels", min_pixels, 1),
-            ("image_size", image_size, 1),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"{name}: {value} is too small; at least {least} is needed.")
+        check_range("data.min_pixels", min_pixels, 1, 2**31)
+        check_range("data.image_size", image_size, 8, 4096)
+        check_range("data.batch_size", batch_size, 1, 65_536)
+        check_range("data.seed", seed, 0, 2**32 - 1)
+        check_range("data.num_workers", num_workers, 0, 1024)
+        if prepare_workers is not None:
+            check_range("data.prepare_workers", prepare_workers, 1, 1024)
+        check_fractions(split_fractions)
         self.data_dir = data_dir
         self.store_dir = store_dir
         self.image_size = image_size

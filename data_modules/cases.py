@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_modules.nifti_files import NiftiFile, Tree, describe_folder, name_some
-from weakmedsam.contracts import BACKGROUND, ConfigError, DataError
+from weakmedsam.contracts import BACKGROUND, ConfigError, DataError, check_range
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +57,13 @@ class Intensity:
     percentiles: tuple[float, float] = (0.5, 99.5)
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.window[1] <= 0:
-            raise ConfigError(f"window: {self.window} is not (level, width) with a width above 0.")
+        if self.window is not None:
+            check_range("data.window's level", self.window[0])
+            check_range("data.window's width", self.window[1], 0, above=True)
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ConfigError(f"percentiles: {self.percentiles} are not (lower, upper) between 0 and 100.")
+            raise ConfigError(
+                f"data.percentiles: {self.percentiles} are not (lower, upper) between 0 and 100."
+            )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,11 @@ from data_modules.cases import Intensity
 from data_modules.volumes import Geometry
 from data_modules.wholeness import ENTRY, INDEX, Files
 from weakmedsam.contracts import DataError, Frame
+from weakmedsam.files import SEGMENTATIONS, STORE, explaining_full_disk
 from weakmedsam.notes import read_object, seal
+
+UNSEEN = ".slices"
+"""Beside the segmentations of new scans: the store in which their slices lie until all are segmented."""
 
 STORE_FORMAT = 2
 """Raise it when the files' content or meaning changes: old stores are then left alone."""
@@ -195,10 +199,14 @@ def write_text(path: Path, text: str) -> None:
     if path.is_file() and path.read_bytes() == content:
         return
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    part.write_bytes(content)
-    if path.is_dir():
-        remove(path)
-    part.replace(path)
+    try:
+        with explaining_full_disk(path, part, movable_of(path.parent)):
+            part.write_bytes(content)
+            if path.is_dir():
+                remove(path)
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -207,3 +215,8 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def movable_of(store: Path) -> str:
+    """What can be put elsewhere where a store's disk is full: that of new scans lies beside their segmentations."""
+    return SEGMENTATIONS if UNSEEN in store.parts else STORE

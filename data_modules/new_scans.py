@@ -27,7 +27,7 @@ from data_modules.nifti_files import (
 from data_modules.store import stamp
 from data_modules.volumes import Geometry, read_volume
 from weakmedsam.contracts import DataError
-from weakmedsam.files import write_whole
+from weakmedsam.files import SEGMENTATIONS, write_whole
 
 Sources: TypeAlias = tuple[tuple[str, int, int], ...]
 
@@ -138,7 +138,7 @@ def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, m
     voxels = geometry.from_slices(ids)
     if voxels.shape != geometry.shape:
         raise DataError(f"A result of {voxels.shape} voxels is not of this scan, which has {geometry.shape}.")
-    write_whole(path, write_labels(voxels, bytes.fromhex(geometry.header), mark))
+    write_whole(path, write_labels(voxels, bytes.fromhex(geometry.header), mark), SEGMENTATIONS)
 
 
 def measure(path: Path, class_names: Sequence[str], plane: str) -> list[Measure]:

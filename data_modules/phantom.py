@@ -28,7 +28,8 @@ from data_modules.prepare import OnBadCase
 from data_modules.sources import Sources
 from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import check_range
+from weakmedsam.files import SCANS, explaining_full_disk
 
 try:
     import fcntl
@@ -86,8 +87,9 @@ def write_phantom(data_dir: str | Path, parameters: PhantomParameters, num_volum
         description = root / "phantom.json"
         if not description.exists():
             part = root / ".part-phantom.json"
-            part.write_text(_describe(parameters, num_volumes) + "\n", encoding="utf-8")
-            part.replace(description)
+            with explaining_full_disk(description, part, SCANS):
+                part.write_text(_describe(parameters, num_volumes) + "\n", encoding="utf-8")
+                part.replace(description)
     return root
 
 
@@ -144,8 +146,7 @@ class Phantom(SliceDataModule):
         num_workers: int = 2,
         prepare_workers: int | None = None,
     ) -> None:
-        if num_volumes < 3:
-            raise ConfigError(f"num_volumes: at least 3 are needed, one for each split; got {num_volumes}.")
+        check_range("data.num_volumes", num_volumes, 3, 1_000_000)  # one for each split
         super().__init__(
             data_dir=str(phantom_folder(data_dir, phantom, num_volumes)),
             store_dir=store_dir,
@@ -206,8 +207,12 @@ def _write_nifti(path: Path, slices: NDArray[np.generic], spacing: tuple[float, 
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
     part = path.with_name(f".part-{path.name}")  # keeps .nii.gz, by which nibabel chooses the format
-    nib.save(image, part)
-    part.replace(path)
+    try:
+        with explaining_full_disk(path, part, SCANS):
+            nib.save(image, part)
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import check_range
 
 Array: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -66,19 +66,16 @@ class PhantomParameters:
         Raises:
             ConfigError: a value out of its range; the message names it.
         """
-        if not 1 <= self.modes <= len(MODES):
-            raise ConfigError(f"modes: must be 1 to {len(MODES)}, got {self.modes}.")
-        if self.slices < 8 or self.size < 32 or min(self.spacing) <= 0:
-            raise ConfigError(
-                "slices, size, spacing: the phantom needs slices >= 8, size >= 32 and a positive spacing, "
-                f"got {self.slices}, {self.size} and {self.spacing}."
-            )
-        for name, value in (("co_occurrence", self.co_occurrence), ("distractor_rate", self.distractor_rate)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name}: must be in [0, 1], got {value}.")
-        for name, value in (("contrast", self.contrast), ("noise", self.noise), ("bias", self.bias)):
-            if value < 0:
-                raise ConfigError(f"{name}: must not be negative, got {value}.")
+        check_range("data.phantom.modes", self.modes, 1, len(MODES))
+        check_range("data.phantom.slices", self.slices, 8, 4096)
+        check_range("data.phantom.size", self.size, 32, 4096)
+        check_range("data.phantom.seed", self.seed, 0, 2**32 - 1)
+        for distance in self.spacing:
+            check_range("data.phantom.spacing", distance, 0, 1000, above=True)
+        for name in ("co_occurrence", "distractor_rate"):
+            check_range(f"data.phantom.{name}", getattr(self, name), 0, 1)
+        for name in ("contrast", "noise", "bias"):
+            check_range(f"data.phantom.{name}", getattr(self, name), 0, 100)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,7 +23,7 @@ from data_modules.cases import Case
 from data_modules.index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.store import read_case, stamp, write_case
 from data_modules.wholeness import find_damage
-from weakmedsam.contracts import DataError
+from weakmedsam.contracts import LESS_MEMORY, DataError, MemoryShortError
 
 try:
     import fcntl
@@ -59,6 +60,7 @@ def prepare(
 
     Raises:
         DataError: bad cases, or none that is good.
+        MemoryShortError: a worker process was ended.
     """
     store = spec.folder(store_dir)
     store.mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,13 @@ def _run(
             with _bare_workers():
                 waiting = {pool.submit(prepare_case, case, spec, store): case for case in todo}
             for done in as_completed(waiting):
-                yield waiting[done], done.result()
+                try:
+                    result = done.result()
+                except BrokenProcessPool as error:
+                    raise MemoryShortError(
+                        f"a process that prepares volumes was ended: {LESS_MEMORY}"
+                    ) from error
+                yield waiting[done], result
                 bar.update()
 
 

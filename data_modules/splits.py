@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from data_modules.case_tables import check_cases, read_pairs
@@ -11,6 +11,19 @@ from data_modules.tables import show
 from weakmedsam.contracts import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """See that parts for train, val and test are given.
+
+    Raises:
+        ConfigError: they are not three, one is negative or no number, or they do not sum to 1.
+    """
+    # Written so that NaN fits nothing.
+    if len(fractions) != 3 or not all(part >= 0 for part in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
+        raise ConfigError(
+            f"data.split_fractions: {fractions} are not three parts (train, val, test) that sum to 1."
+        )
 
 
 def split_by_hash(
@@ -34,10 +47,7 @@ def split_by_hash(
         ConfigError: fractions that are negative or do not sum to 1.
         DataError: fewer patients than splits.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(
-            f"split_fractions: {fractions} are not three parts (train, val, test) that sum to 1."
-        )
+    check_fractions(fractions)
     ranked = sorted(set(patients.values()), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).hexdigest())
     wanted = sum(fraction > 0 for fraction in fractions)
     if len(ranked) < wanted:

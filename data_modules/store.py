@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from data_modules.cases import Case, Intensity, class_ids
 from data_modules.frames import labels_to_frame, make_frame, values_to_frame
-from data_modules.index import Entry, StoreSpec, remove
+from data_modules.index import Entry, StoreSpec, movable_of, remove
 from data_modules.volumes import check_same_geometry, read_classes, read_volume
 from data_modules.wholeness import ENTRY, mark_files
 from weakmedsam.contracts import DataError, Frame
@@ -198,7 +198,7 @@ def write_case(arrays: CaseArrays, store: Path) -> Entry:
     name = arrays.entry.name
     part, final = store / f".part-{os.getpid()}-{name}", store / name
     try:
-        with explaining_full_disk(final, part):
+        with explaining_full_disk(final, part, movable_of(store)):
             part.mkdir(parents=True)
             names = ["image.npy"]
             np.save(part / "image.npy", arrays.image)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weakmedsam.contracts import IGNORE, ConfigError, SliceBatch
+from weakmedsam.contracts import IGNORE, SliceBatch, check_range
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Augmentation:
         flip_columns: probability of a left-right mirror, 0 to 1. Where left and right differ (liver,
             heart), 0.
         flip_rows: probability of an up-down mirror, 0 to 1.
-        rotation: largest angle either way, degrees. The image shrinks so that its corners stay inside.
+        rotation: largest angle either way, degrees, 0 to 180. The image shrinks so that its corners stay inside.
         shrink: smallest scale, beyond what the rotation takes; 1 for none. Never enlarges: that would
             push the border, and with it perhaps the target, out.
         translation: largest shift either way, as part of the room that rotation and shrinking leave.
-        gamma: largest |log2| of the exponent of intensities.
-        brightness: largest addition either way, intensities being in [0, 1].
-        contrast: largest relative change of the distance from the slice's mean.
-        noise: largest standard deviation of Gaussian noise.
+        gamma: largest |log2| of the exponent of intensities, 0 to 10.
+        brightness: largest addition either way, intensities being in [0, 1]; 0 to 1.
+        contrast: largest relative change of the distance from the slice's mean, 0 to 1.
+        noise: largest standard deviation of Gaussian noise, 0 to 1.
 
     Raises:
         ConfigError: a value out of its range.
@@ -49,15 +49,11 @@ class Augmentation:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip_columns", "flip_rows", "translation", "contrast"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"augment.{name}: {value} is not between 0 and 1.")
-        for name in ("rotation", "gamma", "brightness", "noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"augment.{name}: {getattr(self, name)} is negative.")
-        if not 0 < self.shrink <= 1:
-            raise ConfigError(f"augment.shrink: {self.shrink} is not above 0 and at most 1.")
+        for name in ("flip_columns", "flip_rows", "translation", "brightness", "contrast", "noise"):
+            check_range(f"data.augment.{name}", getattr(self, name), 0, 1)
+        check_range("data.augment.rotation", self.rotation, 0, 180)
+        check_range("data.augment.gamma", self.gamma, 0, 10)
+        check_range("data.augment.shrink", self.shrink, 0, 1, above=True)
 
 
 @dataclass(frozen=True)

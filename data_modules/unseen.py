@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from data_modules.base import SliceDataModule
 from data_modules.datasets import VolumeDataset
-from data_modules.index import Entry, StoreSpec, read_index
+from data_modules.index import UNSEEN, Entry, StoreSpec, read_index
 from data_modules.loaders import volume_loader
 from data_modules.new_scans import (
     find_scans,
@@ -120,4 +120,4 @@ class UnseenScans(LightningDataModule):
 
 def slices_folder(out: str | Path) -> Path:
     """Where slices of scans lie until all are segmented."""
-    return Path(out) / ".slices"
+    return Path(out) / UNSEEN

@@ -38,7 +38,8 @@ PAM: dict[str, tuple[str, ...]] = {
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/contracts.py": (set(), HEAVY),
     "src/weakmedsam/files.py": ({CONTRACTS}, HEAVY),
-    "src/weakmedsam/notes.py": ({CONTRACTS, FILES_WRITER}, HEAVY),
+    "src/weakmedsam/yaml_files.py": ({CONTRACTS}, HEAVY),
+    "src/weakmedsam/notes.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.yaml_files"}, HEAVY),
     "src/weakmedsam/marks.py": ({CONTRACTS}, HEAVY),
     **{
         f"src/weakmedsam/{name}.py": ({"weakmedsam"}, HEAVY)
@@ -72,7 +73,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/backbones/*": ({CONTRACTS, "weakmedsam.backbones"}, {"lightning"}),
     **{
         f"src/weakmedsam/{name}.py": ({"weakmedsam", SETS}, HEAVY)
-        for name in ("pipeline", "predict", "run_network", "stages", "rounds", "options", "inputs")
+        for name in (
+            *("pipeline", "predict", "run_network", "stages", "rounds", "options", "inputs"),
+            *("refusals", "messages"),
+        )
     },
     "src/weakmedsam/report*.py": ({"weakmedsam", SETS}, HEAVY),
     "src/weakmedsam/callbacks/*": ({"weakmedsam"}, set()),
@@ -80,7 +84,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     **{
         f"data_modules/{name}.py": ({CONTRACTS, FILES_WRITER, NOTES, SETS}, HEAVY) for name in TORCH_FREE_DATA
     },
-    "data_modules/*": ({CONTRACTS, SETS}, set()),
+    "data_modules/*": ({CONTRACTS, FILES_WRITER, SETS}, set()),
 }
 
 

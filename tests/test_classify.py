@@ -269,7 +269,7 @@ def test_a_one_cycle_schedule_cannot_be_lengthened(scans, tmp_path):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="sub_classes is 0"):
         WeakMedSAM(TinyBackbone(), NAMES, sub_classes=0)
-    with pytest.raises(ConfigError, match="max_sub_classes 0"):
+    with pytest.raises(ConfigError, match="max_sub_classes is 0"):
         WeakMedSAM(TinyBackbone(), NAMES, sub_classes="auto", max_sub_classes=0)
     with pytest.raises(ConfigError, match="'some'; it must be a whole number or auto"):
         WeakMedSAM(TinyBackbone(), NAMES, sub_classes="some")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weakmedsam.contracts import DataError, DiskError
-from weakmedsam.files import replacing, rows_before, write_table, write_whole
+from weakmedsam.files import SEGMENTATIONS, STORE, WEIGHTS, replacing, rows_before, write_table, write_whole
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
@@ -77,7 +77,7 @@ def test_on_a_full_disk_the_error_names_file_and_mend_and_the_earlier_checkpoint
     told = done.stdout.splitlines()
     assert len(told) == 3, done.stdout + done.stderr
     assert all(f"{path} could not be written: its disk is full" in line for line in told)
-    assert all("Free space there" in line for line in told)
+    assert all("Free space there, or put the run elsewhere (make RUNS=" in line for line in told)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert sorted(other.name for other in tmp_path.iterdir()) == ["last.ckpt"]
 
@@ -103,3 +103,60 @@ def test_of_a_damaged_table_by_epoch_what_can_be_read_is_kept(tmp_path):
     path.unlink()
     path.mkdir()
     assert rows_before(path, 5) == []
+
+
+def test_the_option_of_the_folder_that_is_full_is_named(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for movable, option in (
+        (STORE, "--data.store_dir"),
+        (SEGMENTATIONS, "OUT="),
+        (WEIGHTS, "WEAKMEDSAM_CACHE"),
+    ):
+        with pytest.raises(DiskError, match=option) as found, replacing(tmp_path / "file", movable):
+            raise full
+        assert "RUNS" not in str(found.value)
+    with pytest.raises(DiskError, match="RUNS="), replacing(tmp_path / "file"):
+        raise full
+
+
+# Files may have 20 kB at most: volumes, stores and segmentations are larger.
+PLACES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from data_modules.cases import Case, Intensity
+from data_modules.index import StoreSpec, UNSEEN, write_text
+from data_modules.phantom import write_phantom
+from data_modules.phantom_drawing import PhantomParameters
+from data_modules.store import read_case, write_case
+from weakmedsam.contracts import DiskError
+folder = Path(sys.argv[1])
+root = write_phantom(folder / "scans", PhantomParameters(slices=8, size=64), 1)
+names = [root / kind / "phantom_000.nii.gz" for kind in ("images", "masks")]
+spec = StoreSpec("phantom", str(root), "", 64, "axial", Intensity(), {"lesion": (1,), "distractor": (2,)}, ())
+arrays = read_case(Case("a", "a", *map(str, names)), spec)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for store in (folder / "data/store", folder / "out" / UNSEEN / "store"):
+    store.mkdir(parents=True)
+    for write in (lambda: write_case(arrays, store), lambda: write_text(store / "index.json", "x" * 30_000)):
+        try:
+            write()
+        except DiskError as error:
+            print(error)
+try:
+    write_phantom(folder / "more", PhantomParameters(slices=40, size=128), 1)
+except DiskError as error:
+    print(error)
+print(sorted(p.name for p in folder.rglob("*") if p.is_file() and "part" in p.name))
+"""
+
+
+def test_stores_new_scans_and_drawn_scans_name_the_option_of_their_own_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    told = done.stdout.splitlines()
+    options = ["--data.store_dir", "--data.store_dir", "OUT=", "OUT=", "--data.data_dir"]
+    assert len(told) == 6, done.stdout + done.stderr
+    assert all(option in line and "RUNS" not in line for option, line in zip(options, told, strict=False))
+    assert told[-1] == "[]"

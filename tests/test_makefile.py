@@ -20,6 +20,16 @@ def make(*words, environment=None):
     return done.stdout
 
 
+def words_of(folder, *words):
+    """What a target would hand to Python: a script that prints its words stands in for it."""
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    said = make("-f", str(ROOT / "Makefile"), "-C", str(folder), *words).splitlines()
+    return [word for word in said if not word.startswith("make")]
+
+
 def test_help_lists_every_target_and_variable_once_without_python(tmp_path):
     for tool in ("make", "awk", "sh"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
@@ -42,13 +52,71 @@ def test_help_lists_every_target_and_variable_once_without_python(tmp_path):
     ],
 )
 def test_report_is_of_one_run_or_compares_several(tmp_path, words, command):
-    # The shell decides; what stands in for Python prints its words.
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
-    said = make("-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "report", *words).splitlines()
-    assert [word for word in said if not word.startswith("make")][: len(command)] == command
+    assert words_of(tmp_path, "report", *words)[: len(command)] == command
+
+
+NAMES = [
+    "plain",
+    "it's",
+    "two words",
+    "a,b",
+    "a (b)",
+    "[c]",
+    'say "x"',
+    "$HOME",
+    "$(HOME)",
+    "a;b&c|d",
+    "größe",
+    "`x`",
+    "#1",
+    "a\\b",
+]
+VARIABLES = {
+    "train": {"DATA_DIR": "--data-dir", "RUNS": "--runs", "EXPERIMENT": "--experiment", "DATASET": "--dataset",
+              "BACKBONE": "--backbone", "TRAINER": "--trainer", "LOGGER": "--logger", "LAUNCHER": "--launcher"},
+    "predict": {"SCANS": "--scans", "OUT": "--out", "RUNS": "--runs", "EXPERIMENT": "--experiment"},
+    "sweep": {"NAME": "--name", "DATA_DIR": "--data-dir", "RUNS": "--runs", "TRAINER": "--trainer", "COUNT": "--count"},
+    "report": {"DATASET": "--dataset", "EXPERIMENT": "--experiment"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("target", VARIABLES)
+def test_what_is_given_reaches_python_as_it_is(tmp_path, target, name):
+    given = [f"{variable}={name}" for variable in VARIABLES[target]]
+    other = ["SCANS=x"] if target == "predict" and "SCANS" not in VARIABLES[target] else []
+    said = words_of(tmp_path, target, *given, *other, "ARGS=--model.sub_classes 4 --a 'b c'")
+    for option in VARIABLES[target].values():
+        assert said[said.index(option) + 1] == name, (option, said)
+    assert target == "report" or said[-5:] == ["--", "--model.sub_classes", "4", "--a", "b c"]
+
+
+def test_names_of_runs_to_compare_are_words_whatever_is_in_them(tmp_path):
+    said = words_of(tmp_path, "report", "COMPARE=a/it's b/$HOME", "RUNS=my, runs")
+    assert said == ["-m", "weakmedsam.compare", "a/it's", "b/$HOME", "--runs", "my, runs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_run_and_no_other_is_removed(tmp_path, name):
+    run, other = tmp_path / f"of {name}" / "set" / name, tmp_path / f"of {name}" / "set" / "other"
+    run.mkdir(parents=True)
+    other.mkdir()
+    words_of(tmp_path, "clean-runs", f"RUNS=of {name}", "DATASET=set", f"EXPERIMENT={name}")
+    assert other.is_dir()
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["EXPERIMENT=.."], ["EXPERIMENT=."], ["EXPERIMENT= "], ["DATASET=../.."], ["RUNS="], ["EXPERIMENT=/"]],
+)
+def test_nothing_but_a_run_is_removed(tmp_path, words):
+    kept = tmp_path / "runs/phantom/default/file"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(subprocess.CalledProcessError):
+        words_of(tmp_path, "clean-runs", *words)
+    assert kept.is_file()
 
 
 def test_every_benchmark_that_make_runs_is_a_command():

@@ -492,3 +492,33 @@ def test_a_run_of_an_earlier_version_is_up_to_date(house, tmp_path):
     house.clear()
     run("evaluate", request_for(tmp_path))
     assert house == []
+
+
+@pytest.mark.parametrize("code", [-9, 137])
+def test_a_stage_whose_process_is_killed_is_said_with_what_to_lower(
+    house, tmp_path, monkeypatch, capsys, code
+):
+    monkeypatch.setattr(Relay, "run", lambda self, arguments: code)
+    with pytest.raises(SystemExit) as left:
+        run("prepare", request_for(tmp_path))
+    assert left.value.code == code
+    told = " ".join(capsys.readouterr().out.split())
+    assert "prepare: its process was killed: memory may be short" in told
+    assert "--data.prepare_workers" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"data:\n\tx: 1\n", "line 2, column 1"),
+        (b"# gr\xf6\xdfe\n", "line 1, column 5"),
+        (b"- a\n", "holds a list"),
+    ],
+)
+def test_a_broken_file_of_the_experiments_is_named_with_its_place(tmp_path, monkeypatch, content, said):
+    data = tmp_path / "experiments/data"
+    data.mkdir(parents=True)
+    (data / "own.yaml").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"experiments/data/own.yaml, {said}|own.yaml, .*{said}"):
+        run("prepare", request_for(tmp_path, dataset="own"))

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import re
 import shutil
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +23,7 @@ from data_modules.prepare import prepare, table_labels
 from data_modules.store import SliceReader
 from data_modules.wholeness import find_broken_files
 from tests.fakes import RAS, SHAPE, draw_scan, fake_folder, save_nifti
-from weakmedsam.contracts import DataError
+from weakmedsam.contracts import DataError, MemoryShortError
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,6 +131,25 @@ def test_a_killed_preparation_is_continued_to_the_same_files(root, tmp_path, rea
     assert sum(reads.values()) == 4  # the two that were finished are not read again
     prepare(cases_of(root), spec_of(root), tmp_path / "whole", workers=1)
     assert content(store) == content(spec_of(root).folder(tmp_path / "whole"))
+
+
+def test_a_killed_worker_is_said_with_what_to_lower_and_the_same_call_continues(root, tmp_path):
+    done = threading.Event()
+
+    def kill():
+        while not done.wait(0.05):
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(MemoryShortError, match=r"prepares volumes was ended: .*--data\.prepare_workers"):
+            prepare(cases_of(root), spec_of(root), tmp_path / "data", workers=2)
+    finally:
+        done.set()
+        killer.join()
+    assert len(prepare(cases_of(root), spec_of(root), tmp_path / "data", workers=2).entries) == 4
 
 
 def test_workers_end_with_a_killed_parent(root, tmp_path):

@@ -57,7 +57,7 @@ def test_a_class_of_another_file_is_found_and_described(tmp_path, monkeypatch):
     assert named == Named("model.sce", "weakmedsam.callbacks.SubClassExploration", {str(file): {"seed": 7}})
     assert any(line.startswith("| `seed`") and "`7` in own" in line for line in table(named))
     file.write_text("model: [")
-    with pytest.raises(ConfigError, match=r"own\.yaml: is not valid YAML"):
+    with pytest.raises(ConfigError, match=r"own\.yaml, line 1, column \d+: is not valid YAML"):
         find_named(tmp_path)
 
 

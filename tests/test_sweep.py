@@ -22,7 +22,7 @@ from weakmedsam.stages import Request
 from weakmedsam.sweep import PROGRAMS, claim, fit_to_store, plan, read_definition
 from weakmedsam.sweep_features import Head, write_head
 from weakmedsam.sweep_ledger import draw, words_of
-from weakmedsam.sweep_run import pam_settings
+from weakmedsam.sweep_run import pam_settings, with_null
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "experiments/sweeps").glob("*.yaml"))
@@ -231,7 +231,7 @@ def test_a_sweep_that_is_not_there_lists_those_that_are(tmp_path):
         ConfigError, match=r"sweeps/lr\.yaml does not exist; there are: classify, pam, sce, segment"
     ):
         plan("lr", request_for(tmp_path))
-    with pytest.raises(ConfigError, match="W&B does not take it: is empty"):
+    with pytest.raises(ConfigError, match=r"own\.yaml is empty"):
         read_definition(written(tmp_path, text="# nothing\n"))
 
 
@@ -268,3 +268,68 @@ def test_with_an_account_it_is_registered_and_an_agent_started(tmp_path, monkeyp
     definition, agent = taken
     assert definition["metric"]["name"] == "val/cam_dice"
     assert agent[1:] == ["-m", "wandb", "agent", "--project", "weakmedsam", "--count", "7", "abc123"]
+
+
+def test_nested_parameters_are_drawn_by_their_options_as_wandb_draws_them(tmp_path):
+    nested = {
+        "model": {
+            "parameters": {
+                "learning_rate": {"values": [1e-3, 2e-3]},
+                "pam": {"parameters": {"beta": {"value": 2}}},
+            }
+        },
+        "data.percentiles": {"values": [[0.5, 99.5], [1.0, 99.0]]},
+        "data.split_file": {"values": [None]},
+    }
+    found = read_definition(written(tmp_path, method="grid", parameters=nested))
+    assert set(found["parameters"]) == {
+        *("model.learning_rate", "model.pam.beta", "data.percentiles", "data.split_file"),
+    }
+    drawn = []
+    while (
+        values := draw(found, [as_run(number, values) for number, values in enumerate(drawn)], 0)
+    ) is not None:
+        drawn.append(values)
+    assert len(drawn) == 4
+    assert {(v["model.learning_rate"], tuple(v["data.percentiles"])) for v in drawn} == {
+        (rate, pair) for rate in (1e-3, 2e-3) for pair in ((0.5, 99.5), (1.0, 99.0))
+    }
+    # As W&B's agent writes them into ${args}, but for None.
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    args = {name: {"value": value} for name, value in drawn[0].items()}
+    assert with_null(create_sweep_command_args({"args": args})["args"]) == words_of(drawn[0])
+    assert "--data.split_file=null" in words_of(drawn[0])
+
+
+def as_run(number, values):
+    import sweeps
+
+    config = {name: {"value": value} for name, value in values.items()}
+    return sweeps.SweepRun(name=str(number), state=sweeps.RunState.finished, config=config)
+
+
+def test_a_grid_of_long_numbers_ends(tmp_path):
+    values = [0.123456789, 0.987654321]
+    found = read_definition(
+        written(tmp_path, method="grid", parameters={"model.learning_rate": {"values": values}})
+    )
+    first = draw(found, [], 0)
+    second = draw(found, [as_run(0, first)], 0)
+    assert [first["model.learning_rate"], second["model.learning_rate"]] == values
+    assert draw(found, [as_run(0, first), as_run(1, second)], 0) is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"model": {"parameters": {"a": {"value": 1}}}, "model.a": {"value": 2}}, "model.a stands twice"),
+        ({"model": {"parameters": {}}}, "model"),
+        ({"model": 3}, "model"),
+        ({"model": [1]}, "model"),
+    ],
+)
+def test_parameters_that_are_none_are_refused_in_one_line(tmp_path, parameters, said):
+    with pytest.raises(ConfigError, match=said) as found:
+        read_definition(written(tmp_path, parameters=parameters))
+    assert len(str(found.value).splitlines()) == 1

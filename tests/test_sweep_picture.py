@@ -3,7 +3,7 @@
 import pytest
 
 from weakmedsam.sweep_ledger import Trial
-from weakmedsam.sweep_picture import place_values, write_picture
+from weakmedsam.sweep_picture import place_values, write_picture, write_trials
 
 
 def test_numbers_lie_on_a_line_and_on_a_logarithmic_one_where_they_span_much():
@@ -30,3 +30,13 @@ def test_one_run_and_equal_runs_can_be_drawn(tmp_path):
     for some in (trials[:1], trials):
         write_picture(tmp_path / "p.png", some, "val/score")
         assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_lists_and_nothing_are_drawn_as_words(tmp_path):
+    places, marks = place_values([[0.5, 99.5], None, [0.5, 99.5]])
+    assert places.tolist() == [0.75, 0.25, 0.75] or places.tolist() == [0.25, 0.75, 0.25]
+    assert {text for _, text in marks} == {"None", "[0.5, 99.5]"}
+    trials = [Trial(n, {"a": [n, 1], "b": None}, "finished", 0.5) for n in range(2)]
+    write_picture(tmp_path / "p.png", trials, "val/score")
+    write_trials(tmp_path / "table.csv", trials, "val/score")
+    assert '"[1, 1]"' in (tmp_path / "table.csv").read_text()

@@ -28,9 +28,10 @@ from weakmedsam.cam import (
     mean_inside,
     pool_evidence,
 )
-from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_least
+from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, VolumeBatch, check_range
 from weakmedsam.label_scores import LabelScores
 from weakmedsam.local import LocalEncoder
+from weakmedsam.optimising import LARGEST_WEIGHT, check_optimiser, count_steps
 from weakmedsam.sharding import shard
 from weakmedsam.subclasses import subclass_loss
 
@@ -68,20 +69,20 @@ class WeakMedSAM(LightningModule):
         backbone: see ``backbones/base.py``.
         class_names: C names, in the order of the label's columns; the command line takes them from the
             data.
-        sub_classes: K, clusters a class; the paper uses 8. ``auto`` chooses it for each class at the first
+        sub_classes: K, clusters a class, 1 to 1,000; the paper uses 8. ``auto`` chooses it for each class at the first
             clustering, from its features, and keeps it.
-        max_sub_classes: largest K that ``auto`` can choose.
-        subclass_weight: of the sub-class loss; the paper uses 0.5.
+        max_sub_classes: largest K that ``auto`` can choose, 1 to 1,000.
+        subclass_weight: of the sub-class loss, 0 to 1,000,000; the paper uses 0.5.
         local_encoder: what is classified, clustered and activated instead of the backbone's features,
             which then answers prompts only; null takes the backbone's features, as published. See
             ``local.py`` for why.
         pooling: how a class's evidence over the cells becomes its logit: ``average`` (the paper's global
             average pooling), ``top_k`` or ``log_sum_exp``; see ``cam.pool_evidence``.
         top_share: share of the cells that ``top_k`` takes, in (0, 1].
-        sharpness: r of ``log_sum_exp``, above 0.
+        sharpness: r of ``log_sum_exp``, above 0 and at most 10,000.
         trainable: the backbone's freezing policy, by name.
-        learning_rate: peak of the one-cycle schedule of AdamW; the paper uses 1e-4.
-        weight_decay: of AdamW; the paper uses 0.01.
+        learning_rate: peak of the one-cycle schedule of AdamW, above 0; the paper uses 1e-4.
+        weight_decay: of AdamW, 0 or more; the paper uses 0.01.
         slices_per_step: slices of a volume encoded at once in test and prediction; bounds memory only.
         sce: finds the sub-classes (``callbacks.SubClassExploration``); null trains without them.
         pam: refines activation maps (``callbacks.PromptAffinityMining``); null does without.
@@ -115,16 +116,13 @@ class WeakMedSAM(LightningModule):
     ) -> None:
         super().__init__()
         clusters = _most_clusters(sub_classes, max_sub_classes)
-        if pooling not in POOLINGS or not 0 < top_share <= 1 or sharpness <= 0:
-            raise ConfigError(
-                f"model.pooling is {pooling!r} with model.top_share {top_share} and model.sharpness {sharpness}; "
-                f"choose one of {', '.join(POOLINGS)}, a share in (0, 1], a sharpness above 0"
-            )
-        check_least("model.slices_per_step", slices_per_step, 1)
-        check_least("model.subclass_weight", subclass_weight, 0)
-        check_least("model.weight_decay", weight_decay, 0)
-        if learning_rate <= 0:
-            raise ConfigError(f"model.learning_rate is {learning_rate}; it must be above 0")
+        if pooling not in POOLINGS:
+            raise ConfigError(f"model.pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
+        check_range("model.top_share", top_share, 0, 1, above=True)
+        check_range("model.sharpness", sharpness, 0, 10_000, above=True)
+        check_range("model.slices_per_step", slices_per_step, 1, 65_536)
+        check_range("model.subclass_weight", subclass_weight, 0, LARGEST_WEIGHT)
+        check_optimiser(learning_rate, weight_decay)
         self.pooling = pooling
         self.top_share = top_share
         self.sharpness = sharpness
@@ -258,7 +256,7 @@ class WeakMedSAM(LightningModule):
             CheckpointError: the checkpoint's one-cycle schedule has another number of steps.
         """
         held = cast(OneCycleLR, self.trainer.lr_scheduler_configs[0].scheduler).total_steps
-        wanted = int(self.trainer.estimated_stepping_batches)
+        wanted = count_steps(self.trainer)
         if held != wanted:
             raise CheckpointError(
                 f"the checkpoint's one-cycle schedule has {held} steps, this run {wanted} (other data, epochs or batch "
@@ -337,11 +335,14 @@ class WeakMedSAM(LightningModule):
             self.log(f"{stage}/{name}", value, prog_bar=name == "auroc")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on what is not frozen, with a one-cycle schedule over all steps."""
+        """AdamW on what is not frozen, with a one-cycle schedule over all steps.
+
+        Raises:
+            ConfigError: the run has no end.
+        """
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        schedule = OneCycleLR(optimizer, self.learning_rate, total_steps=count_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -393,10 +394,7 @@ def _most_clusters(sub_classes: int | str, most: int) -> int:
     """How many outputs of the sub-class head a class has."""
     if isinstance(sub_classes, str) and sub_classes != "auto":
         raise ConfigError(f"model.sub_classes is {sub_classes!r}; it must be a whole number or auto")
+    check_range("model.max_sub_classes", most, 1, 1000)
     clusters = most if isinstance(sub_classes, str) else sub_classes
-    if min(clusters, most) < 1:
-        raise ConfigError(
-            f"model.sub_classes is {sub_classes} with model.max_sub_classes {most}; at least 1 is needed "
-            "(model.sce: null trains without)"
-        )
+    check_range("model.sub_classes", clusters, 1, 1000)  # model.sce: null trains without any
     return clusters

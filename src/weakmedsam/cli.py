@@ -18,13 +18,14 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -32,18 +33,22 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from data_modules.base import SliceDataModule
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
+from weakmedsam.callbacks.diverged import EndDiverged
 from weakmedsam.callbacks.lineage import Lineage
 from weakmedsam.callbacks.preempt import Preemption
 from weakmedsam.callbacks.reseed import Reseed
 from weakmedsam.callbacks.settings import KeepSettings, check_settings
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
-from weakmedsam.contracts import ConfigError, DiskError, WeakMedSAMError
-from weakmedsam.files import replacing, says_full, write_whole
+from weakmedsam.contracts import ConfigError, DivergenceError
+from weakmedsam.files import replacing, write_whole
 from weakmedsam.locks import alone
 from weakmedsam.marks import check_checkpoint
+from weakmedsam.parsing import Parser, PrepareParser, check_trainer, typed
 from weakmedsam.preemption import REQUEUE
+from weakmedsam.refusals import explain, flat_settings
 from weakmedsam.settings import deciding
+from weakmedsam.yaml_files import check_words
 
 PACKAGES = (
     "torch",
@@ -102,29 +107,6 @@ class SaveRun(SaveConfigCallback):
             logger.log_hyperparams(settings)
 
 
-def refuse(message: str, subcommand: str) -> NoReturn:
-    """A wrong option is one message, not three pages of usage; leaves with status 2."""
-    sys.stderr.write(f"\nweakmedsam: {message}\n(all options: python -m weakmedsam {subcommand} --help)\n")
-    raise SystemExit(2)
-
-
-class Parser(LightningArgumentParser):
-    """Of the stages."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """See ``refuse``."""
-        known = ("fit", "validate", "test", "predict")
-        refuse(message, next((word for word in sys.argv[1:2] if word in known), "fit"))
-
-
-class PrepareParser(ArgumentParser):
-    """Of ``prepare``."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """See ``refuse``."""
-        refuse(message, "prepare")
-
-
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that are there whole or not at all.
 
@@ -142,15 +124,28 @@ class WeakMedSAMCLI(LightningCLI):
     """A run = stage x data x backbone x trainer, each a YAML."""
 
     def __init__(self) -> None:
-        super().__init__(
-            save_config_callback=SaveRun,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            trainer_defaults={"callbacks": [SendTables(), Lineage(), Reseed()]},
-            auto_configure_optimizers=False,
-            parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
-        )
+        self.config: Any = {}
+        try:
+            super().__init__(
+                save_config_callback=SaveRun,
+                save_config_kwargs={"save_to_log_dir": False},
+                seed_everything_default=0,
+                trainer_defaults={"callbacks": [EndDiverged(), SendTables(), Lineage(), Reseed()]},
+                auto_configure_optimizers=False,
+                parser_class=Parser,
+                parser_kwargs={"parser_mode": "omegaconf+"},
+            )
+        except Exception as error:
+            known = self.config[self.subcommand].as_dict() if self.config else {}
+            meant = explain(error, flat_settings(known)) if known else None
+            if meant is None:
+                raise
+            raise meant from None
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning does; what the trainer takes and trips over later is refused."""
+        super().parse_arguments(parser, args)
+        check_trainer(self.config[self.config.subcommand])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Class names are the data's; the model cannot be told others. Callbacks that every run has."""
@@ -247,16 +242,6 @@ def use_wandb_offline_unless_asked() -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
 
 
-def find_meant(error: BaseException | None) -> WeakMedSAMError | None:
-    """The error meant for the user among the causes of another.
-
-    jsonargparse wraps what a constructor raises, a loader's worker what its process raised.
-    """
-    while error is not None and not isinstance(error, WeakMedSAMError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def quieten() -> None:
     """Keep what a user acts on; drop Lightning's tips and its remarks on what is meant to be so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -274,23 +259,25 @@ def quieten() -> None:
 
 
 def main() -> None:
-    """Run a stage. An error meant for the user is printed without a traceback, exit status 2."""
+    """Run a stage. An error meant for the user is printed without a traceback, exit status 1."""
     # Before the parser is built: ${...} then resolves over all --config files and the command line.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     torch.set_float32_matmul_precision("high")
     use_wandb_offline_unless_asked()
     quieten()
+    words = sys.argv[1:]
     try:
-        if sys.argv[1:2] == ["prepare"]:
-            prepare(sys.argv[2:])
+        check_words(words)
+        if words[:1] == ["prepare"]:
+            prepare(words[1:])
         else:
             WeakMedSAMCLI()
     except SIGTERMException:  # before Preemption listened: Lightning would end with status 0
         sys.exit(REQUEUE)
     except Exception as error:
-        meant = find_meant(error)
-        if meant is None and says_full(error):  # of a file that is not ours: a logger's, a temporary one
-            meant = DiskError(f"the disk is full ({error}); free space, and the same command continues")
+        meant = explain(error, {f"--{key}": value for key, value in typed(words).items()})
         if meant is None:
             raise
+        if isinstance(meant, DivergenceError) and _get_rank():
+            sys.exit(1)  # all ranks have found it, and one of them says so
         sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")

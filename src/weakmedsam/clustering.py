@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from weakmedsam.contracts import check_least
+from weakmedsam.contracts import check_range
 
 Points: TypeAlias = NDArray[np.float32]
 
@@ -91,9 +91,12 @@ class KMeans:
     gpu: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("restarts", "points_per_centroid", "iterations", "passes", "chunk"):
-            check_least(f"model.sce.{name}", getattr(self, name), 1)
-        check_least("model.sce.tolerance", self.tolerance, 0)
+        check_range("model.sce.seed", self.seed, 0, 2**32 - 1)
+        for name in ("restarts", "iterations", "passes"):
+            check_range(f"model.sce.{name}", getattr(self, name), 1, 10_000)
+        for name in ("points_per_centroid", "chunk"):
+            check_range(f"model.sce.{name}", getattr(self, name), 1, 1_000_000)
+        check_range("model.sce.tolerance", self.tolerance, 0, 1)
 
     def on(self, gpu: int | None) -> KMeans:
         """The same settings on another device."""

@@ -11,6 +11,7 @@ integer + 0.5 (the convention of segment-anything's point encoding).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ BACKGROUND = 0
 
 IGNORE = 255
 """Id of a pixel that no loss may look at."""
+
+
+LESS_MEMORY = (
+    "memory may be short. Less is needed with smaller --data.batch_size, --data.num_workers, --data.prepare_workers "
+    "and --data.image_size; the same command continues"
+)
+"""What to do where a process was ended from outside or memory could not be had."""
 
 
 class WeakMedSAMError(Exception):
@@ -46,14 +54,48 @@ class DiskError(WeakMedSAMError):
     """A file could not be written because its disk is full; the message names the file and the mend."""
 
 
-def check_least(key: str, value: float, least: float) -> None:
-    """See that a setting is not too small.
+class MemoryShortError(WeakMedSAMError):
+    """Memory ran short, or the system ended a process for it; the message names the settings that lower the need."""
+
+
+class DivergenceError(WeakMedSAMError):
+    """A training came to a loss or to weights that are no numbers; the message says where and what to lower."""
+
+
+def check_range(
+    key: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """See that a setting is a finite number within its range.
+
+    Args:
+        key: as it is typed on the command line.
+        value: what was given.
+        low: the least that is allowed.
+        high: the most that is allowed: a bound that no sensible setting reaches where memory or time grows with it.
+        above: ``low`` itself is not allowed.
+        below: ``high`` itself is not allowed.
 
     Raises:
-        ConfigError: it is; names the key.
+        ConfigError: it is not; names the key and the range.
     """
-    if value < least:
-        raise ConfigError(f"{key} is {value}; it must be {least} or more")
+    fits = math.isfinite(value) and low <= value <= high
+    if fits and not (above and value == low) and not (below and value == high):
+        return
+    if math.isfinite(low) and math.isfinite(high):
+        range_ = f"in {'(' if above else '['}{low:,}, {high:,}{')' if below else ']'}"
+    elif math.isfinite(low):
+        range_ = f"above {low:,}" if above else f"{low:,} or more"
+    elif math.isfinite(high):
+        range_ = f"below {high:,}" if below else f"at most {high:,}"
+    else:
+        range_ = "a finite number"
+    raise ConfigError(f"{key} is {value}; it must be {range_}")
 
 
 class SliceBatch(TypedDict, total=False):

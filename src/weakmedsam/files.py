@@ -16,14 +16,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where nothing more can be written: disk, quota or the limit of a file's size."""
 
 
+RUN = "the run elsewhere (make RUNS=..., --trainer.default_root_dir)"
+STORE = "the slice store elsewhere (--data.store_dir)"
+SCANS = "the drawn scans elsewhere (make DATA_DIR=..., --data.data_dir)"
+SEGMENTATIONS = "the segmentations elsewhere (make predict OUT=..., --out)"
+WEIGHTS = "the weights elsewhere (the environment's WEAKMEDSAM_CACHE)"
+"""What can be put on another disk, and by which option: a property of each file that is written."""
+
+
 @contextmanager
-def explaining_full_disk(path: Path, part: Path) -> Iterator[None]:
+def explaining_full_disk(path: Path, part: Path, movable: str = RUN) -> Iterator[None]:
     """Turn what a library raises when the disk runs full into one error that names the file and the mend.
 
     Args:
         path: what is being written.
         part: where it is written to meanwhile, a file or folder that is thrown away on failure. It is tried
             then whether more can be written to it: torch, numpy and safetensors hide the system's own error.
+        movable: what can be put elsewhere, and by which option: ``RUN``, ``STORE``, ...
 
     Raises:
         DiskError: nothing more can be written there.
@@ -36,8 +45,7 @@ def explaining_full_disk(path: Path, part: Path) -> Iterator[None]:
         if says_full(error) or _is_full(part):
             raise DiskError(
                 f"{path} could not be written: its disk is full (or a quota or limit of file size is reached). "
-                "Free space there, or put the run elsewhere (make RUNS=..., --trainer.default_root_dir); earlier "
-                "files are whole, and the same command continues from the last checkpoint"
+                f"Free space there, or put {movable}; earlier files are whole, and the same command continues"
             ) from error
         raise
 
@@ -64,13 +72,14 @@ def _is_full(part: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, movable: str = RUN) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; what lies there takes its place when all went well.
 
     Folders are made. Two processes may write the same file: the last one counts.
 
     Args:
         path: the file; an earlier one stays whole until the new one is.
+        movable: as of ``explaining_full_disk``.
 
     Yields:
         The path to write to, of another ending.
@@ -80,7 +89,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with explaining_full_disk(path, part):
+        with explaining_full_disk(path, part, movable):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
             part.replace(path)
@@ -88,19 +97,21 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all; text is written as UTF-8."""
-    with replacing(path) as part:
+def write_whole(path: Path, content: bytes | str, movable: str = RUN) -> None:
+    """Write a file whole or not at all; text is written as UTF-8. ``movable`` as of ``explaining_full_disk``."""
+    with replacing(path, movable) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a CSV whole or not at all; a row without a column leaves its field empty."""
+def write_table(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]], movable: str = RUN
+) -> None:
+    """Write a CSV whole or not at all; a row without a column leaves its field empty. ``movable`` as above."""
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, columns, restval="")
     table.writeheader()
     table.writerows(rows)
-    write_whole(path, text.getvalue())
+    write_whole(path, text.getvalue(), movable)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -18,7 +18,8 @@ class LabelScores(nn.Module):
     def __init__(self, class_names: list[str]) -> None:
         super().__init__()
         self.class_names = class_names
-        self.scores, self.truths = CatMetric(), CatMetric()
+        # Kept as they are: torchmetrics would drop a NaN, and scores would no longer stand beside their truths.
+        self.scores, self.truths = CatMetric("disable"), CatMetric("disable")
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """Add the (B, C) logits and labels of some slices."""
@@ -30,7 +31,7 @@ class LabelScores(nn.Module):
 
         Returns:
             ``auroc/<class>``, ``auroc`` (their mean), and ``ap`` alike. Neither is defined where every slice has
-            the class, or none: NaN then, left out of the mean.
+            the class, or none, or where a logit was NaN: NaN then, left out of the mean.
         """
         scores = self.scores.compute().unflatten(0, (-1, len(self.class_names)))
         truths = self.truths.compute().unflatten(0, (-1, len(self.class_names))).long()
@@ -41,7 +42,7 @@ class LabelScores(nn.Module):
             values = []
             for c, class_name in enumerate(self.class_names):
                 # torchmetrics says 0 where it is not defined.
-                defined = 0 < truths[:, c].sum() < len(truths)
+                defined = 0 < truths[:, c].sum() < len(truths) and not scores[:, c].isnan().any()
                 values.append(metric(scores[:, c], truths[:, c]) if defined else scores.new_tensor(torch.nan))
                 figures[f"{name}/{class_name}"] = values[-1]
             figures[name] = torch.stack(values).nanmean()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import ConfigError, check_range
 
 
 class LocalEncoder(nn.Module):
@@ -51,8 +51,12 @@ class LocalEncoder(nn.Module):
         widths: tuple[int, ...] = (24, 48, 96, 96),
     ) -> None:
         super().__init__()
+        check_range("model.local_encoder.frame", frame, 1, 4096)
+        check_range("model.local_encoder.cells", cells, 1, 512)
+        for width in widths:
+            check_range("model.local_encoder.widths", width, 1, 8192)
         side = min(image_size, frame)
-        halvings = int(math.log2(side / cells)) if 1 <= cells <= side else -1
+        halvings = int(math.log2(side / cells)) if cells <= side else -1
         if not 0 <= halvings <= len(widths) or not widths:
             raise ConfigError(
                 f"model.local_encoder: {len(widths)} stages cannot bring {side} pixels to {cells} cells by "

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_warn
 
-from weakmedsam.contracts import DataError, check_least
+from weakmedsam.contracts import DataError, check_range
 from weakmedsam.files import write_whole
 from weakmedsam.notes import put_away, read_text
 
@@ -58,8 +58,8 @@ class WeightsAndBiases(WandbLogger):
         init_timeout: float = 60.0,
         finish_timeout: float = 300.0,
     ) -> None:
-        check_least("trainer.logger.init_timeout", init_timeout, 1)
-        check_least("trainer.logger.finish_timeout", finish_timeout, 0)
+        check_range("trainer.logger.init_timeout", init_timeout, 1)
+        check_range("trainer.logger.finish_timeout", finish_timeout, 0)
         place = Path(save_dir).parts[-3:]
         super().__init__(
             name="/".join(place) or None if name is None else name,

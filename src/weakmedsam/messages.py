@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from weakmedsam.contracts import WeakMedSAMError
+from weakmedsam.refusals import explain
 
 
 @contextmanager
-def ending_in_a_message(goes_on: str) -> Iterator[None]:
+def ending_in_a_message(goes_on: str, typed: Mapping[str, object] | None = None) -> Iterator[None]:
     """Turn an error meant for the user, and Ctrl-C, into a message on stderr and exit status 1.
 
     Args:
         goes_on: what the same command does next time, after Ctrl-C.
+        typed: names of the command's options (``data_dir`` of ``--data-dir``) with their values, for naming
+            the one that is meant.
 
     Raises:
         SystemExit: with the message.
     """
     try:
         yield
-    except WeakMedSAMError as error:
-        sys.exit(f"\nweakmedsam: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\nstopped. The same command continues {goes_on}.")
+    except Exception as error:
+        meant = explain(
+            error, {f"--{name.replace('_', '-')}": value for name, value in (typed or {}).items()}
+        )
+        if meant is None:
+            raise
+        sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from weakmedsam.contracts import DataError
+from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.files import write_whole
+from weakmedsam.yaml_files import parse_yaml
 
 SEAL = "seal"
 """Key of the checksum that a note carries of the rest of itself."""
@@ -88,13 +87,9 @@ def parse_mapping(path: Path, text: str) -> dict[str, Any]:
         DataError: it is no YAML.
     """
     try:
-        found = yaml.safe_load(text) if text else None
-    # Constructors of dates and numbers raise what they like.
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        place = getattr(error, "problem_mark", None)
-        where = "" if place is None else f", line {place.line + 1}, column {place.column + 1}"
-        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise DataError(f"{path}{where}: is not valid YAML ({what}). {MEND}") from error
+        found = parse_yaml(text, str(path)) if text else None
+    except ConfigError as error:
+        raise DataError(f"{error}. {MEND}") from error
     return found if isinstance(found, dict) else {}
 
 

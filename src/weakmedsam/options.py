@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from weakmedsam.contracts import ConfigError
 from weakmedsam.rounds import in_round, split_round
 from weakmedsam.stages import ANOTHER_ROUND, REFINED, STAGES, Request, Stage, stage_configs
+from weakmedsam.yaml_files import read_settings_file
 
 WAYS = (
     *("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps"),
@@ -88,8 +87,25 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
 
 def _set_by(path: Path) -> set[str]:
     """Options of PAM that a stage does not share with the first round's pseudo-labels: those its own file sets."""
-    held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {f"model.pam.{key}" for key in held["model"]["init_args"]["pam"]["init_args"]}
+    return {f"model.pam.{key}" for key in pam_of(path)}
+
+
+def pam_of(path: Path) -> dict[str, Any]:
+    """What a file of ``experiments/`` sets of PAM.
+
+    Raises:
+        ConfigError: nothing, or it cannot be read.
+    """
+    return _under(path, "model", "init_args", "pam", "init_args")
+
+
+def _under(path: Path, *keys: str) -> dict[str, Any]:
+    held = read_settings_file(path)
+    for number, key in enumerate(keys, start=1):
+        held = held.get(key)  # type: ignore[assignment]
+        if not isinstance(held, dict):
+            raise ConfigError(f"{path}: holds no settings under {'.'.join(keys[:number])}")
+    return held
 
 
 def check_rounds(options: list[tuple[str, list[str]]], rounds: int) -> None:
@@ -114,11 +130,11 @@ def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
     """All that decides a stage's result, as plain values.
 
     Raises:
-        ConfigError: see ``stage_configs``.
+        ConfigError: see ``stage_configs`` and ``read_settings_file``.
     """
     files = stage_configs(stage, request)
-    merged = {str(path): yaml.safe_load(path.read_text()) for path in files if path in stage.configs(request)}
+    merged = {str(path): read_settings_file(path) for path in files if path in stage.configs(request)}
     if request.trainer and "trainer" in stage.takes:
-        chosen = decisive(stage, yaml.safe_load(files[-1].read_text())["trainer"])
+        chosen = decisive(stage, _under(files[-1], "trainer"))
         merged |= {"trainer": chosen} if chosen else {}
     return {"configs": merged, "options": options_for(stage, request.options), "data_dir": request.data_dir}

@@ -26,13 +26,13 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from weakmedsam.contracts import ConfigError, DataError
+from weakmedsam.contracts import LESS_MEMORY, ConfigError, DataError
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
 from weakmedsam.messages import ending_in_a_message
 from weakmedsam.notes import MEND, put_away, read_object, write_object
 from weakmedsam.options import check_rounds, options_for, parse_options, wanted_settings
-from weakmedsam.preemption import REQUEUE, Relay
+from weakmedsam.preemption import KILLED, REQUEUE, Relay
 from weakmedsam.results import find_broken, mark_results, name_result
 from weakmedsam.settings import changes
 from weakmedsam.stages import (
@@ -137,6 +137,8 @@ def _carry_out(
     for arguments in commands:
         code = relay.run([*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments])
         write_object(folder / "clock.json", {"seconds": spent + time.monotonic() - started})
+        if code in KILLED:
+            console.print(f"[bold]{stage.name}[/bold]: its process was killed: {LESS_MEMORY}")
         if code:
             # After a signal launchers give a status of their own.
             _stop(stage, folder, kept, REQUEUE if relay.asked else code)
@@ -259,6 +261,8 @@ def run(target: str, request: Request) -> None:
         raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
     check_rounds(request.options, request.rounds)
     chosen = chosen_stages(target, request.rounds)
+    for stage in chosen:  # a file that cannot be read ends the run before the first stage, not before its own
+        wanted_settings(stage, request)
     with alone(request.folder) as lock, Relay([lock]).listening() as relay:
         for i, stage in enumerate(chosen, start=1):
             run_stage(stage, request, f"{i}/{len(chosen)}", relay)
@@ -288,7 +292,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--launcher", default="", help="starts a stage's processes, e.g. 'srun python'")
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-    with ending_in_a_message("where it was"):
+    with ending_in_a_message("where it was", vars(args)):
         options = parse_options(words[split + 1 :])
         request = Request(
             args.dataset,

@@ -24,11 +24,11 @@ from tqdm import tqdm
 from data_modules.cases import Case, warn_of_passed_over
 from data_modules.new_scans import find_scans, find_unsegmented, measure, segmentation_path
 from data_modules.nifti_files import is_nifti, list_nifti, nifti_stem
-from weakmedsam.contracts import ConfigError
-from weakmedsam.files import read_table, write_table, write_whole
+from weakmedsam.contracts import LESS_MEMORY, ConfigError
+from weakmedsam.files import SEGMENTATIONS, read_table, write_table, write_whole
 from weakmedsam.locks import alone
 from weakmedsam.messages import ending_in_a_message
-from weakmedsam.preemption import REQUEUE, Relay
+from weakmedsam.preemption import KILLED, REQUEUE, Relay
 from weakmedsam.run_network import Network, class_names, find_network, name_maker, read_settings
 
 console = Console(highlight=False)
@@ -134,10 +134,12 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
         say(done if todo else f"all {len(cases)} scans are segmented already")
         if todo:
             config = prediction_config(network, scans, out, made_by)
-            write_whole(out / CONFIG, yaml.safe_dump(config, sort_keys=False))
+            write_whole(out / CONFIG, yaml.safe_dump(config, sort_keys=False), SEGMENTATIONS)
             code = relay.run(
                 [sys.executable, "-m", "weakmedsam", "predict", "--config", str(out / CONFIG), *options]
             )
+            if code in KILLED:
+                say(f"the process that segments was killed: {LESS_MEMORY}")
             if code:
                 say("stopped. What is segmented stays; the command continues with the scans that are left.")
                 raise SystemExit(REQUEUE if relay.asked else code)
@@ -157,7 +159,7 @@ def _keep_reasons(out: Path, left: list[Case]) -> None:
     found = [row for table in out.glob(".slices/*/skipped.csv") for row in read_table(table)]
     reasons = {row["case"]: row["reason"] for row in found}
     rows = [{"case": c.name, "reason": reasons.get(c.name, "it has changed meanwhile")} for c in left]
-    write_table(path, ("case", "reason"), rows)
+    write_table(path, ("case", "reason"), rows, SEGMENTATIONS)
     for row in rows:
         say(f"not segmented: {row['case']}: {row['reason']}")
 
@@ -170,7 +172,9 @@ def _report(out: Path, cases: list[Case], names: list[str], plane: str) -> None:
         for case in tqdm(cases, desc="measuring", unit="scan", leave=False, disable=len(cases) < SHOWN)
         for found in measure(segmentation_path(out, case.name), names, plane)
     ]
-    write_table(out / "volumes.csv", columns, [dict(zip(columns, row, strict=True)) for row in rows])
+    write_table(
+        out / "volumes.csv", columns, [dict(zip(columns, row, strict=True)) for row in rows], SEGMENTATIONS
+    )
     table = Table(*columns)
     for row in rows[:SHOWN]:
         table.add_row(*(escape(text) for text in row))
@@ -211,7 +215,7 @@ def main(words: list[str] | None = None) -> None:
     run = args.runs / args.dataset / args.experiment
     name = nifti_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
     out = args.out or run / "segmentations" / name
-    with ending_in_a_message("with the scans that are left"):
+    with ending_in_a_message("with the scans that are left", vars(args)):
         predict(run, args.scans, out, args.plain, words[split + 1 :])
 
 

@@ -17,6 +17,9 @@ from typing import IO
 REQUEUE = 75
 """Exit status of what was stopped by a signal and can go on: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
+KILLED = (-9, 128 + 9)
+"""Status of a process that SIGKILL has ended, as Python and as a shell or launcher says it."""
+
 SIGNALS = ("SIGTERM", "SIGUSR1")
 """Names of the signals that are understood, unless others are set."""
 

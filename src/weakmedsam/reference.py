@@ -17,13 +17,13 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from docstring_parser import parse
 
 from weakmedsam.callbacks import Preemption, Throughput
 from weakmedsam.contracts import ConfigError
 from weakmedsam.files import write_whole
 from weakmedsam.stages import EXPERIMENTS, STAGES
+from weakmedsam.yaml_files import read_yaml
 
 PAGE = Path("docs/configuration.md")
 SEGMENT = "weakmedsam.segment."
@@ -68,11 +68,7 @@ def find_named(folder: Path) -> list[Named]:
     found: dict[tuple[str, str], Named] = {}
     paths: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: is not valid YAML ({error})") from error
-        for key, path, values in _walk(content, ""):
+        for key, path, values in _walk(read_yaml(file), ""):
             if path is None:  # a file on top of another one, which names the class
                 for known in paths.get(key, []):
                     found[key, known].values[str(file)] = values
@@ -216,9 +212,7 @@ def _short(file: str) -> str:
 
 def _values(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     """What the files of ``experiments/`` set under a key of their own, by file."""
-    contents = {
-        str(path): yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.yaml"))
-    }
+    contents = {str(path): read_yaml(path) for path in sorted(folder.rglob("*.yaml"))}
     return {file: content[key] for file, content in contents.items() if content and key in content}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.notes import parse_mapping, read_object, read_text
-from weakmedsam.options import PLACES, parse_options
+from weakmedsam.options import PLACES, pam_of, parse_options
 from weakmedsam.rounds import in_round
 from weakmedsam.settings import FREE, deciding
 from weakmedsam.stages import REFINED
@@ -96,7 +96,7 @@ def find_network(run: Path, plain: bool) -> Network:
             raise ConfigError(
                 f"{REFINED}: there is no such file here; run the command in the repository's folder"
             )
-        pam["init_args"] |= read_settings(REFINED)["model"]["init_args"]["pam"]["init_args"]
+        pam["init_args"] |= pam_of(REFINED)
         said = str(REFINED)
     pam["init_args"]["start"] = str(checkpoint)
     classified = _stamp(run, "classify")

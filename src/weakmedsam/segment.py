@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import zlib
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -24,10 +23,13 @@ from weakmedsam.contracts import (
     Frame,
     SliceBatch,
     VolumeBatch,
+    check_range,
 )
 from weakmedsam.evaluation import Evaluation
 from weakmedsam.frames import to_native
 from weakmedsam.metrics import VolumeDice
+from weakmedsam.optimising import LARGEST_WEIGHT, check_optimiser, count_steps
+from weakmedsam.refusals import is_short_of_memory
 from weakmedsam.segmentations import check_new_scans, save_segmentation
 from weakmedsam.sharding import shard
 
@@ -107,7 +109,9 @@ def build_network(name: str, arguments: dict[str, Any], num_classes: int) -> nn.
         raise ConfigError(
             f"model.network: {name!r} cannot be built ({error}); e.g. monai.networks.nets.BasicUNet"
         ) from error
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
+        if is_short_of_memory(error):
+            raise
         raise ConfigError(f"model.network_args: {name} does not take {arguments} ({error})") from error
 
 
@@ -135,17 +139,17 @@ class Segmenter(LightningModule):
         class_names: names of the classes, id 1 first; the command line takes them from the data.
         network_args: its other arguments.
         background_weight: weight of a background pixel's cross-entropy against 1 for a class's, above
-            0. Default 1, with the Dice loss against imbalance; published 10, which asks for few false
-            positives.
-        dice_weight: weight of the Dice loss beside the cross-entropy, 0 or more. Published 0.
+            0 and at most 1,000,000. Default 1, with the Dice loss against imbalance; published 10, which
+            asks for few false positives.
+        dice_weight: weight of the Dice loss beside the cross-entropy, 0 to 1,000,000. Published 0.
         ignore_below: confidence in [0, 1] under which a pixel is left out of the loss; 0 (published)
             keeps all.
         min_quality: quality of a pseudo-label in [0, 1] under which its slice is left out; 0 (published)
             keeps all. A slice's quality is that of its worst class; slices without a class have 1.
         quality_weight: weigh slices by that quality; published: no.
-        learning_rate: peak of the one-cycle schedule, per step. Default 1e-3, which suits some hundred
+        learning_rate: peak of the one-cycle schedule, per step, above 0. Default 1e-3, which suits some hundred
             steps; published 1e-4.
-        weight_decay: of AdamW; published 0.1.
+        weight_decay: of AdamW, 0 or more; published 0.1.
         warmup: fraction of all steps, in (0, 1), over which the learning rate rises to its peak
             (one-cycle's default).
         slices_per_step: slices that go through the network at once in the test.
@@ -172,18 +176,13 @@ class Segmenter(LightningModule):
         slices_per_step: int = 16,
     ) -> None:
         super().__init__()
-        if background_weight <= 0 or dice_weight < 0:
-            raise ConfigError(
-                f"background_weight {background_weight} or dice_weight {dice_weight} is too small."
-            )
-        if not 0 <= ignore_below <= 1:
-            raise ConfigError(f"ignore_below: {ignore_below} is no confidence; it lies in [0, 1].")
-        if not 0 <= min_quality <= 1:
-            raise ConfigError(f"min_quality: {min_quality} is no quality; it lies in [0, 1].")
-        if not 0 < warmup < 1 or slices_per_step < 1:
-            raise ConfigError(
-                f"warmup {warmup} must lie in (0, 1), slices_per_step {slices_per_step} be 1 or more."
-            )
+        check_range("model.background_weight", background_weight, 0, LARGEST_WEIGHT, above=True)
+        check_range("model.dice_weight", dice_weight, 0, LARGEST_WEIGHT)
+        check_range("model.ignore_below", ignore_below, 0, 1)
+        check_range("model.min_quality", min_quality, 0, 1)
+        check_range("model.warmup", warmup, 0, 1, above=True, below=True)
+        check_range("model.slices_per_step", slices_per_step, 1, 65_536)
+        check_optimiser(learning_rate, weight_decay)
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
         self.network = build_network(network, network_args or {}, self.num_classes)
@@ -205,9 +204,9 @@ class Segmenter(LightningModule):
         """(B, 1, S, S) in [0, 1] to logits (B, C + 1, S, S), background first.
 
         Raises:
-            ConfigError: the network gives another number of channels.
+            ConfigError: the network gives another number of channels, or does not take frames of this size.
         """
-        logits = self.network(image)
+        logits = self._ask_network(image)
         channels = logits.shape[1] if isinstance(logits, Tensor) else type(logits).__name__
         if channels != self.num_classes + 1:
             raise ConfigError(
@@ -215,6 +214,17 @@ class Segmenter(LightningModule):
                 f"{self.num_classes + 1}. It must obey out_channels, without deep supervision."
             )
         return logits
+
+    def _ask_network(self, image: Tensor) -> Tensor:
+        try:
+            return cast(Tensor, self.network(image))
+        except (RuntimeError, ValueError) as error:
+            if self._image_size is not None or is_short_of_memory(error):
+                raise
+            raise ConfigError(
+                f"data.image_size is {image.shape[-1]}, which model.network {self._made_by['class_path']} does not "
+                f"take ({error})"
+            ) from error
 
     # Setting up
 
@@ -245,14 +255,11 @@ class Segmenter(LightningModule):
         Raises:
             ConfigError: the run has no end.
         """
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise ConfigError("one-cycle needs to know the end: set trainer.max_epochs or trainer.max_steps.")
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.learning_rate, total_steps=int(steps), pct_start=self.warmup
+            optimizer, max_lr=self.learning_rate, total_steps=count_steps(self.trainer), pct_start=self.warmup
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

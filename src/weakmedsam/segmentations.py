@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weakmedsam.contracts import ConfigError, VolumeBatch
-from weakmedsam.files import write_whole
+from weakmedsam.files import SEGMENTATIONS, write_whole
 from weakmedsam.frames import to_native
 from weakmedsam.pictures import draw_segmentation, most_telling_slice
 
@@ -62,5 +62,6 @@ def save_segmentation(scans: NewScans, batch: VolumeBatch, ids: Tensor) -> None:
     write_whole(
         Path(scans.out) / "pictures" / f"{case}.png",
         draw_segmentation(image, ids[z], scans.class_names, batch["spacing"], title),
+        SEGMENTATIONS,
     )
     scans.save_segmentation(case, ids.numpy())

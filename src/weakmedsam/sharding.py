@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from weakmedsam.contracts import check_least
+from weakmedsam.contracts import check_range
 
 # Whole tensors in the host's memory, on rank 0.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -44,7 +44,7 @@ class FullySharded(ModelParallelStrategy):
     """
 
     def __init__(self, least_parameters: int = 1_000_000) -> None:
-        check_least("trainer.strategy.least_parameters", least_parameters, 1)
+        check_range("trainer.strategy.least_parameters", least_parameters, 1)
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
         self.least_parameters = least_parameters
 

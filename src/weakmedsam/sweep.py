@@ -34,6 +34,7 @@ from weakmedsam.stages import (
     pseudo_labelled,
     stage_configs,
 )
+from weakmedsam.yaml_files import read_settings_file
 
 SWEEPS = EXPERIMENTS / "sweeps"
 DEFINITION = "sweep.yaml"
@@ -98,7 +99,7 @@ class Sweep(NamedTuple):
 
 
 def read_definition(path: Path) -> dict[str, Any]:
-    """A sweep's file, as it stands, once it has passed W&B's validator and ours.
+    """A sweep's file, nested parameters by their options, once it has passed W&B's validator and ours.
 
     Raises:
         ConfigError: it is not there, W&B would refuse it, or its metric is one that nothing logs.
@@ -108,15 +109,15 @@ def read_definition(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise ConfigError(f"{path} does not exist; there are: {known}")
-    definition = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found = (
-        library().config.schema_violations_from_proposed_config(definition)
-        if isinstance(definition, dict)
-        else ["is empty"]
-    )
+    definition = read_settings_file(path)
+    try:
+        found = library().config.schema_violations_from_proposed_config(definition)
+    except ValueError as error:
+        found = [str(error)]
     if found:
         raise ConfigError(f"{path}: W&B does not take it: {'; '.join(found)}")
-    program = PROGRAMS.get(definition.get("program", ""))
+    definition["parameters"] = flat_parameters(path, definition["parameters"])
+    program = PROGRAMS.get(str(definition.get("program", "")))
     if program is None:
         raise ConfigError(
             f"{path}: program is {definition.get('program')!r}; choose one of {', '.join(PROGRAMS)}"
@@ -130,6 +131,29 @@ def read_definition(path: Path) -> dict[str, Any]:
     if program.stage == "features":
         check_pam(path, definition)
     return definition
+
+
+def flat_parameters(path: Path, parameters: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """W&B's nested parameters by their options: ``{"model": {"parameters": {"a": ...}}}`` -> ``{"model.a": ...}``.
+
+    W&B's agent would hand a group of them to a run as one option, ``--model={'a': 1}``, which takes the place of all
+    other settings of the model.
+
+    Raises:
+        ConfigError: an option stands twice, or a group is empty.
+    """
+    found: dict[str, Any] = {}
+    for name, drawn in parameters.items():
+        key = f"{above}{name}"
+        nested = isinstance(drawn, Mapping) and "parameters" in drawn
+        parts = flat_parameters(path, drawn["parameters"] or {}, f"{key}.") if nested else {key: drawn}
+        if not parts:
+            raise ConfigError(f"{path}: parameters.{key} has no parameters below it; name some, or remove it")
+        for option, value in parts.items():
+            if option in found:
+                raise ConfigError(f"{path}: the parameter {option} stands twice, once nested; keep one")
+            found[option] = value
+    return found
 
 
 def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
@@ -327,7 +351,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--local", action="store_true", help="run here, without an account")
     parser.add_argument("--jobs", type=int, default=None, help="runs at once; one a GPU by default")
     args = parser.parse_args(words[:split])
-    with ending_in_a_message("where it was"):
+    with ending_in_a_message("where it was", vars(args)):
         options = parse_options(words[split + 1 :])
         request = Request(
             args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options, args.trainer

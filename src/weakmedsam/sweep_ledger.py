@@ -21,6 +21,7 @@ from weakmedsam.contracts import ConfigError, DataError
 from weakmedsam.files import read_table
 from weakmedsam.notes import put_away, read_object, write_object
 from weakmedsam.sweep_picture import write_picture, write_trials
+from weakmedsam.sweep_run import with_null
 
 if TYPE_CHECKING:
     from weakmedsam.sweep import Sweep
@@ -102,18 +103,21 @@ def draw(definition: Values, trials: Sequence[Any], seed: int) -> Values | None:
         found = library().next_run(definition, list(trials))
     if found is None:
         return None
-    return {name: _plain(entry["value"]) for name, entry in found.config.items()}
+    given = {
+        name for name, drawn in definition["parameters"].items() if "values" in drawn or "value" in drawn
+    }
+    return {name: _plain(entry["value"], name in given) for name, entry in found.config.items()}
 
 
-def _plain(value: Any) -> Any:
-    """A drawn value without numpy; six digits are enough to name a setting."""
+def _plain(value: Any, given: bool) -> Any:
+    """A drawn value without numpy; six digits are enough to name a setting that the file does not give itself."""
     value = value.item() if isinstance(value, np.generic) else value
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) and not given else value
 
 
 def words_of(values: Values) -> list[str]:
-    """``{"a.b": 1}`` -> ``["--a.b=1"]``, as W&B's agent writes ``${args}``."""
-    return [f"--{name}={value}" for name, value in values.items()]
+    """``{"a.b": 1}`` -> ``["--a.b=1"]``, as W&B's agent writes ``${args}``; a list is a YAML list either way."""
+    return with_null([f"--{name}={value}" for name, value in values.items()])
 
 
 class Ledger:

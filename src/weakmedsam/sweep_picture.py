@@ -36,6 +36,11 @@ def write_trials(path: Path, trials: Sequence[Trial], metric: str) -> None:
     write_table(path, ("run", "state", metric, *names, "seconds"), rows)
 
 
+def shown(value: Any) -> Any:
+    """A value as it is told apart and shown: numbers and words as they are, a list or nothing as its text."""
+    return value if isinstance(value, int | float | str) else str(value)
+
+
 def place_values(values: Sequence[Any]) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
     """Where values lie on an axis from 0 to 1, and the axis's marks.
 
@@ -48,6 +53,7 @@ def place_values(values: Sequence[Any]) -> tuple[NDArray[np.float64], list[tuple
     Returns:
         (N,) places, and (place, text) of each mark.
     """
+    values = [shown(value) for value in values]
     kinds = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     chosen = len(kinds) == 1 or (len(kinds) <= 6 and len(kinds) < len(values))
     if chosen or any(isinstance(value, str | bool) for value in kinds):
@@ -80,7 +86,7 @@ def write_picture(path: Path, trials: Sequence[Trial], metric: str, sign: float 
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for trial in trials for name in trial.values))
-    varied = [name for name in names if len({trial.values[name] for trial in trials}) > 1]
+    varied = [name for name in names if len({shown(trial.values[name]) for trial in trials}) > 1]
     names = varied or names  # what is the same in all runs tells nothing
     columns: list[list[Any]] = [[trial.values[name] for trial in trials] for name in names]
     best = [float(trial.best if trial.best is not None else math.nan) for trial in trials]

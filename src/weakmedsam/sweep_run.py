@@ -24,6 +24,11 @@ def stage_command(folder: Path, words: list[str]) -> list[str]:
     return [sys.executable, "-m", "weakmedsam", *words, *root, *resume_options(folder)]
 
 
+def with_null(words: list[str]) -> list[str]:
+    """Options as the command line reads them: W&B's agent writes Python's ``None`` where YAML has ``null``."""
+    return [f"{word[:-4]}null" if word.endswith("=None") else word for word in words]
+
+
 def pam_settings(words: list[str]) -> dict[str, Any]:
     """``["--model.pam.beta=4"]`` -> ``{"beta": 4}``."""
     pairs = [word.removeprefix("--model.pam.").partition("=") for word in words]
@@ -52,6 +57,7 @@ def main(words: list[str]) -> None:
     """Run it; returns for a sweep of PAM only."""
     folder = Path(words[0]) / "trials" / os.environ.get("WANDB_RUN_ID", "by_hand")
     folder.mkdir(parents=True, exist_ok=True)
+    words = with_null(words)
     if words[1] == "fit":
         command = stage_command(folder, words[1:])
         os.execv(command[0], command)

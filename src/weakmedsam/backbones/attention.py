@@ -29,7 +29,9 @@ def check_kind(attention: str) -> str:
         ConfigError: not one of ``KINDS``.
     """
     if attention not in KINDS:
-        raise ConfigError(f"backbone.attention: {attention!r} is unknown; choose one of {', '.join(KINDS)}")
+        raise ConfigError(
+            f"model.backbone.attention: {attention!r} is unknown; choose one of {', '.join(KINDS)}"
+        )
     return attention
 
 

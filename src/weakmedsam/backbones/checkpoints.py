@@ -115,7 +115,7 @@ def cache_folder() -> Path:
     return Path(shared or "~/.cache").expanduser() / "weakmedsam"
 
 
-def read_weights(path: Path, key: str = "backbone.weights") -> dict[str, Tensor]:
+def read_weights(path: Path, key: str = "model.backbone.weights") -> dict[str, Tensor]:
     """Read a checkpoint as a flat dictionary of tensors on the CPU; never runs code from it.
 
     Takes safetensors and what ``torch.save`` writes, told apart by content. One level of ``WRAPPERS`` is
@@ -219,7 +219,7 @@ def check_fit(
     source: str,
     model: str,
     holds: str = "another network",
-    key: str = "backbone.weights",
+    key: str = "model.backbone.weights",
 ) -> None:
     """Refuse weights of another architecture, size or class count, in one message.
 
@@ -247,7 +247,7 @@ def check_fit(
     raise CheckpointError(
         f"{key}: {source} holds {holds}, this backbone is {model}: of {len(own)} tensors {missing} are "
         f"missing and {len(lines) - missing - further} have another shape; {further} of the checkpoint's "
-        f"{len(given)} are unknown. Choose the checkpoint or backbone.size to fit. The first that differ:\n"
+        f"{len(given)} are unknown. Choose the checkpoint or model.backbone.size to fit. The first that differ:\n"
         + "\n".join(lines[:4])
     )
 

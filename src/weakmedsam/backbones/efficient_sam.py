@@ -20,7 +20,7 @@ from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
 from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
 from weakmedsam.backbones.prompting import best_candidate
-from weakmedsam.contracts import ConfigError, check_least
+from weakmedsam.contracts import ConfigError, check_range
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class EfficientSAM(Backbone):
         trained_blocks: int = 4,
     ) -> None:
         super().__init__()
-        check_least("backbone.points_per_call", points_per_call, 1)
-        check_least("backbone.trained_blocks", trained_blocks, 0)
+        check_range("model.backbone.points_per_call", points_per_call, 1, 65_536)
+        check_range("model.backbone.trained_blocks", trained_blocks, 0)
         _check_arguments(size, weights, encode_size, attention)
         architecture = SIZES[size]
         self.name = f"efficient_sam_{size}"
@@ -100,7 +100,7 @@ class EfficientSAM(Backbone):
             architecture.quality_hidden,
         )
         if weights == "none":
-            log.warning("backbone.weights is none: %s starts from random numbers", self.name)
+            log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
         elif weights != checkpoints.REPLACED:
             self._load(weights, size)
         if compile:
@@ -126,8 +126,8 @@ class EfficientSAM(Backbone):
         side = self.image_size
         if image.shape[1:] not in ((1, side, side), (3, side, side)):
             raise ConfigError(
-                f"backbone.image_size is {side}, but an image of shape {tuple(image.shape)} came in: "
-                "set data.image_size and backbone.image_size to the same value"
+                f"model.backbone.image_size is {side}, but an image of shape {tuple(image.shape)} came in: "
+                "set data.image_size and model.backbone.image_size to the same value"
             )
         if side != self.encode_size:
             shape, larger = (self.encode_size, self.encode_size), side > self.encode_size
@@ -191,17 +191,20 @@ class EfficientSAM(Backbone):
 
 def _check_arguments(size: str, weights: str, encode_size: int, attention: str) -> None:
     if size not in SIZES:
-        raise ConfigError(f"backbone.size: {size!r} is unknown; EfficientSAM has {', '.join(SIZES)}")
+        raise ConfigError(f"model.backbone.size: {size!r} is unknown; EfficientSAM has {', '.join(SIZES)}")
     if attention not in ATTENTIONS:
-        raise ConfigError(f"backbone.attention: {attention!r} is unknown; choose {', '.join(ATTENTIONS)}")
+        raise ConfigError(
+            f"model.backbone.attention: {attention!r} is unknown; choose {', '.join(ATTENTIONS)}"
+        )
     if weights == "official" and size not in OFFICIAL:
         raise ConfigError(
-            f"backbone.weights: size {size!r} has no official checkpoint; set backbone.weights to none or a path"
+            f"model.backbone.weights: size {size!r} has no official checkpoint; set it to none or a path"
         )
+    check_range("model.backbone.encode_size", encode_size, high=4096)
     if encode_size < PATCH or encode_size % PATCH:
         below = max(PATCH, encode_size // PATCH * PATCH)
         raise ConfigError(
-            f"backbone.encode_size: EfficientSAM takes multiples of {PATCH} pixels, got {encode_size}; "
+            f"model.backbone.encode_size: EfficientSAM takes multiples of {PATCH} pixels, got {encode_size}; "
             f"the next ones are {below} and {below + PATCH}, and 512 gives 32 x 32 cells"
         )
 

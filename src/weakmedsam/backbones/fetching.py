@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from weakmedsam.backbones.transfer import CHUNK, PATIENCE, FetchError, Patience, download, forget
 from weakmedsam.contracts import CheckpointError
-from weakmedsam.files import replacing, write_whole
+from weakmedsam.files import WEIGHTS, replacing, write_whole
 
 try:
     import fcntl
@@ -185,7 +185,7 @@ def _unpack(archive: Path, item: Published, path: Path) -> None:
             wanted = [member for member in members if PurePosixPath(member.filename).name == item.file]
             if len(wanted) != 1 or wanted[0].file_size != item.size:
                 raise FetchError(f"{archive} does not hold {item.file} of {item.size:,} bytes")
-            with replacing(path) as part:
+            with replacing(path, WEIGHTS) as part:
                 with packed.open(wanted[0]) as source, part.open("wb") as target:
                     while block := source.read(CHUNK):
                         target.write(block)

@@ -184,7 +184,7 @@ class Pocket(Backbone):
     def __init__(self, image_size: int = FRAME, weights: str = "embedded") -> None:
         super().__init__()
         if not 64 <= image_size <= 512:
-            raise ConfigError(f"backbone.image_size: pocket takes 64 to 512 pixels, got {image_size}")
+            raise ConfigError(f"model.backbone.image_size: pocket takes 64 to 512 pixels, got {image_size}")
         self.image_size = image_size
         self.encoder = PyramidEncoder()
         self.adapted = PyramidEncoder()
@@ -202,7 +202,7 @@ class Pocket(Backbone):
             iou_head_hidden_dim=EMBED,
         )
         if weights == "none":
-            _log.warning("backbone.weights is none: pocket starts from random numbers")
+            _log.warning("model.backbone.weights is none: pocket starts from random numbers")
         elif weights != REPLACED:
             self._load(WEIGHTS if weights == "embedded" else Path(weights))
         self.adapted.load_state_dict(self.encoder.state_dict())
@@ -234,8 +234,8 @@ class Pocket(Backbone):
         """(B, 1, 128, 128), normalised."""
         if image.shape[1:] != (1, self.image_size, self.image_size):
             raise ConfigError(
-                f"backbone.image_size is {self.image_size}, but an image of shape {tuple(image.shape)} came in: "
-                "set data.image_size and backbone.image_size to the same value"
+                f"model.backbone.image_size is {self.image_size}, but an image of shape {tuple(image.shape)} came in: "
+                "set data.image_size and model.backbone.image_size to the same value"
             )
         if self.image_size > FRAME:
             image = F.interpolate(image, size=(FRAME, FRAME), mode="bilinear", antialias=True)

@@ -30,7 +30,7 @@ from weakmedsam.backbones.sam_parts import (
     size_of,
 )
 from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
-from weakmedsam.contracts import ConfigError, check_least
+from weakmedsam.contracts import ConfigError, check_range
 
 SMALLEST, LARGEST = 64, 1024
 
@@ -115,15 +115,16 @@ class SAM(Backbone):
         lora_alpha: float = 4.0,
     ) -> None:
         super().__init__()
-        check_least("backbone.points_per_call", points_per_call, 1)
+        check_range("model.backbone.points_per_call", points_per_call, 1, 65_536)
         shape = size_of(size)
         side = image_size if encode_size is None else encode_size
         if not SMALLEST <= side <= LARGEST or side % PATCH:
             raise ConfigError(
-                f"backbone.encode_size: SAM takes multiples of {PATCH} from {SMALLEST} to {LARGEST} pixels, got {side}"
+                f"model.backbone.encode_size: SAM takes multiples of {PATCH} from {SMALLEST} to {LARGEST} pixels, "
+                f"got {side}"
             )
-        if lora_rank < 0:
-            raise ConfigError(f"backbone.lora_rank is {lora_rank}; 0 (no LoRA) or more is needed")
+        check_range("model.backbone.lora_rank", lora_rank, 0, 4096)
+        check_range("model.backbone.lora_alpha", lora_alpha)
         self.name = f"sam_{size}"
         self.size, self.global_blocks = size, shape.global_blocks
         self.image_size, self.encode_size = image_size, side
@@ -148,10 +149,10 @@ class SAM(Backbone):
         if weights == checkpoints.REPLACED:
             return
         if weights == "none":
-            _log.warning("backbone.weights is none: %s starts from random numbers", self.name)
+            _log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
             return
         if weights == "official" and self.size == "tiny":
-            raise ConfigError("backbone.weights: nobody has weights for the tiny size; set none")
+            raise ConfigError("model.backbone.weights: nobody has weights for the tiny size; set none")
         state, source = read(weights, self.name if weights == "official" else None)
         self.load_state(state, source)
 

@@ -65,7 +65,7 @@ def size_of(name: str) -> Size:
         ConfigError: an unknown name; the message lists the known ones.
     """
     if name not in SIZES:
-        raise ConfigError(f"backbone.size: {name!r} is unknown; choose one of {', '.join(SIZES)}")
+        raise ConfigError(f"model.backbone.size: {name!r} is unknown; choose one of {', '.join(SIZES)}")
     return SIZES[name]
 
 
@@ -77,8 +77,8 @@ def check_frame(image: Tensor, image_size: int) -> None:
     """
     if image.shape[1:] != (1, image_size, image_size):
         raise ConfigError(
-            f"backbone.image_size is {image_size}, but an image of shape {tuple(image.shape)} came in: "
-            "set data.image_size and backbone.image_size to the same value"
+            f"model.backbone.image_size is {image_size}, but an image of shape {tuple(image.shape)} came in: "
+            "set data.image_size and model.backbone.image_size to the same value"
         )
 
 

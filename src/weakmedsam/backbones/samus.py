@@ -19,7 +19,7 @@ from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import check_frame, make_mask_decoder, make_prompt_encoder, size_of
 from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
 from weakmedsam.backbones.samus_encoder import STRIDE, SamusEncoder
-from weakmedsam.contracts import ConfigError, check_least
+from weakmedsam.contracts import ConfigError, check_range
 
 SMALLEST, LARGEST = 64, 512
 
@@ -81,12 +81,12 @@ class SAMUS(Backbone):
         last_blocks: int = 4,
     ) -> None:
         super().__init__()
-        check_least("backbone.points_per_call", points_per_call, 1)
-        check_least("backbone.last_blocks", last_blocks, 0)
+        check_range("model.backbone.points_per_call", points_per_call, 1, 65_536)
+        check_range("model.backbone.last_blocks", last_blocks, 0)
         shape = size_of(size)
         if not SMALLEST <= image_size <= LARGEST or image_size % STRIDE:
             raise ConfigError(
-                f"backbone.image_size: SAMUS takes 256 pixels (published), or another multiple of {STRIDE} "
+                f"model.backbone.image_size: SAMUS takes 256 pixels (published), or another multiple of {STRIDE} "
                 f"from {SMALLEST} to {LARGEST}, got {image_size}"
             )
         self.name = "samus" if size == "vit_b" else f"samus_{size}"
@@ -104,15 +104,15 @@ class SAMUS(Backbone):
         if weights == checkpoints.REPLACED:
             return
         if weights == "none":
-            _log.warning("backbone.weights is none: %s starts from random numbers", self.name)
+            _log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
             return
         if weights == "official":
             raise ConfigError(
-                "backbone.weights: SAMUS's official weights lie at no stable public address; give the path "
+                "model.backbone.weights: SAMUS's official weights lie at no stable public address; give the path "
                 "of their file, or 'sam' for SAM's official weights"
             )
         if weights == "sam" and self.size == "tiny":
-            raise ConfigError("backbone.weights: nobody has weights for the tiny size; set none")
+            raise ConfigError("model.backbone.weights: nobody has weights for the tiny size; set none")
         state, source = read(weights, f"sam_{self.size}" if weights == "sam" else None)
         self.load_state(state, source)
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from weakmedsam.files import WEIGHTS
+
 CHUNK = 1 << 20
 """Bytes read at once."""
 
@@ -119,7 +121,7 @@ def _receive(url: str, part: Path, size: int | None, timeout: float) -> bool:
         try:
             _note(part).write_text(json.dumps({"url": url, "version": version, "size": goal}))
         except OSError as error:
-            raise FetchError(f"{_note(part)} cannot be written ({error.strerror})") from error
+            raise FetchError(_say_unwritable(_note(part), error)) from error
         arrived = _store(answer, part, start, goal)
     if goal is not None and arrived != goal:
         raise _BrokenError(f"broke off after {arrived:,} of {goal:,} bytes")
@@ -165,7 +167,7 @@ def _store(answer: HTTPResponse, part: Path, start: int, goal: int | None) -> in
                 file.write(chunk)
                 file.flush()  # what has arrived survives a kill
             except OSError as error:
-                raise FetchError(f"{part} cannot be written ({error.strerror})") from error
+                raise FetchError(_say_unwritable(part, error)) from error
             position += len(chunk)
             bar.update(len(chunk))
     return position
@@ -174,7 +176,11 @@ def _store(answer: HTTPResponse, part: Path, start: int, goal: int | None) -> in
 def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
-        raise FetchError(f"{needed:,} bytes are needed in {part.parent}, {free:,} are free")
+        raise FetchError(f"{needed:,} bytes are needed in {part.parent}, {free:,} are free: put {WEIGHTS}")
+
+
+def _say_unwritable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be written ({error.strerror}): make room there, or put {WEIGHTS}"
 
 
 def _length(part: Path) -> int:

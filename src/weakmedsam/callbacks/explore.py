@@ -22,7 +22,7 @@ from weakmedsam.callbacks.bank import FeatureBank
 from weakmedsam.classify import WeakMedSAM
 from weakmedsam.cluster_pictures import ClusterRow, draw_clusters
 from weakmedsam.clustering import KMeans
-from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, check_least
+from weakmedsam.contracts import CheckpointError, ConfigError, SliceBatch, check_range
 from weakmedsam.sharding import gathered
 from weakmedsam.subclasses import SubClasses, explore, nearest_members
 
@@ -99,14 +99,13 @@ class SubClassExploration(Callback):
             raise ConfigError(
                 f"model.sce.first is bank, which model.sce.source {source} does not fill; set pass"
             )
-        check_least("model.sce.every_n_epochs", every_n_epochs, 0)
+        check_range("model.sce.every_n_epochs", every_n_epochs, 0, 1_000_000)
         if source == "resnet18" and every_n_epochs:
             raise ConfigError(
                 f"model.sce.every_n_epochs is {every_n_epochs}, but the features of model.sce.source resnet18 do not "
                 "change with training; set 0"
             )
-        check_least("model.sce.seed", seed, 0)
-        check_least("model.sce.pictures", pictures, 0)
+        check_range("model.sce.pictures", pictures, 0, 1000)
         self.every_n_epochs = every_n_epochs
         self.source = source
         self.first = first

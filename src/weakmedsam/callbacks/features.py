@@ -18,7 +18,7 @@ from weakmedsam.backbones.base import Backbone
 from weakmedsam.callbacks.mine import PromptAffinityMining
 from weakmedsam.cam import inside_box
 from weakmedsam.classify import Activation, WeakMedSAM
-from weakmedsam.contracts import ConfigError, DataError, SliceBatch, check_least
+from weakmedsam.contracts import ConfigError, DataError, SliceBatch, check_range
 from weakmedsam.erasing import Losses, by_erasing
 from weakmedsam.files import write_whole
 from weakmedsam.refine import Refinement
@@ -55,7 +55,7 @@ class KeepFeatures(Callback):
 
     def __init__(self, grids: list[int] | None = None) -> None:
         for side in grids or []:
-            check_least("KeepFeatures.grids", side, 1)
+            check_range("KeepFeatures.grids", side, 1, 128)
         self._grids = grids or []
         self._settings = Refinement()
         self._sides: list[int] = []

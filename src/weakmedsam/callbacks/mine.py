@@ -25,7 +25,7 @@ from weakmedsam.callbacks.mine_volumes import (
 from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, send_overlays
 from weakmedsam.cam import mirror_axes
 from weakmedsam.classify import Activation, WeakMedSAM
-from weakmedsam.contracts import ConfigError, DataError, SliceBatch, VolumeBatch, check_least
+from weakmedsam.contracts import ConfigError, DataError, SliceBatch, VolumeBatch, check_range
 from weakmedsam.erasing import by_erasing
 from weakmedsam.evaluation import Evaluation
 from weakmedsam.metrics import VolumeDice
@@ -172,8 +172,8 @@ class PromptAffinityMining(Callback):
             restart, prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, erasing,
             erasing_share, vote, vote_power, vote_normalise, competition, background_power, threshold_rule, flips,
         )  # fmt: skip
-        check_least("model.pam.pictures", pictures, 1)
-        check_least("model.pam.every_n_epochs", every_n_epochs, 1)
+        check_range("model.pam.pictures", pictures, 1, 1000)
+        check_range("model.pam.every_n_epochs", every_n_epochs, 1, 1_000_000)
         if views not in VIEWS:
             raise ConfigError(f"model.pam.views: {views!r} is unknown; choose one of {', '.join(VIEWS)}")
         if presence not in PRESENCE:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weakmedsam.contracts import BACKGROUND, IGNORE, SliceBatch, check_least
+from weakmedsam.contracts import BACKGROUND, IGNORE, SliceBatch, check_range
 from weakmedsam.pictures import Row
 
 if TYPE_CHECKING:  # it imports monai, which takes a second
@@ -110,7 +110,7 @@ class PredictionOverlays(Callback):
     """
 
     def __init__(self, pictures: int = 6) -> None:
-        check_least("pictures", pictures, 1)
+        check_range("PredictionOverlays.pictures", pictures, 1, 1000)
         self._slices: FixedSlices[Overlay] = FixedSlices(pictures)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
-from weakmedsam.contracts import ConfigError, check_least
+from weakmedsam.contracts import ConfigError, check_range
 from weakmedsam.preemption import REQUEUE, SIGNALS
 
 SAME = 5.0
@@ -42,7 +42,7 @@ class Preemption(Callback):
     """
 
     def __init__(self, grace: float = 100.0, signals: tuple[str, ...] = SIGNALS) -> None:
-        check_least("preemption.grace", grace, 0)
+        check_range("preemption.grace", grace, 0)
         for name in signals:
             if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP", "SIGINT"):
                 raise ConfigError(

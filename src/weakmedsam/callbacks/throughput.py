@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
-from weakmedsam.contracts import ConfigError, SliceBatch, VolumeBatch, check_least
+from weakmedsam.contracts import SliceBatch, VolumeBatch, check_range
 from weakmedsam.files import rows_before, write_table
 
 COLUMNS = ("epoch", "images_per_second", "loader_wait", "gpu_memory_gib")
@@ -82,9 +82,8 @@ class Throughput(Callback):
     """
 
     def __init__(self, warn_share: float = 0.3, warn_batches: int = 20) -> None:
-        if not 0 <= warn_share <= 1:
-            raise ConfigError(f"throughput.warn_share is {warn_share}; it must lie in [0, 1]")
-        check_least("throughput.warn_batches", warn_batches, 1)
+        check_range("throughput.warn_share", warn_share, 0, 1)
+        check_range("throughput.warn_batches", warn_batches, 1)
         self.warn_share = warn_share
         self.warn_batches = warn_batches
         self._clock: LoaderClock | None = None

@@ -1,0 +1,82 @@
+"""Parsers of the stages' command line, and what they refuse before anything is built."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from weakmedsam.contracts import ConfigError, check_range
+from weakmedsam.options import parse_options
+from weakmedsam.refusals import LONGEST
+
+NUMBERS = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "gradient_clip_val": 0,
+}
+"""Of the trainer, the least of each: Lightning takes any, and divides or clips by it later."""
+
+
+PRECISIONS = (None, "32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
+"""Weights stay in float32: what SCE and PAM compute beside the trainer's own steps is in float32, too."""
+
+
+def check_trainer(options: Any) -> None:
+    """See that the trainer's settings are ones that it does not trip over late.
+
+    Args:
+        options: of a subcommand, parsed.
+
+    Raises:
+        ConfigError: one is; names its key.
+    """
+    check_range("seed_everything", int(options.seed_everything), 0, 2**32 - 1)
+    for key, low in NUMBERS.items():
+        if options.trainer[key] is not None:
+            check_range(f"trainer.{key}", options.trainer[key], low)
+    if options.trainer.precision not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision is {options.trainer.precision}; choose 32-true, bf16-mixed or 16-mixed"
+        )
+
+
+def typed(words: Sequence[str]) -> dict[str, str]:
+    """Options of a command line, by their names, with the last value of each."""
+    first = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
+    return {key: values[-1] for key, values in parse_options(list(words[first:])) if values}
+
+
+def refuse(message: str, subcommand: str) -> NoReturn:
+    """A wrong option is one message, not three pages of usage; leaves with status 2."""
+    named = re.search(r'Parser key "([^"]+)"', message)
+    options = [key for key in typed(sys.argv[1:]) if named and key.endswith(f".{named[1]}")]
+    if named and options:  # jsonargparse names the end of a key only
+        message = message.replace(named[0], f"--{options[-1]}")
+    message = "\n".join(
+        line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.splitlines()
+    )
+    sys.stderr.write(f"\nweakmedsam: {message}\n(all options: python -m weakmedsam {subcommand} --help)\n")
+    raise SystemExit(2)
+
+
+class Parser(LightningArgumentParser):
+    """Of the stages."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """See ``refuse``."""
+        known = ("fit", "validate", "test", "predict")
+        refuse(message, next((word for word in sys.argv[1:2] if word in known), "fit"))
+
+
+class PrepareParser(ArgumentParser):
+    """Of ``prepare``."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """See ``refuse``."""
+        refuse(message, "prepare")
