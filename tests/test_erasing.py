@@ -256,7 +256,7 @@ def test_evidence_is_the_forward_passes_logits_some_slices_at_a_time(pooling):
     [
         ({"erasing": 1.5}, r"erasing is 1.5; it must be in \[0, 1\]"),
         ({"erasing": -0.1}, "erasing is -0.1"),
-        ({"erasing_share": 0.0}, "erasing_share is 0.0; it must be above 0 and at most 1"),
+        ({"erasing_share": 0.0}, r"erasing_share is 0.0; it must be in \(0, 1\]"),
         ({"erasing_share": 1.2}, "erasing_share is 1.2"),
     ],
 )

@@ -64,7 +64,7 @@ class DivergenceError(WeakMedSAMError):
 
 def check_range(
     key: str,
-    value: float,
+    value: float | None,
     low: float = -math.inf,
     high: float = math.inf,
     *,
@@ -75,7 +75,7 @@ def check_range(
 
     Args:
         key: as it is typed on the command line.
-        value: what was given.
+        value: what was given; None is no number.
         low: the least that is allowed.
         high: the most that is allowed: a bound that no sensible setting reaches where memory or time grows with it.
         above: ``low`` itself is not allowed.
@@ -84,9 +84,10 @@ def check_range(
     Raises:
         ConfigError: it is not; names the key and the range.
     """
-    fits = math.isfinite(value) and low <= value <= high
+    fits = value is not None and math.isfinite(value) and low <= value <= high
     if fits and not (above and value == low) and not (below and value == high):
         return
+    shown = "null" if value is None else value
     if math.isfinite(low) and math.isfinite(high):
         range_ = f"in {'(' if above else '['}{low:,}, {high:,}{')' if below else ']'}"
     elif math.isfinite(low):
@@ -95,7 +96,7 @@ def check_range(
         range_ = f"below {high:,}" if below else f"at most {high:,}"
     else:
         range_ = "a finite number"
-    raise ConfigError(f"{key} is {value}; it must be {range_}")
+    raise ConfigError(f"{key} is {shown}; it must be {range_}")
 
 
 class SliceBatch(TypedDict, total=False):

@@ -51,6 +51,7 @@ class LocalEncoder(nn.Module):
         widths: tuple[int, ...] = (24, 48, 96, 96),
     ) -> None:
         super().__init__()
+        check_range("model.local_encoder.image_size", image_size, 1, 4096)
         check_range("model.local_encoder.frame", frame, 1, 4096)
         check_range("model.local_encoder.cells", cells, 1, 512)
         for width in widths:

@@ -26,12 +26,16 @@ def count_steps(trainer: Trainer) -> int:
     """How many steps the optimiser makes in all.
 
     Raises:
-        ConfigError: the run has no end.
+        ConfigError: the run has no end, or no step.
     """
     steps = trainer.estimated_stepping_batches
     if not math.isfinite(steps):
         raise ConfigError(
             "trainer.max_epochs is -1, but the one-cycle schedule needs to know the end: set trainer.max_epochs or "
             "trainer.max_steps"
+        )
+    if steps < 1:
+        raise ConfigError(
+            "there is no step to train: trainer.max_epochs, trainer.max_steps or trainer.limit_train_batches is 0"
         )
     return int(steps)

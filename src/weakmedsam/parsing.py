@@ -40,6 +40,10 @@ def check_trainer(options: Any) -> None:
     for key, low in NUMBERS.items():
         if options.trainer[key] is not None:
             check_range(f"trainer.{key}", options.trainer[key], low)
+    if options.trainer.val_check_interval == 0:
+        raise ConfigError(
+            "trainer.val_check_interval is 0; give a share of the epoch, (0, 1], or a number of batches"
+        )
     if options.trainer.precision not in PRECISIONS:
         raise ConfigError(
             f"trainer.precision is {options.trainer.precision}; choose 32-true, bf16-mixed or 16-mixed"

@@ -161,6 +161,7 @@ class Refinement:
         if self.steps is not None:
             check_range("model.pam.steps", self.steps, 0, 100_000)
         # Within a radius of 1 a cell has no neighbour.
+        check_range("model.pam.radius", self.radius, 1, 512, above=True)
         if self.radius > self.map_size:
             raise ConfigError(
                 f"model.pam.radius is {self.radius}; it must be above 1 and at most map_size, {self.map_size}"
