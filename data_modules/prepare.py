@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data_modules.cases import Case
 from data_modules.index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.store import read_case, stamp, write_case
+from data_modules.tables import name_first
 from data_modules.wholeness import find_damage
 from weakmedsam.contracts import LESS_MEMORY, DataError, MemoryShortError
 
@@ -103,8 +104,11 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
         else:
             skipped[case.name] = (stamp(case, spec.data_dir), result)
     if unitless:
-        shown = ", ".join(sorted(unitless)[:SHOWN]) + (", ..." if len(unitless) > SHOWN else "")
-        _log.warning("%d header(s) state no unit of length, taken as mm: %s", len(unitless), shown)
+        _log.warning(
+            "%d header(s) state no unit of length, taken as mm: %s",
+            len(unitless),
+            name_first(sorted(unitless)),
+        )
     for case in cases:
         if case.name in entries:
             try:
