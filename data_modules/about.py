@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def digest_content(entries: Mapping[str, Entry], split: Mapping[str, str]) -> st
         entries: case name -> what the index says of it.
         split: case name -> "train", "val" or "test".
     """
+    aside = {"sources": None, "patient": None}
     cases = [
-        (split[name], {**entry.to_json(), "sources": None, "patient": None})
+        (split[name], {**entry.to_json(), **aside, "geometry": replace(entry.geometry, header="")})
         for name, entry in entries.items()
     ]
     return digest_of(cases)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_modules.nifti_files import case_name, nifti_stem
@@ -60,6 +60,27 @@ def check_cases(
     if faults:
         mend = _hint(unknown, cases) or "Correct the names, remove the rows, or add those that are missing."
         raise DataError(f"{table.path}: {'; '.join(faults)}. {mend}{table.guess if unknown else ''}")
+
+
+def check_spelling(path: Path, column: str, cells: Iterable[tuple[int, str]]) -> None:
+    """See that no two values of a column are one value in two spellings: 01 and 1, P7 and p7.
+
+    Args:
+        path: of the table.
+        column: its name.
+        cells: (line, value) of the column.
+
+    Raises:
+        DataError: two are; names both lines.
+    """
+    seen: dict[str, tuple[int, str]] = {}
+    for line, value in cells:
+        before, other = seen.setdefault(_without_zeros(case_name(value)).casefold(), (line, value))
+        if case_name(other) != case_name(value):
+            raise DataError(
+                f"{path}: line {line}, column {column}: {show(value)} is {show(other)} in line {before}. Spell one "
+                f"{column} one way; two of them need names that differ in more than zeros and upper case."
+            )
 
 
 def _hint(unknown: Sequence[str], cases: Collection[str]) -> str:

@@ -178,7 +178,7 @@ def warn_of_passed_over(paths: Sequence[Path], root: Path, read: str) -> None:
         read: what is read.
     """
     if paths:
-        _log.warning(
+        _log.info(
             "%s: passed over is what looks like scans or tables, %d name(s): %s. Read are %s",
             *(root, len(paths), name_some(paths, root), read),
         )
@@ -188,4 +188,4 @@ def warn_of_left_out(tree: Tree, root: Path) -> None:
     """Name the folders below DATA_DIR that are not looked into."""
     for paths, why in ((tree.outputs, "written by this program"), (tree.closed, "cannot be read")):
         if paths:
-            _log.warning("%s: folders left out (%s): %s", root, why, name_some(paths, root))
+            _log.info("%s: folders left out (%s): %s", root, why, name_some(paths, root))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from data_modules.base import SliceDataModule, Supervision
-from data_modules.case_tables import check_cases, read_pairs
+from data_modules.case_tables import check_cases, check_spelling, read_pairs
 from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases, warn_of_passed_over
 from data_modules.nifti_files import (
     Listing,
@@ -157,10 +157,12 @@ def read_patients(path: Path, cases: Collection[str]) -> dict[str, str]:
     """Read a CSV with the columns case and patient: case -> patient.
 
     Raises:
-        DataError: unreadable, a column is missing, or rows and cases do not belong together one to one.
+        DataError: unreadable, a column is missing, rows and cases do not belong together one to one, or two patients
+            differ in leading zeros or in upper and lower case alone.
     """
     table, rows = read_pairs(path, "patient")
     check_cases(table, {case: line for case, (line, _) in rows.items()}, cases, needed=cases)
+    check_spelling(path, "patient", rows.values())
     return {case: case_name(patient) for case, (_, patient) in rows.items()}
 
 

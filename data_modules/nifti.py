@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from weakmedsam.contracts import DataError
+from weakmedsam.contracts import DataError, MemoryShortError
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header is a subclass
 
@@ -75,6 +75,7 @@ def read_nifti(path: str | Path) -> Nifti:
     Raises:
         DataError: not such a file, damaged, cut, of several volumes or of no numbers, or its header's geometry cannot
             be used.
+        MemoryShortError: there is too little memory for its voxels.
     """
     try:
         with _open(path) as file:
@@ -83,7 +84,7 @@ def read_nifti(path: str | Path) -> Nifti:
             shape, dtype = _shape(header, path), _number_type(header, path)
             voxels = _read_voxels(stream, header, shape, dtype, most, path)
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _not_given(path, error) from error
     affine, unit = _affine(header, len(shape), path)
     shape = (*shape, 1)[:3] if len(shape) == 2 else shape[:3]
     return Nifti(_scaled(voxels, header, path).reshape(shape, order="F"), affine, unit, header.binaryblock)
@@ -99,7 +100,7 @@ def read_description(path: str | Path) -> str:
         with _open(path) as file:
             header = _read_header(_decompressed(file)[0], path)
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _not_given(path, error) from error
     return bytes(header["descrip"].item()).decode("ascii", "replace")
 
 
@@ -126,6 +127,13 @@ def _unreadable(path: str | Path, reason: str) -> DataError:
     return DataError(
         f"{path}: cannot be read ({reason}). It is truncated, damaged or no NIfTI file: get it again."
     )
+
+
+def _not_given(path: str | Path, error: OSError | EOFError | zlib.error) -> DataError:
+    """Of a file that the system does not give, or whose compressed stream is damaged."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{path}: cannot be read ({error.strerror}). Look at its rights and its disk.")
+    return _unreadable(path, str(error))
 
 
 def _open(path: str | Path) -> BinaryIO:
@@ -223,7 +231,7 @@ def _read_voxels(
         # Not touched before it is filled: of a header that states too much, only what the file holds takes memory.
         content = np.empty(needed, np.uint8)
     except MemoryError as error:
-        raise DataError(
+        raise MemoryShortError(
             f"{path}: its {shape} voxels take {needed / 2**30:.1f} GiB, more memory than there is. Lower "
             "prepare_workers, or leave it out."
         ) from error
@@ -240,7 +248,10 @@ def _read_voxels(
     while part := stream.read(CHUNK):
         surplus += len(part)
         if any(part):  # padding is harmless; bytes that were inserted push voxels out
-            raise _unreadable(path, f"it holds more than the {shape} voxels that its header states")
+            raise DataError(
+                f"{path}: {surplus:,} bytes or more follow the {shape} voxels that its header states. If the voxels "
+                "are right, open the file and save it again; else get it again."
+            )
     return content.view(dtype)
 
 
@@ -260,13 +271,13 @@ def _affine(header: Header, axes: int, path: str | Path) -> tuple[NDArray[np.flo
     """Voxel -> mm, and the name of the unit that the header states."""
     unit, length = UNITS.get(int(header["xyzt_units"]) & 7, NO_UNIT)
     header = header.copy()
-    for name in ("sform_code", "qform_code"):
+    for name in ("sform_code", "qform_code") if header["sform_code"] == 0 else ("sform_code",):
         if not 0 <= header[name] <= 5:
             raise _useless(path, f"{name} {int(header[name])} is unknown")
     handedness = header["pixdim"][0]
-    if handedness not in (-1, 0, 1):
+    if header["sform_code"] == 0 and handedness not in (-1, 0, 1):
         raise _useless(path, f"pixdim[0] is {handedness:g}, not 1 or -1")
-    header["pixdim"][0] = handedness or 1  # as the standard has it
+    header["pixdim"][0] = handedness if handedness in (-1, 1) else 1  # 0 is 1 in the standard
     header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])  # old programs write flips as negative sizes
     try:
         with np.errstate(all="ignore"):

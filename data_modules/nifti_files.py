@@ -232,6 +232,8 @@ def find_root(folder: Path, name: str, usual: str = "") -> Path:
             )
         if found:
             return found[0]
+        if not usual and len(level) > 1:  # an archive's folder lies alone in another: not in one of several
+            break
         level = [
             path for above in level for path in _inside(above) if os.path.isdir(path) and not _is_output(path)
         ]

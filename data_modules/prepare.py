@@ -15,7 +15,7 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -102,7 +102,8 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
             entries[case.name] = result
             unitless += [case.name] if result.geometry.unit == "unknown" else []
         else:
-            skipped[case.name] = (stamp(case, spec.data_dir), result)
+            # What may pass is tried again by the next call, without a change of the file.
+            skipped[case.name] = (stamp(case, spec.data_dir) if result.lasting else (), result.reason)
     if unitless:
         _log.warning(
             "%d header(s) state no unit of length, taken as mm: %s",
@@ -174,7 +175,7 @@ def table_labels(case: Case, entry: Entry) -> tuple[tuple[int, ...], ...] | None
 
 def _run(
     todo: Sequence[Case], spec: StoreSpec, store: Path, workers: int | None
-) -> Iterator[tuple[Case, Entry | str]]:
+) -> Iterator[tuple[Case, Entry | Refusal]]:
     count = min(workers or os.cpu_count() or 1, len(todo))
     bar = tqdm(total=len(todo), desc=f"preparing {spec.data_set}", unit="volume", disable=not todo)
     with bar:
@@ -199,13 +200,31 @@ def _run(
                 bar.update()
 
 
-def prepare_case(case: Case, spec: StoreSpec, store: Path) -> Entry | str:
+class Refusal(NamedTuple):
+    """Why a case cannot be used.
+
+    Attributes:
+        reason: names the file and the mend.
+        lasting: whether it stays so as long as the file stays as it is.
+    """
+
+    reason: str
+    lasting: bool = True
+
+
+def prepare_case(case: Case, spec: StoreSpec, store: Path) -> Entry | Refusal:
     """Read and store one case: its entry, or what is wrong with it. Runs in a worker process."""
     try:
-        arrays = read_case(case, spec)
+        return write_case(read_case(case, spec), store)
     except DataError as error:
-        return str(error)
-    return write_case(arrays, store)
+        system = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+        return Refusal(str(error), lasting=not system)
+    except MemoryShortError as error:
+        return Refusal(str(error), lasting=False)
+    except MemoryError:
+        return Refusal(
+            f"{case.image}: there is too little memory to prepare it: {LESS_MEMORY}.", lasting=False
+        )
 
 
 def _end_with_parent() -> None:

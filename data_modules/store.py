@@ -118,7 +118,9 @@ def find_window(voxels: NDArray[Any], intensity: Intensity, path: str) -> tuple[
                 f"{darkest:g}..{brightest:g}). Is it in HU? Correct the window or the file."
             )
         return low, high, f"level {level:g}, width {width:g}"
-    low, high = (float(v) for v in np.percentile(voxels[voxels > darkest], intensity.percentiles))
+    low, high = (
+        float(v) for v in np.percentile(voxels[voxels > darkest], intensity.percentiles, overwrite_input=True)
+    )
     if high <= low:  # e.g. a volume of two values
         low, high = darkest, brightest
     lower, upper = intensity.percentiles

@@ -135,10 +135,12 @@ def check_same_geometry(image: str, first: Geometry, mask: str, second: Geometry
     apart = np.abs(corners @ (first.slices_affine - second.slices_affine).T).max()
     if apart > SAME_PLACE * min(first.spacing):
         bare = np.allclose(np.abs(np.asarray(second.affine)[:3, :3]), np.eye(3))
+        hint = " If it was saved without a geometry, save it again with the image's affine." if bare else ""
+        if first.unit != second.unit:
+            hint = f" The image's unit is {first.unit}, the mask's {second.unit}: correct the header if one is wrong."
         raise DataError(
             f"{mask}: lies up to {apart:.2f} mm away from its image {image}. "
-            "Resample the mask onto the image's grid (nearest neighbour)."
-            + (" If it was saved without a geometry, save it again with the image's affine." if bare else "")
+            f"Resample the mask onto the image's grid (nearest neighbour).{hint}"
         )
 
 

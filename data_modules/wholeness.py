@@ -5,6 +5,8 @@ Light to import: the pipeline looks at each store before it says that a run is u
 
 from __future__ import annotations
 
+import contextlib
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,10 +78,14 @@ def _find_damage(folder: Path, name: str, files: Files) -> tuple[str, str] | Non
     if (said.get("name"), said.get("files")) != (name, [list(file) for file in files]):
         return str(entry), "is of another case" if said else "is gone"
     written = entry.stat().st_mtime_ns
-    for array, _, known in files:
-        path = folder / array
-        if path.stat().st_mtime_ns >= written and checksum(path) != known:
+    later = [(folder / array, known) for array, _, known in files]
+    later = [(path, known) for path, known in later if path.stat().st_mtime_ns >= written]
+    for path, known in later:
+        if checksum(path) != known:
             return str(path), "is damaged (its content is not what was written)"
+    if later:  # as after a copy without times: read once, not at every look
+        with contextlib.suppress(OSError):
+            os.utime(entry)
     return None
 
 

@@ -38,6 +38,7 @@ def test_a_mask_without_its_image_and_a_doubled_image_are_named(tmp_path):
 
 
 def test_other_names_are_listed_and_what_the_program_wrote_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
     root = fake_abdomen(tmp_path)
     first = root / "AbdomenCT-1K-ImagePart1/AbdomenCT-1K-ImagePart1/Case_00001_0000.nii.gz"
     for path in (

@@ -72,6 +72,7 @@ def test_a_copy_with_a_folder_for_each_file_is_read(tmp_path, inner, caplog):
 
 
 def test_links_two_of_a_name_and_files_of_other_names(tmp_path, caplog):
+    caplog.set_level("INFO")
     fake_brats(tmp_path / "real")
     high = tmp_path / "real/MICCAI_BraTS_2019_Data_Training/HGG"
     (tmp_path / "data/HGG").mkdir(parents=True)

@@ -97,12 +97,16 @@ def test_of_a_damaged_table_by_epoch_what_can_be_read_is_kept(tmp_path):
     assert rows_before(path, 5) == []
     path.write_text("epoch,loss\n0,1\n1,0.5\n2,0.25\n,7\nx,8\n1.5,9\n3\n1,2,3\n")
     assert [row["loss"] for row in rows_before(path, 2)] == ["1", "0.5"]
-    for content in (b"", b"\xff\xfe\x00", b'epoch,loss\n0,"1', b"loss\n1\n", b"x" * 200_000 + b"\n1\n"):
+    assert "1.5,9" in (tmp_path / "history.csv.old1").read_text()  # nothing is lost
+    for content in (b"", b"\xff\xfe\x00", b"loss\n1\n", b"x" * 200_000 + b"\n1\n"):
         path.write_bytes(content)
         assert rows_before(path, 5) == []
+    path.write_bytes(b"epoch,loss\n0,0.5\n1,\xff\n")
+    assert [row["epoch"] for row in rows_before(path, 5)] == ["0", "1"]
     path.unlink()
     path.mkdir()
     assert rows_before(path, 5) == []
+    assert not path.exists()
 
 
 def test_the_option_of_the_folder_that_is_full_is_named(tmp_path):

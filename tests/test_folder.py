@@ -68,6 +68,16 @@ def test_patients_file_keeps_scans_together(tmp_path):
             "case,patient\n001,P\n002,P\n003,P\n003,Q\n",
             "line 5, column case: '003' has a row already",
         ),
+        (
+            "patients.csv",
+            "case,patient\n001,01\n002,1\n003,2\n",
+            "line 3, column patient: '1' is '01' in line 2",
+        ),
+        (
+            "patients.csv",
+            "case,patient\n001,P1\n002,P2\n003,p1\n",
+            "line 4, column patient: 'p1' is 'P1' in line 2",
+        ),
         ("labels.csv", "case,slice,tumour\n1,0,1\n", "'1'.*Leading zeros"),
         ("labels.csv", "case,slice,tumour\n001.nii.gz,0,1\n", "no ending: '001'"),
     ],
@@ -102,6 +112,7 @@ def test_a_split_file_is_checked_before_volumes_are_read(tmp_path):
 
 
 def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
+    caplog.set_level("INFO")
     root = fake_folder(tmp_path / "unpacked/scans", 5)
     for part in ("images", "masks"):
         (root / part / "scan0.nii.gz").rename(root / part / "scan0.NII.GZ")

@@ -170,14 +170,18 @@ def test_folders_and_tables_are_found_in_any_case_and_two_are_refused(tmp_path):
 
 
 def test_the_data_sets_own_folder_is_found_where_an_archive_was_unpacked(tmp_path):
-    touch(tmp_path, "set/set/images/x", "phantom-1/phantom.json", "phantom-1/images/x", "notes/x")
+    touch(tmp_path, "set/set/images/x", "phantom-1/phantom.json", "phantom-1/images/x")
     assert find_root(tmp_path, "images") == tmp_path / "set/set"
     assert find_root(tmp_path, "imagesTr") == tmp_path
-    touch(tmp_path, "other/copy/images/x")
-    with pytest.raises(DataError, match=r"images is in several folders: other/copy/, set/set/\. Give one"):
-        find_root(tmp_path, "images")
+    touch(tmp_path, "imgs/x")  # a slip of the user's: a copy somewhere below must not be taken instead
+    assert find_root(tmp_path, "images") == tmp_path
     assert find_root(tmp_path, "images", usual="SET") == tmp_path / "set/set"
     assert find_root(tmp_path, "images", usual="third") == tmp_path
+    touch(tmp_path, "other/images/x")
+    assert find_root(tmp_path, "images") == tmp_path / "other"
+    touch(tmp_path, "third/images/x")
+    with pytest.raises(DataError, match=r"images is in several folders: other/, third/\. Give one"):
+        find_root(tmp_path, "images")
 
 
 def test_what_is_there_instead_is_told(tmp_path):

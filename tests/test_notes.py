@@ -6,7 +6,8 @@ import math
 import pytest
 
 from weakmedsam.contracts import DataError
-from weakmedsam.notes import parse_mapping, put_away, read_object, read_text, write_object
+from weakmedsam.files import put_away
+from weakmedsam.notes import parse_mapping, read_object, read_text, write_object
 
 CONTENT = {"a": [1, 2.5, None, "ü"], "b": {"1": math.pi}, "configs": {}}
 

@@ -53,7 +53,8 @@ def house(tmp_path, monkeypatch):
             splits = {"test": {"masked": masked[0]}}
             write_object(tmp_path / "store/index.json", {"cases": []})
             sources = {"root": str(tmp_path / "scans"), "tables": ["labels.csv"]}
-            found = {"store": str(tmp_path / "store"), "sources": sources, "splits": splits}
+            scans = {path.name: path.read_text() for path in (tmp_path / "scans").iterdir()}
+            found = {"store": str(tmp_path / "store"), "sources": sources, "splits": splits, "content": scans}
             summary.write_text(json.dumps(found))
         elif "--trainer.default_root_dir" in arguments:
             folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
@@ -250,6 +251,9 @@ def test_new_scans_make_the_store_anew(house, tmp_path):
         (tmp_path / "scans" / name).write_bytes(b"new")
         run("classify", request_for(tmp_path))
         assert ran(house) == ["prepare phantom", "fit classify"]
+    os.utime(tmp_path / "scans/labels.csv")  # the same slices come out
+    run("classify", request_for(tmp_path))
+    assert ran(house) == ["prepare phantom"]
 
 
 def test_a_file_that_an_option_names_counts_with_its_content(house, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import re
@@ -16,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_modules import nifti
+from data_modules import nifti, wholeness
 from data_modules.cases import Case, Intensity
 from data_modules.index import StoreSpec, read_index
 from data_modules.prepare import prepare, table_labels
@@ -383,3 +384,40 @@ def test_a_copied_store_is_as_good(root, tmp_path, reads):
     reads.clear()
     prepare(cases_of(root), spec_of(root), tmp_path / "moved", workers=1)
     assert not reads
+
+
+def test_a_case_that_could_not_be_read_for_the_moment_is_tried_again(root, tmp_path, monkeypatch):
+    cases, opened = cases_of(root), nifti._open
+    for fault in (OSError(errno.EIO, "Input/output error"), MemoryError()):
+
+        def fail(path, fault=fault):
+            if Path(path).name == "scan1.nii.gz":
+                raise fault
+            return opened(path)
+
+        monkeypatch.setattr(nifti, "_open", fail)
+        index = prepare(cases, spec_of(root), tmp_path, workers=1, on_bad_case="skip")
+        assert list(index.skipped) == ["scan1"]
+        assert "scan1.nii.gz: " in index.skipped["scan1"][1]
+        monkeypatch.setattr(nifti, "_open", opened)
+        index = prepare(cases, spec_of(root), tmp_path, workers=1, on_bad_case="skip")
+        assert index.skipped == {}
+        shutil.rmtree(spec_of(root).folder(tmp_path))
+
+
+def test_a_store_that_was_copied_without_its_times_is_read_whole_once(root, tmp_path, monkeypatch):
+    store = spec_of(root).folder(tmp_path)
+    prepare(cases_of(root), spec_of(root), tmp_path, workers=1)
+    for path in store.rglob("*"):
+        os.utime(path, (2e9, 2e9))
+    read = []
+    checksum = wholeness.checksum
+    monkeypatch.setattr(wholeness, "checksum", lambda path: read.append(path) or checksum(path))
+    for path in store.rglob("entry.json"):
+        os.utime(path, (1, 1))
+    for path in store.rglob("*.np?"):
+        os.utime(path, (2, 2))
+    assert find_broken_files(store) == {}
+    assert len(read) == 12
+    assert find_broken_files(store) == {}
+    assert len(read) == 12

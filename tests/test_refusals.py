@@ -202,3 +202,12 @@ def test_settings_can_be_flat_as_they_are_typed():
         '{"data.class_path": "a.B", "data.augment.noise": 1, "ckpt_path": null}'
     )
     assert isinstance(explain(raised(ConfigError("x")), {}), ConfigError)
+
+
+def test_a_fault_of_ours_while_another_error_is_handled_is_still_ours():
+    with pytest.raises(KeyError) as found:  # noqa: PT012
+        try:
+            raise DataError("handled")
+        except DataError:
+            {}["a fault"]
+    assert explain(found.value, {}) is None

@@ -48,9 +48,21 @@ def test_without_a_whole_best_checkpoint_it_starts_anew_and_says_so(
 ):
     damage(checkpoints / "last.ckpt", last)
     damage(checkpoints / "best.ckpt", best)
+    (tmp_path / "history.csv").write_text("epoch,val/auroc\n0,0.5\n")
+    kept = {path.name: path.read_bytes() for path in checkpoints.iterdir() if path.is_file()}
     assert resume_options(tmp_path) == []
     assert "the training starts anew" in capsys.readouterr().out
     assert not list(checkpoints.glob("*.ckpt"))
+    assert all((checkpoints / f"{name}.old1").read_bytes() == content for name, content in kept.items())
+
+
+def test_before_the_first_validation_it_goes_on_from_the_last_checkpoint(tmp_path, checkpoints, capsys):
+    damage(checkpoints / "last.ckpt", "whole")
+    (tmp_path / "history.csv").write_text("epoch,train/loss,val/auroc\n0,0.5,\n")
+    assert resume_options(tmp_path) == ["--ckpt_path", str(checkpoints / "last.ckpt")]
+    damage(checkpoints / "last.ckpt", "cut")
+    assert resume_options(tmp_path) == []
+    assert not capsys.readouterr().out
 
 
 def test_what_is_whole_is_gone_on_from_without_a_word(tmp_path, checkpoints, capsys):

@@ -85,3 +85,9 @@ def test_any_text_is_read_as_pyyaml_does_or_refused_in_one_line(text):
         assert len(refused.splitlines()) == 1
     else:
         assert repr(found) == repr(yaml.safe_load(text))
+
+
+def test_settings_in_the_place_of_their_files_name_are_read():
+    check_words(["fit", "--config", '{"model": {"learning_rate": 1}}'])
+    with pytest.raises(ConfigError, match="--config, line 1, column"):
+        check_words(["fit", "--config={a: ["])

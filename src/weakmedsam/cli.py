@@ -44,6 +44,7 @@ from weakmedsam.contracts import ConfigError, DivergenceError
 from weakmedsam.files import replacing, write_whole
 from weakmedsam.locks import alone
 from weakmedsam.marks import check_checkpoint
+from weakmedsam.messages import show_remarks
 from weakmedsam.parsing import Parser, PrepareParser, check_trainer, typed
 from weakmedsam.preemption import REQUEUE
 from weakmedsam.refusals import explain, flat_settings
@@ -124,7 +125,7 @@ class WeakMedSAMCLI(LightningCLI):
     """A run = stage x data x backbone x trainer, each a YAML."""
 
     def __init__(self) -> None:
-        self.config: Any = {}
+        self.config: Any = None
         try:
             super().__init__(
                 save_config_callback=SaveRun,
@@ -136,7 +137,9 @@ class WeakMedSAMCLI(LightningCLI):
                 parser_kwargs={"parser_mode": "omegaconf+"},
             )
         except Exception as error:
-            known = self.config[self.subcommand].as_dict() if self.config else {}
+            known: dict[str, Any] = (
+                {} if self.config is None else self.config[self.config.subcommand].as_dict()
+            )
             meant = explain(error, flat_settings(known)) if known else None
             if meant is None:
                 raise
@@ -223,6 +226,7 @@ def prepare(words: list[str]) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    show_remarks()
     data = parser.instantiate_classes(parser.parse_args(rest)).data
     data.prepare_data()
     if known.summary is not None:

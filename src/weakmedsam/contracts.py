@@ -51,7 +51,7 @@ class CheckpointError(WeakMedSAMError):
 
 
 class DiskError(WeakMedSAMError):
-    """A file could not be written because its disk is full; the message names the file and the mend."""
+    """A file could not be written because its disk is full, or not be read; the message names it and the mend."""
 
 
 class MemoryShortError(WeakMedSAMError):

@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,18 +116,34 @@ def write_table(
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV of our own as text, none where there is no file, or one that is damaged.
+    """Rows of a CSV of our own as text, none where there is no file; rows that are damaged are left out.
 
     A user's tables: ``data_modules.tables``.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return []
+    try:
+        rows = list(csv.DictReader(lines))
+    except csv.Error:  # a cell beyond any length
         return []
     return [row for row in rows if None not in row and None not in row.values()]
 
 
+def put_away(path: Path) -> None:
+    """Make room for a file: what lies there is kept under another name."""
+    if not os.path.lexists(path):
+        return
+    number = 1
+    while (kept := path.with_name(f"{path.name}.old{number}")).exists():
+        number += 1
+    shutil.move(path, kept)
+
+
 def rows_before(path: Path, epoch: int) -> list[dict[str, str]]:
-    """Rows of a table by epoch that are of earlier epochs; what is damaged in it is left out."""
-    return [row for row in read_table(path) if (of := row.get("epoch", "")).isdecimal() and int(of) < epoch]
+    """Rows of a table by epoch that are of earlier epochs; one with damaged rows is kept under another name."""
+    rows = [row for row in read_table(path) if row.get("epoch", "").isdecimal()]
+    if path.is_dir() or (path.is_file() and len(rows) < path.read_bytes().count(b"\n") - 1):
+        put_away(path)
+    return [row for row in rows if int(row["epoch"]) < epoch]

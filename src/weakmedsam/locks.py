@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weakmedsam.contracts import ConfigError
-from weakmedsam.notes import put_away
+from weakmedsam.files import put_away
 
 LOCK = ".lock"
 

@@ -13,8 +13,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_warn
 
 from weakmedsam.contracts import DataError, check_range
-from weakmedsam.files import write_whole
-from weakmedsam.notes import put_away, read_text
+from weakmedsam.files import put_away, write_whole
+from weakmedsam.notes import read_text
 
 NUMBER = "wandb_run.txt"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,3 +33,14 @@ def ending_in_a_message(goes_on: str, typed: Mapping[str, object] | None = None)
         if meant is None:
             raise
         sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")
+
+
+def show_remarks() -> None:
+    """Show what the data modules remark on files that they pass over: for commands that look at a user's files.
+
+    Trainings look at them too, and would remark the same at each stage.
+    """
+    log = logging.getLogger("data_modules")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())

@@ -6,16 +6,14 @@ names the file and the mend; who can go on without the file catches it.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weakmedsam.contracts import ConfigError, DataError
-from weakmedsam.files import write_whole
+from weakmedsam.contracts import ConfigError, DataError, DiskError
+from weakmedsam.files import put_away, write_whole
 from weakmedsam.yaml_files import parse_yaml
 
 SEAL = "seal"
@@ -28,15 +26,22 @@ def read_text(path: Path) -> str:
     """A file as text; empty where there is none.
 
     Raises:
-        DataError: it cannot be read as text.
+        DataError: it is no text.
+        DiskError: the disk does not give it; what may be whole is not taken for damaged.
     """
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        what = "a folder lies in its place" if path.is_dir() else f"cannot be read as text ({error})"
-        raise DataError(f"{path}: {what}. {MEND}") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: a folder lies in its place. {MEND}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read as text ({error}). {MEND}") from error
+    except OSError as error:
+        raise DiskError(
+            f"{path} cannot be read ({error.strerror}). Give access to it, or see to its disk; the same command "
+            "continues"
+        ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -91,15 +96,3 @@ def parse_mapping(path: Path, text: str) -> dict[str, Any]:
     except ConfigError as error:
         raise DataError(f"{error}. {MEND}") from error
     return found if isinstance(found, dict) else {}
-
-
-def put_away(path: Path) -> None:
-    """Make room for a file: what lies there is removed, a folder is kept under another name."""
-    if not path.is_dir() or path.is_symlink():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.unlink()
-        return
-    number = 1
-    while (kept := path.with_name(f"{path.name}.old{number}")).exists():
-        number += 1
-    shutil.move(path, kept)

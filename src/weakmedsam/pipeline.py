@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from weakmedsam.contracts import LESS_MEMORY, ConfigError, DataError
+from weakmedsam.files import put_away
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
 from weakmedsam.messages import ending_in_a_message
-from weakmedsam.notes import MEND, put_away, read_object, write_object
+from weakmedsam.notes import MEND, read_object, write_object
 from weakmedsam.options import check_rounds, options_for, parse_options, wanted_settings
 from weakmedsam.preemption import KILLED, REQUEUE, Relay
 from weakmedsam.results import find_broken, mark_results, name_result
@@ -44,6 +45,9 @@ from weakmedsam.stages import (
 )
 
 console = Console(highlight=False)
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+"""Of a stage that trains."""
 
 HELD: dict[str, tuple[str, type]] = {"settings.json": ("configs", dict), "clock.json": ("seconds", float)}
 """Note of a stage -> what it has to hold."""
@@ -109,6 +113,8 @@ def _clear_away(folder: Path, broken: Mapping[str, str], head: str) -> None:
     for name in broken:
         if not Path(name).is_absolute():
             put_away(folder / name)
+    if BEST in broken:  # all epochs are over, and none would bring it back
+        put_away(folder / LAST)
     (folder / "stage.json").unlink()
 
 
@@ -149,7 +155,8 @@ def _carry_out(
         folder / "stage.json",
         {
             "stage": stage.name,
-            "made": name_result(stage, wanted, inputs, results),
+            # Of scans that were copied or touched the same slices come out: what follows stays.
+            "made": name_result(stage, wanted, "" if stage.name == "prepare" else inputs, results),
             "settings": wanted,
             "inputs": inputs,
             "results": results,

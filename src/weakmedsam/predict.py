@@ -27,7 +27,7 @@ from data_modules.nifti_files import is_nifti, list_nifti, nifti_stem
 from weakmedsam.contracts import LESS_MEMORY, ConfigError
 from weakmedsam.files import SEGMENTATIONS, read_table, write_table, write_whole
 from weakmedsam.locks import alone
-from weakmedsam.messages import ending_in_a_message
+from weakmedsam.messages import ending_in_a_message, show_remarks
 from weakmedsam.preemption import KILLED, REQUEUE, Relay
 from weakmedsam.run_network import Network, class_names, find_network, name_maker, read_settings
 
@@ -212,6 +212,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args(words[:split])
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    show_remarks()
     run = args.runs / args.dataset / args.experiment
     name = nifti_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
     out = args.out or run / "segmentations" / name

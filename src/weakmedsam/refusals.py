@@ -96,12 +96,16 @@ def flat_settings(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from: jsonargparse wraps what a constructor raises, a loader what its worker raised."""
+    """An error and what it came from: jsonargparse wraps what a constructor raises, a loader what its worker raised.
+
+    What was being handled when a fault of ours came up is no cause of it.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        wrapped = _module(error).split(".")[0] in _LIBRARIES and not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if wrapped else None)
 
 
 def _without_worker(error: WeakMedSAMError) -> WeakMedSAMError:

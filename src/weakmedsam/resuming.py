@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from weakmedsam.files import put_away, read_table
 from weakmedsam.marks import is_whole
-from weakmedsam.notes import put_away
 
 
 def resume_options(folder: Path) -> list[str]:
     """Options with which a training goes on in its folder; none where it starts anew.
 
     It goes on from ``last.ckpt``, or, where that is lost or damaged, from ``best.ckpt``, which holds its epoch as
-    fully. Where ``best.ckpt`` is lost or damaged, no later epoch would bring it back: the training starts anew.
-    A damaged checkpoint is removed, and a line says what is done.
+    fully. Where ``best.ckpt`` was there and is lost or damaged, no later epoch would bring it back: the training
+    starts anew. What cannot be gone on from is kept under another name, and a line says what is done.
 
     Args:
         folder: of the stage, or of the run of a sweep.
@@ -28,17 +28,23 @@ def resume_options(folder: Path) -> list[str]:
         put_away(path)
     if not there:
         return []
-    if best in whole:
-        if last not in whole:
+    if best in whole or (best not in damaged and not _was_validated(folder)):
+        if last not in whole and best in whole:
             _say(f"{last} is {'damaged' if damaged else 'not there'}: the training goes on from {best.name}")
-        return ["--ckpt_path", str(last if last in whole else best)]
+        return ["--ckpt_path", str(last if last in whole else best)] if whole else []
     for path in whole:
-        path.unlink()
+        put_away(path)
     _say(
         f"{best} is {'damaged' if best in damaged else 'gone'}, and later epochs do not bring it back: the training "
         "starts anew"
     )
     return []
+
+
+def _was_validated(folder: Path) -> bool:
+    """Whether an epoch had figures of validation, by which the best one is chosen."""
+    rows = read_table(folder / "history.csv")
+    return any(value for row in rows for name, value in row.items() if name.startswith("val/"))
 
 
 def _say(text: str) -> None:

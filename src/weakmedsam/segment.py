@@ -186,7 +186,7 @@ class Segmenter(LightningModule):
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
         self.network = build_network(network, network_args or {}, self.num_classes)
-        self._made_by = {"class_path": network, "arguments": dict(network_args or {})}
+        self._made_by: dict[str, Any] = {"class_path": network, "arguments": dict(network_args or {})}
         self.background_weight = background_weight
         self.dice_weight = dice_weight
         self.ignore_below = ignore_below
@@ -219,12 +219,22 @@ class Segmenter(LightningModule):
         try:
             return cast(Tensor, self.network(image))
         except (RuntimeError, ValueError) as error:
-            if self._image_size is not None or is_short_of_memory(error):
+            # Whether it is the size shows on zeros: other faults (of a device, say) keep their own words.
+            if self._image_size is not None or is_short_of_memory(error) or self._takes(image.shape[-1]):
                 raise
             raise ConfigError(
                 f"data.image_size is {image.shape[-1]}, which model.network {self._made_by['class_path']} does not "
-                f"take ({error})"
+                f"take ({str(error).partition(chr(10))[0]})"
             ) from error
+
+    def _takes(self, size: int) -> bool:
+        """Whether a network of this kind takes slices of this size."""
+        network = build_network(self._made_by["class_path"], self._made_by["arguments"], self.num_classes)
+        try:
+            network.train(self.network.training)(torch.zeros(1, 1, size, size))
+        except (RuntimeError, ValueError):
+            return False
+        return True
 
     # Setting up
 

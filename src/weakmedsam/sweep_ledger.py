@@ -18,8 +18,8 @@ import numpy as np
 from rich.console import Console
 
 from weakmedsam.contracts import ConfigError, DataError
-from weakmedsam.files import read_table
-from weakmedsam.notes import put_away, read_object, write_object
+from weakmedsam.files import put_away, read_table
+from weakmedsam.notes import read_object, write_object
 from weakmedsam.sweep_picture import write_picture, write_trials
 from weakmedsam.sweep_run import with_null
 

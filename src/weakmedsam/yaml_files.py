@@ -166,7 +166,10 @@ def check_words(words: Sequence[str]) -> None:
         option = key or option
         value = rest if equals or not key else ""
         is_file = value.endswith((".yaml", ".yml")) and Path(value).is_file()
-        if (option == "--config" and value) or is_file:
+        if option == "--config" and value.lstrip().startswith("{"):  # settings, not the name of their file
+            check_depth(option, value)
+            parse_yaml(value, option)
+        elif (option == "--config" and value) or is_file:
             read_settings_file(Path(value))
         elif sum(map(value.count, "[{")) > DEEPEST:
             check_depth(option, value)

@@ -28,8 +28,8 @@ from weakmedsam.classify import Activation, WeakMedSAM
 from weakmedsam.contracts import ConfigError, DataError, SliceBatch, VolumeBatch, check_range
 from weakmedsam.erasing import by_erasing
 from weakmedsam.evaluation import Evaluation
+from weakmedsam.files import put_away
 from weakmedsam.metrics import VolumeDice
-from weakmedsam.notes import put_away
 from weakmedsam.pictures import Row, draw_grid
 from weakmedsam.pseudo_labels import Origin, read_origin, threshold_scores, write_pseudo_label
 from weakmedsam.refine import Refined, Refinement, Slices, refine
