@@ -213,7 +213,7 @@ def _read_voxels(
         path: for messages.
     """
     offset, needed = float(header["vox_offset"]), math.prod(shape) * dtype.itemsize
-    if not len(header.binaryblock) <= offset < 2**31:
+    if not header.single_vox_offset <= offset < 2**31:
         raise _unreadable(path, f"its header states that voxels begin at byte {offset:g}")
     if int(offset) + needed > most:
         raise _unreadable(
@@ -239,7 +239,7 @@ def _read_voxels(
     surplus = 0
     while part := stream.read(CHUNK):
         surplus += len(part)
-        if any(part):  # padding is harmless; bytes that were inserted push voxels out
+        if part.count(0) < len(part):  # padding is harmless; bytes that were inserted push voxels out
             raise _unreadable(path, f"it holds more than the {shape} voxels that its header states")
     return content.view(dtype)
 

@@ -231,9 +231,17 @@ def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str
             raise DataError(f"{path}: line {line}: {_fault(error, separator)}") from error
         if cells is None:
             return
-        cells = [cell.strip() for cell in cells]
+        cells = [_bare(cell) for cell in cells]
         if any(cells):
             yield line, cells
+
+
+def _bare(cell: str) -> str:
+    """A cell without the blanks around it, and without quotes that csv leaves as they come after a blank."""
+    bare = cell.strip()
+    if bare[:1] == '"' != cell[:1] and len(bare) > 1 and bare[-1] == '"':
+        return bare[1:-1].replace('""', '"').strip()
+    return bare
 
 
 def _fault(error: csv.Error, separator: str) -> str:
