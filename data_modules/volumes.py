@@ -203,7 +203,7 @@ def _refuse_values(path: str, found: NDArray[Any], ids: dict[int, int], known: S
     shown = ", ".join(np.format_float_positional(v, trim="-") for v in found[:8])
     values = sorted({0, *ids, *known})
     expected = f"[{', '.join(map(str, values[:20]))}{', ...' if len(values) > 20 else ''}]"
-    mend = "Correct the mask, or name the values in the configuration"
+    mend = "Correct the mask, or, for data of your own, name them in data.classes or data.background_values"
     if (found != np.rint(found)).any():
         mend = (
             "Label values are whole numbers: resample masks by the nearest neighbour, and save them as integers with a "

@@ -121,7 +121,9 @@ def test_masks_follow_their_image_where_the_nearest_axis_is_a_matter_of_rounding
         affine[:3, :3] = nib.eulerangles.euler2mat(*turn) @ np.diag([1, 1, 3])
         first = read_geometry(shape, affine)
         for _ in range(20):
-            second = read_geometry(shape, affine + rng.normal(size=(4, 4)) * 1e-6 * (np.arange(4) < 3)[:, None])
+            second = read_geometry(
+                shape, affine + rng.normal(size=(4, 4)) * 1e-6 * (np.arange(4) < 3)[:, None]
+            )
             laid = lay_on_image("m", second.to_slices(voxels), second, "i", first)
             assert np.array_equal(first.from_slices(laid), voxels)
 
