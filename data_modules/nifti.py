@@ -44,6 +44,9 @@ DEFLATE_RATIO = 1032
 VOXEL_SIZES = (1e-5, 1e5)
 """Voxel sizes that are believed, mm: from 10 nm to 100 m."""
 
+PADDING = 2**20
+"""Bytes of zeros behind the voxels that are believed to be padding."""
+
 CHUNK = 2**24
 """Bytes that are read at once; so much of a file that turns out to be cut is read in vain."""
 
@@ -239,7 +242,7 @@ def _read_voxels(
     surplus = 0
     while part := stream.read(CHUNK):
         surplus += len(part)
-        if part.count(0) < len(part):  # padding is harmless; bytes that were inserted push voxels out
+        if surplus > PADDING or part.count(0) < len(part):  # padding is harmless; bytes that were inserted push voxels out
             raise _unreadable(path, f"it holds more than the {shape} voxels that its header states")
     return content.view(dtype)
 
