@@ -76,7 +76,8 @@ def find_cases(root: Path, modality: str = "flair") -> list[Case]:
         missing = [part for part in (modality, "seg") if own[part] is None]
         problem = first_problem(image, mask)
         if problem is None and missing:
-            problem = f"{folder}: lacks {name}_{missing[0]}.nii.gz. Get it, or choose another modality."
+            other = "leave the case out" if missing[0] == "seg" else "choose another modality"
+            problem = f"{folder}: lacks {name}_{missing[0]}.nii.gz. Get it, or {other}."
         cases.append(
             Case(
                 name,

@@ -6,6 +6,7 @@ Plain data without torch or Lightning, so that the worker processes that read vo
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -147,7 +148,7 @@ def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
     """The cases, sorted by name, or an error that says what should have been there.
 
     Raises:
-        DataError: no case, or two cases of one name.
+        DataError: no case, two cases of one name, or one scan under the names of two patients.
     """
     if not cases:
         raise DataError(
@@ -161,6 +162,14 @@ def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
                 f"Two cases are named {first.name}: {first.image or first.mask} and "
                 f"{second.image or second.mask}. Remove or rename one."
             )
+    scans: dict[str, Case] = {}
+    for case in ordered:
+        if case.image and case.problem is None:
+            first = scans.setdefault(os.path.realpath(case.image), case)
+            if first.patient != case.patient:
+                raise DataError(
+                    f"{first.image} and {case.image} are links to one scan, which would be two patients. Remove one."
+                )
     return ordered
 
 

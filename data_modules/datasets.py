@@ -66,9 +66,7 @@ def slice_labels(entry: Entry, min_pixels: int) -> NDArray[np.float32]:
     if entry.table is not None:
         return np.asarray(entry.table, dtype=np.float32)
     if entry.counts is None:
-        raise DataError(
-            f"{entry.sources[0][0]}: has neither a mask nor a row in a label table. Add one of them."
-        )
+        raise DataError(f"{entry.sources[0][0]}: has neither a mask nor rows in labels.csv. Add one.")
     return (np.asarray(entry.counts) >= min_pixels).astype(np.float32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -40,12 +41,16 @@ FACTS = DataSet(
         "  labels.csv               optional: case,slice,<class>,... with 0 or 1 per slice\n"
         "  patients.csv             optional: case,patient, a row for every case, where a patient has several"
     ),
-    home="your own scans",
+    home="your own scans; DICOM is converted to NIfTI by dcm2niix",
 )
 
 
 MOST_DIGITS = 9
 """Of a slice's number."""
+
+_LIKE_A_TABLE = re.compile(
+    r"(labels?|patients?)([^a-z].*)?\.(csv|tsv|txt|xlsx?|xlsm|ods|numbers)$", re.IGNORECASE
+)
 
 SOURCES = Sources("", ("images", "masks"), tables=("labels.csv", "patients.csv"))
 
@@ -66,12 +71,19 @@ def find_cases(root: Path, class_names: Sequence[str]) -> list[Case]:
     top, root = root, find_root(root, "images")
     places = [find_folder(root, name) for name in SOURCES.folders]
     images, masks = (list_nifti(place) for place in places)
-    tables = [path for folder in dict.fromkeys(folders_between(top, root)) for path in entries(folder)]
+    read_in = dict.fromkeys(folders_between(top, root))
+    tables = [
+        path
+        for folder in dict.fromkeys([*read_in, *places])
+        for path in entries(folder)
+        if not (folder in read_in and path.name.lower() in SOURCES.tables)
+    ]
     passed_over = [
         *(*images.passed_over, *masks.passed_over),
-        *(p for p in tables if p.stem.lower() in ("labels", "patients") and p.suffix.lower() != ".csv"),
+        *(path for path in tables if _LIKE_A_TABLE.match(path.name)),
     ]
-    warn_of_passed_over(passed_over, root, ".nii and .nii.gz directly in images/ and masks/, and CSV tables")
+    read = ".nii and .nii.gz directly in images/ and masks/, and beside these labels.csv and patients.csv"
+    warn_of_passed_over(passed_over, root, read)
     if not images.files:
         return require_cases([], FACTS, places[0] if places[0].is_dir() else root)
     if top != root:
@@ -95,7 +107,10 @@ def _make_cases(
         image, mask = images.files.get(name), masks.files.get(name)
         problem = first_problem(image, mask)
         if problem is None and image is None and mask is not None:
-            problem = f"{mask.path}: has no image {root / 'images' / name}.nii.gz. Add the image or remove the mask."
+            problem = (
+                f"{mask.path}: has no image {root / 'images' / name}.nii.gz. Add it, or remove the mask; if it is of "
+                "another image, give it that one's name."
+            )
         elif problem is None and image is not None and mask is None and name not in table:
             problem = (
                 f"{image.path}: has neither a mask in masks/ nor rows in labels.csv. Add one, or remove it."

@@ -44,6 +44,9 @@ DEFLATE_RATIO = 1032
 VOXEL_SIZES = (1e-5, 1e5)
 """Voxel sizes that are believed, mm: from 10 nm to 100 m."""
 
+PADDING = 2**20
+"""Bytes of zeros behind the voxels that are believed to be padding."""
+
 CHUNK = 2**24
 """Bytes that are read at once; so much of a file that turns out to be cut is read in vain."""
 
@@ -221,7 +224,7 @@ def _read_voxels(
         path: for messages.
     """
     offset, needed = float(header["vox_offset"]), math.prod(shape) * dtype.itemsize
-    if not len(header.binaryblock) <= offset < 2**31:
+    if not header.single_vox_offset <= offset < 2**31:
         raise _unreadable(path, f"its header states that voxels begin at byte {offset:g}")
     if int(offset) + needed > most:
         raise _unreadable(
@@ -247,7 +250,8 @@ def _read_voxels(
     surplus = 0
     while part := stream.read(CHUNK):
         surplus += len(part)
-        if any(part):  # padding is harmless; bytes that were inserted push voxels out
+        # Padding is harmless; bytes that were inserted push voxels out.
+        if surplus > PADDING or part.count(0) < len(part):
             raise DataError(
                 f"{path}: {surplus:,} bytes or more follow the {shape} voxels that its header states. If the voxels "
                 "are right, open the file and save it again; else get it again."

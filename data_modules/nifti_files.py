@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data_modules.tables import is_unseen
 from weakmedsam.contracts import DataError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -24,6 +25,9 @@ OUTPUTS = ("prepare/settings.json", "provenance/predict.yaml", "phantom.json")
 
 SHOWN = 10
 """How many names one message lists."""
+
+LONGEST_NAME = 200
+"""Bytes of a scan's name without ending: results are named after it, and a file's name has at most 255."""
 
 DEPTH = 3
 """How deep folders named as a file are looked into, and how far below DATA_DIR the data set's own folder may lie."""
@@ -129,8 +133,8 @@ def list_nifti(folder: Path) -> Listing:
 
 def look_at(path: Path, deep: int = 0) -> NiftiFile | None:
     """What lies under the name of a NIfTI file; None for a folder that holds none."""
-    if (name := _as_text(str(path))) != str(path):
-        return NiftiFile(path, f"{name}: the name is not UTF-8. Rename it.")
+    if problem := _name_problem(path):
+        return NiftiFile(path, problem)
     if is_dead_link(path):
         return NiftiFile(path, _say_dead_link(path))
     if os.path.isfile(path):
@@ -144,6 +148,18 @@ def look_at(path: Path, deep: int = 0) -> NiftiFile | None:
         return NiftiFile(
             path, f"{path}: is a folder with several files, {name_some(inside, path)}. Keep one."
         )
+    return None
+
+
+def _name_problem(path: Path) -> str | None:
+    """Why nothing can be named after a file."""
+    stem = nifti_stem(path.name)
+    if (name := _as_text(str(path))) != str(path):
+        return f"{name}: the name is not UTF-8, or holds what cannot be seen. Rename it."
+    if (length := len(os.fsencode(stem))) > LONGEST_NAME:
+        return f"{path}: its name is too long ({length} bytes; {LONGEST_NAME} are possible). Rename it."
+    if stem.lower().endswith((".csv", ".json")):
+        return f"{path}: a scan cannot be named as a table or a note ({stem}). Rename it."
     return None
 
 
@@ -298,5 +314,6 @@ def _is_output(folder: Path) -> bool:
 
 
 def _as_text(name: str) -> str:
-    """A name that can be written as UTF-8: bytes that are not are spelt out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A name that can be written as UTF-8 in one line: what cannot be, or cannot be seen, is spelt out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(ascii(c)[1:-1] if is_unseen(c) else c for c in text)

@@ -158,16 +158,21 @@ def table_labels(case: Case, entry: Entry) -> tuple[tuple[int, ...], ...] | None
     axis, backwards = entry.geometry.slice_axis
     if axis != 2:
         raise DataError(
-            f"{case.image}: the label table counts slices along the file's third axis, but its "
+            f"{case.image}: labels.csv counts slices along the file's third axis, but its "
             f"{entry.geometry.plane} slices lie along axis {axis + 1}. Choose another plane, or "
             "store the file with that axis last."
         )
     missing = sorted(set(range(entry.depth)) - set(case.table))
     extra = sorted(set(case.table) - set(range(entry.depth)))
     if missing or extra:
+        faults = [
+            said.format(name_first([str(number) for number in numbers]))
+            for said, numbers in (("no row for {}", missing), ("rows for {}, which are not there", extra))
+            if numbers
+        ]
         raise DataError(
-            f"{case.image}: has slices 0 to {entry.depth - 1}; the label table lacks {missing[:5]} and has "
-            f"{extra[:5]} beyond them. Give every slice one row, counted from 0."
+            f"{case.image}: has slices 0 to {entry.depth - 1}; labels.csv has {' and '.join(faults)}. "
+            "Give every slice one row, counted from 0."
         )
     numbers = range(entry.depth - 1, -1, -1) if backwards else range(entry.depth)
     return tuple(tuple(case.table[number]) for number in numbers)
@@ -271,7 +276,7 @@ def lock_store(store: Path) -> Iterator[None]:
     ``prepare`` removes what killed processes have left half-written: whoever else writes there has to hold it too.
     """
     path = store / ".lock"
-    if path.is_dir():
+    if path.is_dir() or path.is_symlink():
         remove(path)
     with path.open("w") as stream:
         if fcntl is not None:

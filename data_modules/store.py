@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from data_modules.cases import Case, Intensity, class_ids
 from data_modules.frames import labels_to_frame, make_frame, values_to_frame
 from data_modules.index import Entry, StoreSpec, movable_of, remove
-from data_modules.volumes import check_same_geometry, read_classes, read_volume
+from data_modules.volumes import lay_on_image, read_classes, read_volume
 from data_modules.wholeness import ENTRY, mark_files
 from weakmedsam.contracts import DataError, Frame
 from weakmedsam.files import explaining_full_disk
@@ -176,7 +176,7 @@ def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
     if case.mask is not None:
         ids = class_ids(spec.classes)
         mask_native, mask_geometry = read_classes(case.mask, spec.plane, ids, spec.values)
-        check_same_geometry(case.image, geometry, case.mask, mask_geometry)
+        mask_native = lay_on_image(case.mask, mask_native, mask_geometry, case.image, geometry)
         counts = tuple(
             tuple(np.bincount(part.ravel(), minlength=len(spec.classes) + 1)[1:].tolist())
             for part in mask_native

@@ -82,6 +82,11 @@ def open_table(path: Path, columns: Sequence[str]) -> Table:
     return Table(path, _checked(path, header, columns), guess)
 
 
+def is_unseen(character: str) -> bool:
+    """Whether a character cannot be seen or ends a line, and is no part of how a language is written."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in _JOINERS
+
+
 def show(name: str) -> str:
     """A name as a message shows it: in quotes, invisible characters spelt out, shortened."""
     return repr(name) if len(name) <= 60 else f"{name[:60]!r}..."
@@ -213,7 +218,7 @@ def _check_cell(where: str, cell: str) -> None:
     if len(cell) > LONGEST_CELL:
         raise DataError(f"{where}: has {len(cell):,} characters ({show(cell)}). Correct it.")
     for character in "" if cell.isprintable() else cell:
-        if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in _JOINERS:
+        if is_unseen(character):
             raise DataError(
                 f"{where}: {show(cell)} holds U+{ord(character):04X}, which cannot be seen or ends a line. Type it "
                 "anew."
@@ -231,9 +236,17 @@ def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str
             raise DataError(f"{path}: line {line}: {_fault(error, separator)}") from error
         if cells is None:
             return
-        cells = [cell.strip() for cell in cells]
+        cells = [_bare(cell) for cell in cells]
         if any(cells):
             yield line, cells
+
+
+def _bare(cell: str) -> str:
+    """A cell without the blanks around it, and without quotes that csv leaves as they come after a blank."""
+    bare = cell.strip()
+    if bare[:1] == '"' != cell[:1] and len(bare) > 1 and bare[-1] == '"':
+        return bare[1:-1].replace('""', '"').strip()
+    return bare
 
 
 def _fault(error: csv.Error, separator: str) -> str:

@@ -122,17 +122,38 @@ def read_volume(path: str | Path, plane: str = "axial") -> tuple[NDArray[Any], G
     return geometry.to_slices(voxels), geometry
 
 
-def check_same_geometry(image: str, first: Geometry, mask: str, second: Geometry) -> None:
-    """Raise DataError unless the slices of mask and image lie on each other, in whatever order they are stored."""
-    shapes = [geometry.to_slices(np.broadcast_to(0, geometry.shape)).shape for geometry in (first, second)]
-    if shapes[0] != shapes[1]:
+def lay_on_image(
+    mask: str, slices: NDArray[Any], second: Geometry, image: str, first: Geometry
+) -> NDArray[Any]:
+    """A mask's slices as those of its image, in whatever order either is stored.
+
+    Between 45 degrees the nearest axis is a matter of rounding: the mask follows the image's choice.
+
+    Args:
+        mask: path, named in errors.
+        slices: (slice, row, column) of the mask.
+        second: of the mask.
+        image: path, named in errors.
+        first: of the image.
+
+    Returns:
+        A view of ``slices``, voxel for voxel on the image's slices.
+
+    Raises:
+        DataError: the two do not lie on each other.
+    """
+    turn = nib.orientations.io_orientation(np.linalg.inv(first.slices_affine) @ second.slices_affine)
+    laid = nib.orientations.apply_orientation(slices, turn)
+    wanted = first.to_slices(np.broadcast_to(0, first.shape)).shape
+    if laid.shape != wanted:
         raise DataError(
             f"{mask}: has {second.shape} voxels, its image {image} has {first.shape}. "
             "Resample the mask onto the image's grid (nearest neighbour)."
         )
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
-    corners[:, :3] *= np.asarray(shapes[0]) - 1
-    apart = np.abs(corners @ (first.slices_affine - second.slices_affine).T).max()
+    corners[:, :3] *= np.asarray(wanted) - 1
+    affine = second.slices_affine @ nib.orientations.inv_ornt_aff(turn, slices.shape)
+    apart = np.abs(corners @ (first.slices_affine - affine).T).max()
     if apart > SAME_PLACE * min(first.spacing):
         bare = np.allclose(np.abs(np.asarray(second.affine)[:3, :3]), np.eye(3))
         hint = " If it was saved without a geometry, save it again with the image's affine." if bare else ""
@@ -142,6 +163,7 @@ def check_same_geometry(image: str, first: Geometry, mask: str, second: Geometry
             f"{mask}: lies up to {apart:.2f} mm away from its image {image}. "
             f"Resample the mask onto the image's grid (nearest neighbour).{hint}"
         )
+    return laid
 
 
 def read_classes(
@@ -181,8 +203,9 @@ def read_classes(
 
 def _refuse_values(path: str, found: NDArray[Any], ids: dict[int, int], known: Sequence[int]) -> None:
     shown = ", ".join(np.format_float_positional(v, trim="-") for v in found[:8])
-    expected = sorted({0, *ids, *known})
-    mend = "Correct the mask, or name the values in the configuration"
+    values = sorted({0, *ids, *known})
+    expected = f"[{', '.join(map(str, values[:20]))}{', ...' if len(values) > 20 else ''}]"
+    mend = "Correct the mask, or, for data of your own, name them in data.classes or data.background_values"
     if (found != np.rint(found)).any():
         mend = (
             "Label values are whole numbers: resample masks by the nearest neighbour, and save them as integers with a "

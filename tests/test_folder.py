@@ -111,6 +111,32 @@ def test_a_split_file_is_checked_before_volumes_are_read(tmp_path):
         assert sorted(module.split) == ["scan1", "scan2", "scan3", "scan4"]
 
 
+def test_a_table_of_nearly_the_right_name_or_place_is_listed(tmp_path, caplog):
+    root = fake_folder(tmp_path, 5)
+    names = ["labels.csv.csv", "patient.csv", "patients (1).csv", "Patients.xlsx", "images/patients.csv"]
+    for name in [*names, "patientsafety.txt"]:
+        (root / name).touch()
+    make(root).prepare_data()
+    listed = ", ".join(sorted(names, key=lambda name: (name.startswith("images/"), root / name)))
+    assert f"5 name(s): {listed}. Read are" in caplog.text
+
+
+def test_one_scan_is_not_two_patients(tmp_path):
+    root = fake_folder(tmp_path, 5)
+    for part in ("images", "masks"):
+        (root / part / "other.nii.gz").symlink_to("scan0.nii.gz")
+    with pytest.raises(
+        DataError, match=r"other\.nii\.gz and .*scan0\.nii\.gz are links to one scan, .* Remove one"
+    ):
+        make(root).prepare_data()
+    rows = [f"scan{n},P{n}" for n in range(5)]
+    (root / "patients.csv").write_text("\n".join(["case,patient", "other,P0", *rows]))
+    module = make(root)
+    module.prepare_data()
+    module.setup("fit")
+    assert module.split["other"] == module.split["scan0"]
+
+
 def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
     caplog.set_level("INFO")
     root = fake_folder(tmp_path / "unpacked/scans", 5)

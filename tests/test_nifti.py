@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from data_modules.new_scans import write_segmentation
 from data_modules.nifti import read_description, read_nifti
-from data_modules.volumes import check_same_geometry, read_classes, read_volume
+from data_modules.volumes import lay_on_image, read_classes, read_volume
 from weakmedsam.contracts import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -255,6 +255,8 @@ def test_what_stands_behind_the_voxels_is_refused_unless_it_is_padding(tmp_path)
     assert read_nifti(put(tmp_path / "padded.nii", whole + bytes(512))).voxels.any()
     with pytest.raises(DataError, match="9 bytes or more follow"):
         read_nifti(put(tmp_path / "more.nii", whole + b"\1" * 9))
+    with pytest.raises(DataError, match="holds more than"):  # of another shape, or a bomb
+        read_nifti(put(tmp_path / "more.nii.gz", whole + bytes(2**21)))
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
@@ -263,6 +265,7 @@ def test_what_stands_behind_the_voxels_is_refused_unless_it_is_padding(tmp_path)
     [
         {"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]},
         {"dim": [3, 1000, 1000, 100, 1, 1, 1, 1]},
+        {"vox_offset": 348},
         {"vox_offset": 2e9},
         {"vox_offset": np.inf},
         {"vox_offset": np.nan},
@@ -373,8 +376,8 @@ def test_masks_in_another_storage_order_lie_on_their_image(tmp_path):
     for order in ([[0, 1], [1, -1], [2, 1]], [[2, 1], [0, -1], [1, -1]], [[1, 1], [2, 1], [0, 1]]):
         nib.save(stored.as_reoriented(np.array(order)), tmp_path / "mask.nii.gz")
         found, other = read_classes(str(tmp_path / "mask.nii.gz"), "axial", {1: 1}, ())
-        check_same_geometry("image", place, "mask", other)
-        assert np.array_equal(place.from_slices(found), mask)
+        laid = lay_on_image("mask", found, other, "image", place)
+        assert np.array_equal(place.from_slices(laid), mask)
 
 
 def test_masks_within_a_thousandth_of_whole_numbers_are_those(tmp_path):

@@ -67,6 +67,24 @@ def test_a_name_that_is_not_utf_8_is_a_problem_that_can_be_printed(tmp_path):
     file.problem.encode()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a\nb.nii", r"a\nb.nii: the name is not UTF-8, or holds what cannot be seen. Rename it."),
+        ("a\u202eb.nii.gz", r"a\u202eb.nii.gz: the name is not UTF-8"),
+        ("\u60a3" * 67 + ".nii", "its name is too long (201 bytes; 200 are possible). Rename it."),
+        ("index.json.nii", "a scan cannot be named as a table or a note (index.json). Rename it."),
+        ("skipped.CSV.nii.gz", "a scan cannot be named as a table or a note"),
+    ],
+)
+def test_a_name_after_which_no_result_can_be_named_is_a_problem_in_one_line(tmp_path, name, said):
+    touch(tmp_path, name, "\u60a3" * 66 + ".nii", "na\u00efve (1)'s.nii")
+    listing = list_nifti(tmp_path).files
+    ((case, problem),) = [(case, file.problem) for case, file in listing.items() if file.problem]
+    assert said in problem
+    assert "\n" not in case + problem
+
+
 def test_a_folder_of_one_file_is_that_file(tmp_path):
     touch(tmp_path, "a.nii/a.nii", "b.nii.gz/any.NII", "b.nii.gz/._any.NII", "c.nii/c.nii/c.nii")
     touch(tmp_path, "d.nii/1.nii", "d.nii/2.nii")

@@ -75,6 +75,17 @@ def test_each_volume_is_read_once_and_then_no_more(root, tmp_path, reads):
     assert read_index(store) == index
 
 
+def test_whatever_has_taken_the_place_of_the_lock_goes(root, tmp_path):
+    lock = spec_of(root).folder(tmp_path) / ".lock"
+    lock.parent.mkdir()
+    lock.symlink_to(lock)
+    prepare(cases_of(root)[:1], spec_of(root), tmp_path, workers=1)
+    lock.unlink()
+    lock.mkdir()
+    prepare(cases_of(root)[:1], spec_of(root), tmp_path, workers=1)
+    assert lock.is_file()
+
+
 def test_a_changed_source_is_read_again_and_others_are_not(root, tmp_path, reads):
     prepare(cases_of(root), spec_of(root), tmp_path, workers=1)
     image = draw_scan(99)[0]
@@ -262,7 +273,7 @@ def test_a_corrected_table_costs_no_reading(root, tmp_path, reads):
 
 def test_a_table_that_does_not_fit_is_refused(root, tmp_path):
     cases = [replace(case, table=dict.fromkeys(range(7), (0,))) for case in cases_of(root)[:1]]
-    with pytest.raises(DataError, match=r"slices 0 to 5; .* \[6\]"):
+    with pytest.raises(DataError, match=r"slices 0 to 5; labels\.csv has rows for 6, which are not there"):
         prepare(cases, spec_of(root), tmp_path, workers=1)
     spec = replace(spec_of(root), plane="coronal")
     index = prepare(cases_of(root)[:1], spec, tmp_path, workers=1)

@@ -69,6 +69,20 @@ def test_a_table_that_is_added_corrected_or_removed_is_noticed(tmp_path):
     assert digest_inputs(SETTINGS, summary) == seen[0]
 
 
+def test_a_table_that_is_corrected_with_size_and_time_as_they_were_is_noticed(tmp_path):
+    fake_folder(tmp_path)
+    split = tmp_path / "mine.csv"
+    summary = prepared(tmp_path)
+    summary["sources"]["files"] = [str(split)]
+    for table in (tmp_path / "patients.csv", tmp_path / "labels.csv", split):
+        seen = set()
+        for text in ("case,any\na,1\n", "case,any\na,2\n"):
+            table.write_text(text)
+            os.utime(table, ns=(1, 1))
+            seen.add(digest_inputs(SETTINGS, summary))
+        assert len(seen) == 2
+
+
 def test_changed_scans_masks_and_split_files_are_noticed(tmp_path):
     root = fake_folder(tmp_path)
     split = tmp_path / "mine.csv"

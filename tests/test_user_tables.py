@@ -72,6 +72,12 @@ def test_blanks_empty_lines_and_further_columns_do_no_harm(tmp_path):
     assert read(tmp_path, text) == [(4, "a", "P1"), (8, "b", "P2")]
 
 
+def test_quotes_after_a_blank_are_quotes(tmp_path):
+    text = '"case", "patient"\n"a", "P 1"\n b , "say ""so""" \n'
+    assert read(tmp_path, text) == [(2, "a", "P 1"), (3, "b", 'say "so"')]
+    assert read(tmp_path, 'case,patient\n"a","""P"""\n') == [(2, "a", '"P"')]
+
+
 def test_only_the_header_decides_the_separator(tmp_path):
     assert read(tmp_path, "case;patient\na,1;P,1\n") == [(2, "a,1", "P,1")]
     assert read(tmp_path, '"case";"patient"\n"a;1";P1\n') == [(2, "a;1", "P1")]

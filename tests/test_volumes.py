@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from data_modules.new_scans import write_segmentation
-from data_modules.volumes import check_same_geometry, read_classes, read_volume
+from data_modules.volumes import lay_on_image, read_classes, read_volume
 from tests.fakes import RAS, draw_scan, save_nifti
 from weakmedsam.contracts import DataError
 
@@ -100,12 +100,32 @@ def test_colour_and_useless_headers_are_refused(tmp_path):
 def test_masks_of_other_geometry_are_refused():
     shape = (4, 4, 4)
     first = read_geometry(shape, RAS)
-    check_same_geometry("i", first, "m", read_geometry(shape, RAS + 1e-5))
+
+    def lay(size, affine):
+        second = read_geometry(size, affine)
+        return lay_on_image("m", second.to_slices(np.zeros(size)), second, "i", first)
+
+    assert lay(shape, RAS + 1e-5).shape == shape
     with pytest.raises(DataError, match=r"m: has \(4, 4, 5\) voxels, its image i"):
-        check_same_geometry("i", first, "m", read_geometry((4, 4, 5), RAS))
+        lay((4, 4, 5), RAS)
     for other in (np.diag([-1.5, 2, 3, 1]), RAS * 1.1, np.eye(4)):
         with pytest.raises(DataError, match="mm away from its image i"):
-            check_same_geometry("i", first, "m", read_geometry(shape, other))
+            lay(shape, other)
+
+
+def test_masks_follow_their_image_where_the_nearest_axis_is_a_matter_of_rounding():
+    shape, rng = (3, 4, 5), np.random.default_rng(0)
+    voxels = rng.integers(0, 4, shape)
+    for turn in ((np.pi / 4, 0, 0), (0, np.pi / 4, 0), (np.pi / 4, np.pi / 2, np.pi / 4)):
+        affine = np.eye(4)
+        affine[:3, :3] = nib.eulerangles.euler2mat(*turn) @ np.diag([1, 1, 3])
+        first = read_geometry(shape, affine)
+        for _ in range(20):
+            second = read_geometry(
+                shape, affine + rng.normal(size=(4, 4)) * 1e-6 * (np.arange(4) < 3)[:, None]
+            )
+            laid = lay_on_image("m", second.to_slices(voxels), second, "i", first)
+            assert np.array_equal(first.from_slices(laid), voxels)
 
 
 def read_geometry(shape, affine):

@@ -1,4 +1,8 @@
-"""What a stage's result is made of beside its settings: files, told apart by names, sizes and times."""
+"""What a stage's result is made of beside its settings: files, told apart by names, sizes and times.
+
+A data set's tables are told apart by their content, too: one that is corrected (a 1 to a 2) keeps its size, and its
+time where a disk has coarse ones or a program restores it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_modules.nifti_files import is_nifti
 from data_modules.sources import Sources, source_files
+from data_modules.tables import LARGEST
 from weakmedsam.contracts import DataError
 
 
@@ -28,6 +34,8 @@ def digest_inputs(settings: Mapping[str, Any], prepared: Mapping[str, Any] | Non
         try:
             found = path.stat()
             digest.update(f"{path} {found.st_size} {found.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+            if prepared is not None and not is_nifti(path.name) and found.st_size <= LARGEST:
+                digest.update(path.read_bytes())
         except OSError:  # a link to a file that is not there
             digest.update(f"{path} cannot be read".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
