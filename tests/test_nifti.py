@@ -255,7 +255,7 @@ def test_what_stands_behind_the_voxels_is_refused_unless_it_is_padding(tmp_path)
     assert read_nifti(put(tmp_path / "padded.nii", whole + bytes(512))).voxels.any()
     with pytest.raises(DataError, match="9 bytes or more follow"):
         read_nifti(put(tmp_path / "more.nii", whole + b"\1" * 9))
-    with pytest.raises(DataError, match="holds more than"):  # of another shape, or a bomb
+    with pytest.raises(DataError, match="bytes or more follow"):  # of another shape, or a bomb
         read_nifti(put(tmp_path / "more.nii.gz", whole + bytes(2**21)))
 
 
