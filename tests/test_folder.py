@@ -112,6 +112,7 @@ def test_a_split_file_is_checked_before_volumes_are_read(tmp_path):
 
 
 def test_a_table_of_nearly_the_right_name_or_place_is_listed(tmp_path, caplog):
+    caplog.set_level("INFO")
     root = fake_folder(tmp_path, 5)
     names = ["labels.csv.csv", "patient.csv", "patients (1).csv", "Patients.xlsx", "images/patients.csv"]
     for name in [*names, "patientsafety.txt"]:
