@@ -242,7 +242,8 @@ def _read_voxels(
     surplus = 0
     while part := stream.read(CHUNK):
         surplus += len(part)
-        if surplus > PADDING or part.count(0) < len(part):  # padding is harmless; bytes that were inserted push voxels out
+        # Padding is harmless; bytes that were inserted push voxels out.
+        if surplus > PADDING or part.count(0) < len(part):
             raise _unreadable(path, f"it holds more than the {shape} voxels that its header states")
     return content.view(dtype)
 

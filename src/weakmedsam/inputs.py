@@ -1,7 +1,7 @@
 """What a stage's result is made of beside its settings: files, told apart by names, sizes and times.
 
-A data set's tables are told apart by their content, too: one that is corrected (a 1 to a 2) keeps its size, and its time
-where a disk has coarse ones or a program restores it.
+A data set's tables are told apart by their content, too: one that is corrected (a 1 to a 2) keeps its size, and its
+time where a disk has coarse ones or a program restores it.
 """
 
 from __future__ import annotations
