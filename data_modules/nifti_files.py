@@ -126,7 +126,9 @@ def list_nifti(folder: Path) -> Listing:
         found = look_at(path) if is_nifti(path.name) else None
         if found is not None and stem:
             named.setdefault(_as_text(stem), []).append(found)
-        elif _LIKE_A_SCAN.search(path.name) or any(is_nifti(p.name) for p in _inside(path)):
+        elif _LIKE_A_SCAN.search(path.name) or (
+            any(is_nifti(p.name) for p in _inside(path)) and not _is_output(path)
+        ):
             passed_over.append(path)
     return Listing({stem: only_one(named[stem]) for stem in sorted(named)}, passed_over)
 

@@ -133,6 +133,7 @@ def test_what_looks_like_a_scan_is_listed(tmp_path):
         "h.png",
     ]
     touch(tmp_path, *like, "i.nii.zip", "below/j.nii.gz", "notes.txt", "labels.csv", "k.nii", "minii.txt")
+    touch(tmp_path / "out", CONFIG, "k.nii.gz")  # segmentations of these scans
     assert [p.name for p in list_nifti(tmp_path).passed_over] == sorted([*like, "i.nii.zip", "below"])
 
 
