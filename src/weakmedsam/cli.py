@@ -40,7 +40,7 @@ from weakmedsam.callbacks.reseed import Reseed
 from weakmedsam.callbacks.settings import KeepSettings, check_settings
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
-from weakmedsam.contracts import ConfigError, DivergenceError
+from weakmedsam.contracts import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.files import replacing, write_whole
 from weakmedsam.locks import alone
 from weakmedsam.marks import check_checkpoint
@@ -259,7 +259,7 @@ def quieten() -> None:
 
 
 def main() -> None:
-    """Run a stage. An error meant for the user is printed without a traceback, exit status 1."""
+    """Run a stage. An error meant for the user is printed without a traceback, exit status 1 (``DIVERGED``)."""
     # Before the parser is built: ${...} then resolves over all --config files and the command line.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     torch.set_float32_matmul_precision("high")
@@ -278,6 +278,9 @@ def main() -> None:
         meant = explain(error, {f"--{key}": value for key, value in typed(words).items()})
         if meant is None:
             raise
-        if isinstance(meant, DivergenceError) and _get_rank():
-            sys.exit(1)  # all ranks have found it, and one of them says so
-        sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")
+        said = f"\nweakmedsam: {type(meant).__name__}: {meant}"
+        if isinstance(meant, DivergenceError):
+            if not _get_rank():  # all ranks have found it, and one of them says so
+                sys.stderr.write(f"{said}\n")
+            sys.exit(DIVERGED)
+        sys.exit(said)
