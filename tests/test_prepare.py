@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 from data_modules import nifti
 from data_modules.cases import Case, Intensity
 from data_modules.index import StoreSpec, read_index
-from data_modules.prepare import prepare, table_labels
+from data_modules.prepare import _bare_workers, prepare, table_labels
 from data_modules.store import SliceReader
 from data_modules.wholeness import find_broken_files
 from tests.fakes import RAS, SHAPE, draw_scan, fake_folder, save_nifti
@@ -383,3 +384,14 @@ def test_a_copied_store_is_as_good(root, tmp_path, reads):
     reads.clear()
     prepare(cases_of(root), spec_of(root), tmp_path / "moved", workers=1)
     assert not reads
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_is_the_callers_to_answer_not_its_workers():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with _bare_workers():
+            blocked = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+        assert signal.SIGINT in blocked.result(timeout=60)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -44,7 +44,7 @@ from weakmedsam.contracts import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.files import replacing, write_whole
 from weakmedsam.locks import alone
 from weakmedsam.marks import check_checkpoint
-from weakmedsam.parsing import Parser, PrepareParser, check_trainer, typed
+from weakmedsam.parsing import Parser, PrepareParser, check_nulls, check_trainer, typed
 from weakmedsam.preemption import REQUEUE
 from weakmedsam.refusals import explain, flat_settings
 from weakmedsam.settings import deciding
@@ -145,7 +145,9 @@ class WeakMedSAMCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does; what the trainer takes and trips over later is refused."""
         super().parse_arguments(parser, args)
-        check_trainer(self.config[self.config.subcommand])
+        options = self.config[self.config.subcommand]
+        check_trainer(options)
+        check_nulls(options.as_dict())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Class names are the data's; the model cannot be told others. Callbacks that every run has."""
@@ -223,7 +225,9 @@ def prepare(words: list[str]) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    data = parser.instantiate_classes(parser.parse_args(rest)).data
+    options = parser.parse_args(rest)
+    check_nulls(options.as_dict())
+    data = parser.instantiate_classes(options).data
     data.prepare_data()
     if known.summary is not None:
         write_whole(known.summary, json.dumps(data.summary(), indent=2) + "\n")
