@@ -78,8 +78,8 @@ class SliceDataModule(LightningDataModule):
         only_positive: train on slices in which some class is present, only.
         augment: ranges of random augmentation of training slices; None for none.
         batch_size: slices per step and process, 1 to 65,536.
-        num_workers: processes that read slices, 0 to 1,024; 0 reads in the training process.
-        prepare_workers: processes that prepare volumes, 1 to 1,024; None takes one per processor.
+        num_workers: processes that read slices, 0 to 256; 0 reads in the training process.
+        prepare_workers: processes that prepare volumes, 1 to 256; None takes one per processor.
 
     Attributes:
         class_names: names of the classes, id 1 first.
@@ -129,9 +129,9 @@ class SliceDataModule(LightningDataModule):
         check_range("data.image_size", image_size, 8, 4096)
         check_range("data.batch_size", batch_size, 1, 65_536)
         check_range("data.seed", seed, 0, 2**32 - 1)
-        check_range("data.num_workers", num_workers, 0, 1024)
+        check_range("data.num_workers", num_workers, 0, 256)
         if prepare_workers is not None:
-            check_range("data.prepare_workers", prepare_workers, 1, 1024)
+            check_range("data.prepare_workers", prepare_workers, 1, 256)
         check_fractions(split_fractions)
         self.data_dir = data_dir
         self.store_dir = store_dir

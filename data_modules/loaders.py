@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -80,9 +81,10 @@ def slice_loader(
         dataset: the slices.
         sampler: their order and this rank's share.
         batch_size: slices a batch.
-        num_workers: processes that read; 0 reads in this one.
+        num_workers: processes that read, no more than there are batches; 0 reads in this one.
         persistent: keep them from epoch to epoch.
     """
+    num_workers = min(num_workers, math.ceil(len(sampler) / batch_size))
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
@@ -192,17 +194,16 @@ def _run(
         # Spawned, not forked: a fork would inherit whatever the caller has loaded, locks included.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
-            with _bare_workers():
-                waiting = {pool.submit(prepare_case, case, spec, store): case for case in todo}
-            for done in as_completed(waiting):
-                try:
-                    result = done.result()
-                except BrokenProcessPool as error:
-                    raise MemoryShortError(
-                        f"a process that prepares volumes was ended: {LESS_MEMORY}"
-                    ) from error
-                yield waiting[done], result
-                bar.update()
+            try:
+                with _bare_workers():
+                    waiting = {pool.submit(prepare_case, case, spec, store): case for case in todo}
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+                    bar.update()
+            except BrokenProcessPool as error:
+                raise MemoryShortError(f"a process that prepares volumes was ended: {LESS_MEMORY}") from error
+            finally:  # after Ctrl-C nothing more is begun
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Refusal(NamedTuple):
@@ -248,11 +249,13 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _bare_workers() -> Iterator[None]:
-    """Processes spawned meanwhile compute with one thread, and do not run the caller's main script.
+    """Processes spawned meanwhile compute with one thread, leave Ctrl-C to the caller, and do not run its main script.
 
     They share the processors. And they need nothing of the script, which multiprocessing would import
     in each of them: torch and Lightning with it (half a minute), or, if it is not guarded, all it does.
     """
+    resource_tracker.ensure_running()  # it would unblock the signal as it starts
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if os.name == "posix" else None
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -262,6 +265,8 @@ def _bare_workers() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+        if masked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

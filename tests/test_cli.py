@@ -11,6 +11,7 @@ from weakmedsam import cli
 from weakmedsam.backbones import checkpoints
 from weakmedsam.callbacks import Throughput
 from weakmedsam.classify import WeakMedSAM
+from weakmedsam.contracts import DIVERGED, DivergenceError
 from weakmedsam.segment import Segmenter
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,17 @@ def configs(stage, data="phantom", backbone="pocket"):
     names = [f"experiments/{stage}.yaml", f"experiments/data/{data}.yaml"]
     names += [f"experiments/backbone/{backbone}.yaml"] if stage == "classify" else []
     return [word for name in names for word in ("--config", name)]
+
+
+def test_a_training_that_diverges_has_an_exit_status_of_its_own(call, tmp_path, monkeypatch, capsys):
+    def diverge(self, subcommand):
+        raise DivergenceError("classify has diverged")
+
+    monkeypatch.setattr(cli.WeakMedSAMCLI, "_run_subcommand", diverge)
+    with pytest.raises(SystemExit) as left:
+        call("fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path))
+    assert left.value.code == DIVERGED
+    assert capsys.readouterr().err.strip() == "weakmedsam: DivergenceError: classify has diverged"
 
 
 def test_without_a_backbones_file_it_is_the_embedded_one(call, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from data_modules.loaders import ShareSampler, start_method
+from data_modules.loaders import ShareSampler, slice_loader, start_method
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 8])
@@ -36,3 +36,9 @@ def test_workers_that_are_not_forked_find_torch_imported(monkeypatch):
     context = multiprocessing.get_context(start_method(2))
     with ProcessPoolExecutor(1, mp_context=context) as worker:
         assert worker.submit(eval, "'torch' in __import__('sys').modules").result(timeout=60)
+
+
+@pytest.mark.parametrize(("asked", "workers"), [(0, 0), (1, 1), (3, 3), (200, 3)])
+def test_no_more_processes_are_started_than_there_are_batches(asked, workers):
+    loader = slice_loader([0] * 5, ShareSampler(5), 2, asked)
+    assert loader.num_workers == workers

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes import write_checkpoint
 from weakmedsam import pipeline
-from weakmedsam.contracts import ConfigError
+from weakmedsam.contracts import DIVERGED, ConfigError
 from weakmedsam.locks import alone
 from weakmedsam.marks import is_whole
 from weakmedsam.notes import write_object
@@ -303,6 +303,30 @@ def test_a_command_that_does_not_start_leaves_the_earlier_result_where_it_was(
     house.clear()
     run("classify", request_for(tmp_path))
     assert house == []
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (DIVERGED, "The same command would diverge again: change a setting that the message names"),
+        (1, "stopped. Once that is mended, the same command continues"),
+        (-9, "stopped. The same command continues"),
+        (REQUEUE, "stopped. The same command continues"),
+    ],
+)
+def test_what_to_do_after_a_stage_has_failed_depends_on_why(
+    house, tmp_path, monkeypatch, capsys, status, said
+):
+    def fail(self, arguments):
+        (tmp_path / "runs/phantom/x/classify/config.yaml").write_text("a: 1")
+        return status
+
+    run("prepare", request_for(tmp_path))
+    monkeypatch.setattr(Relay, "run", fail)
+    with pytest.raises(SystemExit) as left:
+        run("classify", request_for(tmp_path))
+    assert left.value.code == status
+    assert said in capsys.readouterr().out
 
 
 def test_parts_of_a_killed_call_are_removed(house, tmp_path):

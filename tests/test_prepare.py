@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pytest
 from data_modules import nifti, wholeness
 from data_modules.cases import Case, Intensity
 from data_modules.index import StoreSpec, read_index
-from data_modules.prepare import prepare, table_labels
+from data_modules.prepare import _bare_workers, prepare, table_labels
 from data_modules.store import SliceReader
 from data_modules.wholeness import find_broken_files
 from tests.fakes import RAS, SHAPE, draw_scan, fake_folder, save_nifti
@@ -432,3 +433,14 @@ def test_a_store_that_was_copied_without_its_times_is_read_whole_once(root, tmp_
     assert len(read) == 12
     assert find_broken_files(store) == {}
     assert len(read) == 12
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_is_the_callers_to_answer_not_its_workers():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with _bare_workers():
+            blocked = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+        assert signal.SIGINT in blocked.result(timeout=60)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

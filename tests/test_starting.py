@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from weakmedsam.starting import many_imports
+from weakmedsam.starting import INTERRUPTED, many_imports
 
 
 def test_what_is_imported_is_out_of_the_collectors_way_and_what_comes_later_is_not():
@@ -21,3 +21,12 @@ def test_an_import_that_fails_leaves_the_collector_on():
     with pytest.raises(ModuleNotFoundError), many_imports():
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401
     assert gc.isenabled()
+
+
+def test_ctrl_c_leaves_without_a_traceback():
+    code = (
+        "import os, signal, time\nfrom weakmedsam.starting import INTERRUPTED, interruptible\n"
+        "with interruptible():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")

@@ -2,9 +2,10 @@
 
 if __name__ == "__main__":
     # Inside the guard: processes that only prepare volumes import this file, and need no torch.
-    from weakmedsam.starting import many_imports
+    from weakmedsam.starting import interruptible, many_imports
 
-    with many_imports():
-        from weakmedsam.cli import main
+    with interruptible():
+        with many_imports():
+            from weakmedsam.cli import main
 
-    main()
+        main()

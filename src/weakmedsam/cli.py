@@ -40,12 +40,12 @@ from weakmedsam.callbacks.reseed import Reseed
 from weakmedsam.callbacks.settings import KeepSettings, check_settings
 from weakmedsam.callbacks.tables import SendTables
 from weakmedsam.callbacks.throughput import Throughput
-from weakmedsam.contracts import ConfigError, DivergenceError
+from weakmedsam.contracts import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.files import replacing, write_whole
 from weakmedsam.locks import alone
 from weakmedsam.marks import check_checkpoint
 from weakmedsam.messages import show_remarks
-from weakmedsam.parsing import Parser, PrepareParser, check_trainer, typed
+from weakmedsam.parsing import Parser, PrepareParser, check_nulls, check_trainer, typed
 from weakmedsam.preemption import REQUEUE
 from weakmedsam.refusals import explain, flat_settings
 from weakmedsam.settings import deciding
@@ -148,7 +148,9 @@ class WeakMedSAMCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does; what the trainer takes and trips over later is refused."""
         super().parse_arguments(parser, args)
-        check_trainer(self.config[self.config.subcommand])
+        options = self.config[self.config.subcommand]
+        check_trainer(options)
+        check_nulls(options.as_dict())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Class names are the data's; the model cannot be told others. Callbacks that every run has."""
@@ -226,8 +228,10 @@ def prepare(words: list[str]) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    options = parser.parse_args(rest)
+    check_nulls(options.as_dict())
     show_remarks()
-    data = parser.instantiate_classes(parser.parse_args(rest)).data
+    data = parser.instantiate_classes(options).data
     data.prepare_data()
     if known.summary is not None:
         write_whole(known.summary, json.dumps(data.summary(), indent=2) + "\n")
@@ -263,7 +267,7 @@ def quieten() -> None:
 
 
 def main() -> None:
-    """Run a stage. An error meant for the user is printed without a traceback, exit status 1."""
+    """Run a stage. An error meant for the user is printed without a traceback, exit status 1 (``DIVERGED``)."""
     # Before the parser is built: ${...} then resolves over all --config files and the command line.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     torch.set_float32_matmul_precision("high")
@@ -282,6 +286,9 @@ def main() -> None:
         meant = explain(error, {f"--{key}": value for key, value in typed(words).items()})
         if meant is None:
             raise
-        if isinstance(meant, DivergenceError) and _get_rank():
-            sys.exit(1)  # all ranks have found it, and one of them says so
-        sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")
+        said = f"\nweakmedsam: {type(meant).__name__}: {meant}"
+        if isinstance(meant, DivergenceError):
+            if not _get_rank():  # all ranks have found it, and one of them says so
+                sys.stderr.write(f"{said}\n")
+            sys.exit(DIVERGED)
+        sys.exit(said)

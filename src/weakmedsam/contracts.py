@@ -31,6 +31,10 @@ LESS_MEMORY = (
 """What to do where a process was ended from outside or memory could not be had."""
 
 
+DIVERGED = 3
+"""Exit status of a training that has diverged: the same command would come to the same end."""
+
+
 class WeakMedSAMError(Exception):
     """An error whose message is meant for the user: what is wrong, where, and the mend.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
@@ -48,6 +51,38 @@ def check_trainer(options: Any) -> None:
         raise ConfigError(
             f"trainer.precision is {options.trainer.precision}; choose 32-true, bf16-mixed or 16-mixed"
         )
+
+
+def check_nulls(settings: Any, prefix: str = "") -> None:
+    """See that null is given only where a setting can be null: jsonargparse takes it for every argument of a class.
+
+    Args:
+        settings: nested mappings and lists, a class as ``class_path`` and ``init_args``.
+        prefix: of their keys.
+
+    Raises:
+        ConfigError: it is; names its key and the default.
+    """
+    if isinstance(settings, list):
+        for value in settings:
+            check_nulls(value, prefix)
+    if not isinstance(settings, dict):
+        return
+    if given := settings.get("init_args"):
+        kind = pkgutil.resolve_name(settings["class_path"])
+        hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
+        for name in (name for name, value in given.items() if value is None and name in hints):
+            default = parameters[name].default  # what has none is needed, or comes from elsewhere
+            if default is not inspect.Parameter.empty and not _takes_null(hints[name]):
+                raise ConfigError(f"{prefix}.{name} is null; give a value, or leave it out for {default!r}")
+    for name, value in settings.items():
+        check_nulls(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip("."))
+
+
+def _takes_null(hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(map(_takes_null, get_args(hint)))
+    return hint in (Any, None, type(None))
 
 
 def typed(words: Sequence[str]) -> dict[str, str]:

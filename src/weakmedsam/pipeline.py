@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from weakmedsam.contracts import LESS_MEMORY, ConfigError, DataError
+from weakmedsam.contracts import DIVERGED, LESS_MEMORY, ConfigError, DataError
 from weakmedsam.files import put_away
 from weakmedsam.inputs import digest_inputs
 from weakmedsam.locks import LOCK, alone
@@ -184,8 +184,20 @@ def _stop(stage: Stage, folder: Path, kept: Path | None, code: int) -> NoReturn:
             console.print(f"  the earlier result is {folder.name} again")
         console.print(f"[bold]{stage.name}[/bold] did not start.")
     else:
-        console.print(f"[bold]{stage.name}[/bold] stopped. The same command continues where it was.")
+        console.print(f"[bold]{stage.name}[/bold] stopped. {_advice(code)}", soft_wrap=True)
     raise SystemExit(code)
+
+
+def _advice(code: int) -> str:
+    """What to do after a stage's command has ended with a status other than 0."""
+    if code == DIVERGED:
+        return (
+            "The same command would diverge again: change a setting that the message names, and the stage is trained "
+            "anew with it."
+        )
+    if code < 0 or code in (REQUEUE, *KILLED):
+        return "The same command continues where it was."
+    return "Once that is mended, the same command continues where it was."
 
 
 def _test_masks(request: Request) -> int | None:

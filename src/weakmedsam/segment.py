@@ -344,6 +344,11 @@ class Segmenter(LightningModule):
         self.log_dict(values, sync_dist=True)
 
     def _loss(self, logits: Tensor, batch: SliceBatch) -> Tensor:
+        if "target" not in batch:
+            raise ConfigError(
+                "data.supervision is image, which gives nothing to learn a segmentation from; set it to pseudo, with "
+                "data.pseudo_labels_dir, or to expert"
+            )
         kept = batch["target"] != IGNORE
         if "confidence" in batch:
             kept = kept & (batch["confidence"] >= self.ignore_below)

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+INTERRUPTED = 128 + 2
+"""Exit status after Ctrl-C (SIGINT), as a shell says it."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Leave without a traceback at Ctrl-C, imports included: whoever pressed it knows where."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 @contextmanager
