@@ -70,8 +70,13 @@ def check_nulls(settings: Any, prefix: str = "") -> None:
         return
     if given := settings.get("init_args"):
         kind = pkgutil.resolve_name(settings["class_path"])
-        hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
-        for name in (name for name, value in given.items() if value is None and name in hints):
+        parameters = inspect.signature(kind).parameters
+        try:
+            hints = get_type_hints(kind.__init__)
+        except NameError:  # of a class whose types are imported for type checkers only
+            hints = {}
+        nulls = [name for name, value in given.items() if value is None]
+        for name in (name for name in nulls if name in hints and name in parameters):
             default = parameters[name].default  # what has none is needed, or comes from elsewhere
             if default is not inspect.Parameter.empty and not _takes_null(hints[name]):
                 raise ConfigError(f"{prefix}.{name} is null; give a value, or leave it out for {default!r}")
