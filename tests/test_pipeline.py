@@ -310,7 +310,9 @@ def test_a_command_that_does_not_start_leaves_the_earlier_result_where_it_was(
         (REQUEUE, "stopped. The same command continues"),
     ],
 )
-def test_what_to_do_after_a_stage_has_failed_depends_on_why(house, tmp_path, monkeypatch, capsys, status, said):
+def test_what_to_do_after_a_stage_has_failed_depends_on_why(
+    house, tmp_path, monkeypatch, capsys, status, said
+):
     def fail(self, arguments):
         (tmp_path / "runs/phantom/x/classify/config.yaml").write_text("a: 1")
         return status

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 INTERRUPTED = 128 + 2
 """Exit status after Ctrl-C (SIGINT), as a shell says it."""
 
