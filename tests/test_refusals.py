@@ -18,6 +18,7 @@ from weakmedsam.refusals import explain, flat_settings, is_short_of_memory
 
 ROOT = Path(__file__).parent.parent
 CLASSIFY = [word for name in ("classify", "data/folder") for word in ("--config", f"experiments/{name}.yaml")]
+SEGMENT = [word for name in ("segment", "data/folder") for word in ("--config", f"experiments/{name}.yaml")]
 PREPARE = ["--config", "experiments/data/folder.yaml"]
 
 
@@ -90,6 +91,15 @@ def test_a_setting_that_is_refused_is_named_in_one_line(call, tmp_path, key, val
     assert told.startswith(f"\nweakmedsam: ConfigError: {key}")
     assert said in told
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("trainer: 3\n", "trainer is 3"), ("data: null\n", "data is null")]
+)
+def test_a_value_where_settings_belong_is_refused(call, tmp_path, text, said):
+    (tmp_path / "own.yaml").write_text(text)
+    told = call("fit", *SEGMENT, "--config", str(tmp_path / "own.yaml"))
+    assert f"ConfigError: {said}; it has to hold settings" in told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

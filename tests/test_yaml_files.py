@@ -32,7 +32,10 @@ BROKEN = {
     "many": (b"a: &a [x,x,x,x,x,x,x,x,x,x]\n"
              + b"".join(b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 10)) for n in range(98, 105)),
              "it has more than 1,000,000 values"),
-    "date": (b"a: 2001-13-45\n", "a value is not valid YAML"),
+    "date": (b"b: 1\na: 2001-13-45\n", "line 2, column 4: is not valid YAML .'2001-13-45': month must be in 1..12"),
+    "long": (b"a: " + b"9" * 5000, "line 1, column 4: is not valid YAML .'9999"),
+    "number": (b"a:\n  1: 2\n", "line 2, column 3: is not valid YAML .the key 1 is read as 1, which is no text; put"),
+    "truth": (b"on: 2\n", "the key on is read as True, which is no text; put quotes around it"),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from weakmedsam.contracts import ConfigError, check_range
@@ -39,6 +39,10 @@ def check_trainer(options: Any) -> None:
     Raises:
         ConfigError: one is; names its key.
     """
+    for key in ("data", "trainer"):
+        if not isinstance(options.get(key), Namespace):
+            shown = "null" if options.get(key) is None else options.get(key)
+            raise ConfigError(f"{key} is {shown}; it has to hold settings (key: value), as in experiments/")
     check_range("seed_everything", int(options.seed_everything), 0, 2**32 - 1)
     for key, low in NUMBERS.items():
         if options.trainer[key] is not None:

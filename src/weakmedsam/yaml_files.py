@@ -17,7 +17,7 @@ MOST_NODES = 1_000_000
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's, but a key that stands twice is an error, not a silent choice, and so is endless nesting."""
+    """PyYAML's, but a key that stands twice or is no text is an error, and so is endless nesting."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -54,6 +54,14 @@ class _StrictLoader(yaml.SafeLoader):
         if self._sizes[id(node)] > MOST_NODES:
             raise yaml.MarkedYAMLError(problem=f"it has more than {MOST_NODES:,} values", problem_mark=mark)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; one that is none of its kind, such as the date 2001-13-45, is named with its place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, OverflowError) as error:
+            shown = f"{str(node.value)[:40]!r}: {error}"
+            raise yaml.MarkedYAMLError(problem=shown, problem_mark=node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping, each key once; what ``<<`` brings may be overridden."""
         seen: dict[Any, yaml.Mark] = {}
@@ -61,6 +69,11 @@ class _StrictLoader(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
                 continue
             key = self.construct_object(key_node)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key_node.value} is read as {key!r}, which is no text; put quotes around it",
+                    problem_mark=key_node.start_mark,
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key!r} stands here again; it stands in line {seen[key].line + 1} already",
