@@ -90,9 +90,9 @@ def is_whole(path: Path) -> bool:
 
 
 def check_checkpoint(path: Path, key: str) -> None:
-    """See that a checkpoint is there and, where it is of torch's packed format, of its full length.
+    """See that a checkpoint is there and, where it is of torch's packed format, whole: torch compares no checksums.
 
-    Its content is read by whoever loads it; every rank asks this.
+    It is read once more for that, about a second for 1 GB; whoever loads it then has it in memory.
 
     Args:
         path: the file.
@@ -109,7 +109,7 @@ def check_checkpoint(path: Path, key: str) -> None:
         raise CheckpointError(f"{key} {path}: there is no such file; {mend}")
     with path.open("rb") as file:
         packed = file.read(4) == b"PK\3\4"
-    if path.stat().st_size == 0 or (packed and not _parts(path, content=False)):
+    if path.stat().st_size == 0 or (packed and not _parts(path)):
         raise CheckpointError(f"{key} {path} is damaged or not a checkpoint; {mend}")
 
 
@@ -127,13 +127,13 @@ def _ends_there(path: Path) -> bool:
         return file.read(4) == b"PK\5\6"
 
 
-def _parts(path: Path, content: bool = True) -> list[tuple[str, int, int]]:
-    """(name, bytes, checksum) of a checkpoint's parts; none of a damaged one. ``content`` is compared with them."""
+def _parts(path: Path) -> list[tuple[str, int, int]]:
+    """(name, bytes, checksum) of a checkpoint's parts, whose content has been compared with them; none of a damaged."""
     try:
         with zipfile.ZipFile(path) as packed:
             parts = packed.infolist()
             stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
-            if not stored or not _ends_there(path) or (content and packed.testzip() is not None):
+            if not stored or not _ends_there(path) or packed.testzip() is not None:
                 return []
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # of a place before the beginning of a short file
