@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from weakmedsam.contracts import DataError, DiskError
-from weakmedsam.files import SEGMENTATIONS, STORE, WEIGHTS, replacing, rows_before, write_table, write_whole
+from weakmedsam.files import (
+    SEGMENTATIONS,
+    STORE,
+    WEIGHTS,
+    read_table,
+    replacing,
+    rows_before,
+    write_table,
+    write_whole,
+)
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
@@ -90,6 +99,12 @@ def test_what_fails_otherwise_is_not_taken_for_a_full_disk(tmp_path):
         with pytest.raises(DiskError), replacing(tmp_path / "file"):
             raise RuntimeError("of a library") from OSError(number, os.strerror(number))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_is_read_as_it_was_written_line_breaks_in_cells_included(tmp_path):
+    rows = [{"case": "a", "reason": "two\nlines\u2028and \x0c more"}, {"case": 'b"', "reason": ""}]
+    write_table(tmp_path / "t.csv", ("case", "reason"), rows)
+    assert read_table(tmp_path / "t.csv") == rows
 
 
 def test_of_a_damaged_table_by_epoch_what_can_be_read_is_kept(tmp_path):

@@ -121,11 +121,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
     A user's tables: ``data_modules.tables``.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return []
     try:
-        rows = list(csv.DictReader(lines))
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except csv.Error:  # a cell beyond any length
         return []
     return [row for row in rows if None not in row and None not in row.values()]
