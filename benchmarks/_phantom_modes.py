@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from data_modules.phantom_drawing import LESION, MODES, PhantomParameters, draw_volume
 from weakmedsam.backbones.pocket import Pocket
-from weakmedsam.cam import mean_inside
-from weakmedsam.clustering import Points
+from weakmedsam.classification.cam import mean_inside
+from weakmedsam.sce.kmeans import Points
 
 SIZE = 128
 

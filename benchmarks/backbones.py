@@ -25,10 +25,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.costs import peak_bytes, seconds_of
-from weakmedsam.affinity import grid_points
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.backbones.samus import SAMUS
+from weakmedsam.pam.affinity import grid_points
 
 SIZE, GRID = 256, 4
 MIB = 2**20

@@ -22,8 +22,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from benchmarks._phantom_modes import features_of_modes
-from weakmedsam.cluster_number import choose_number
-from weakmedsam.clustering import Clusters, KMeans, Points
+from weakmedsam.sce.cluster_count import choose_number
+from weakmedsam.sce.kmeans import Clusters, KMeans, Points
 
 MOST = 8
 COMPONENTS = 16

@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from weakmedsam.backbones.base import Backbone
-from weakmedsam.files import write_whole
+from weakmedsam.system.atomic_io import write_whole
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = 16

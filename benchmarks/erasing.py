@@ -17,14 +17,14 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.pam import seconds
-from weakmedsam.answers import Slices, ask, place_prompts
 from weakmedsam.backbones.pocket import Pocket
-from weakmedsam.classify import WeakMedSAM
-from weakmedsam.erasing import evidence_lost, same_as
-from weakmedsam.local import LocalEncoder
+from weakmedsam.classification.local_encoder import LocalEncoder
+from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.pam.config import Refinement
+from weakmedsam.pam.occlusion import evidence_lost, same_as
+from weakmedsam.pam.prompt_masks import Slices, ask, place_prompts
+from weakmedsam.pam.refiner import mine
 from weakmedsam.pretraining.scenes import draw_scenes
-from weakmedsam.refine import mine
-from weakmedsam.refinement import Refinement
 
 SIZE = 128
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans as Reference
 
-from weakmedsam.clustering import KMeans
+from weakmedsam.sce.kmeans import KMeans
 
 CLUSTERS, FEATURES, MODES, DIRECTIONS, RUNS = 8, 768, 12, 24, 10
 

@@ -30,10 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_modules.datasets import SliceDataset, SliceTable
-from data_modules.loaders import Order, training_loader
-from data_modules.store import SliceReader
-from data_modules.transforms import (
+from data_modules.augmentation import (
     Augmentation,
     apply_geometry,
     apply_intensity,
@@ -41,6 +38,9 @@ from data_modules.transforms import (
     inside,
     sampling_grid,
 )
+from data_modules.loaders import Order, training_loader
+from data_modules.slice_datasets import SliceDataset, SliceTable
+from data_modules.store import SliceReader
 
 SIZE, VOLUMES, DEPTH = 256, 1000, 200
 WORKERS, BATCH = 2, 24

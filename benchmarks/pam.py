@@ -30,16 +30,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from weakmedsam.affinity import edge_weights, grid_points, half_disc, prompt_maps, random_walk
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import PromptAffinityMining
-from weakmedsam.callbacks.mine_volumes import draw_row
-from weakmedsam.cam import min_max
-from weakmedsam.classify import WeakMedSAM
-from weakmedsam.metrics import VolumeDice
-from weakmedsam.pictures import Row, draw_grid
-from weakmedsam.pseudo_labels import threshold_scores
+from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.figures import Row, draw_grid
+from weakmedsam.geometry import min_max
+from weakmedsam.metrics.overlap_surface import VolumeDice
+from weakmedsam.pam.affinity import edge_weights, grid_points, half_disc, prompt_maps, random_walk
+from weakmedsam.pam.thresholding import threshold_scores
+from weakmedsam.pam.volumes import draw_row
 
 SIZE, MAP, GRID, RADIUS, BETA, STEPS = 256, 64, 4, 5.0, 4.0, 4
 ROWS = 6  # of a picture grid

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.callbacks import SubClassExploration
-from weakmedsam.classify import WeakMedSAM
+from weakmedsam.classification.local_encoder import LocalEncoder
+from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.contracts import SliceBatch
-from weakmedsam.local import LocalEncoder
 
 
 class RandomSlices(LightningDataModule):

@@ -20,9 +20,9 @@ import numpy as np
 
 from data_modules import nifti
 from data_modules.cases import Case, Intensity
-from data_modules.index import StoreSpec
 from data_modules.prepare import prepare
 from data_modules.store import SliceReader
+from data_modules.store_index import StoreSpec
 
 IMAGE_SIZE = 256
 ROUNDS, DRAWS = 20, 4000

@@ -16,17 +16,11 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from data_modules.about import (
-    check_sizes,
-    count_splits,
-    describe_intensity,
-    digest_content,
-    digest_of,
-    warn_of_false_spacing,
-    warn_of_undefined,
-)
+from data_modules.augmentation import Augmentation, augment_batch
 from data_modules.cases import Case, DataSet, Intensity, choose_classes
-from data_modules.datasets import (
+from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
+from data_modules.prepare import OnBadCase, lock_store, prepare
+from data_modules.slice_datasets import (
     PseudoLabelReader,
     SliceDataset,
     SliceTable,
@@ -35,15 +29,21 @@ from data_modules.datasets import (
     slice_labels,
     tabulate,
 )
-from data_modules.index import Entry, Index, StoreSpec, read_index, write_rows
-from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
-from data_modules.prepare import OnBadCase, lock_store, prepare
 from data_modules.sources import Sources
 from data_modules.splits import check_fractions, read_split, split_cases
 from data_modules.store import SliceReader
-from data_modules.transforms import Augmentation, augment_batch
+from data_modules.store_index import Entry, Index, StoreSpec, read_index, write_rows
+from data_modules.summary import (
+    check_sizes,
+    count_splits,
+    describe_intensity,
+    digest_content,
+    digest_of,
+    warn_of_false_spacing,
+    warn_of_undefined,
+)
 from data_modules.volumes import Plane, check_plane
-from weakmedsam.contracts import ConfigError, DataError, check_range
+from weakmedsam.errors import ConfigError, DataError, check_range
 
 Supervision = Literal["image", "pseudo", "expert"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from data_modules.augmentation import Augmentation
 from data_modules.base import SliceDataModule, Supervision
 from data_modules.cases import (
     Case,
@@ -23,7 +24,6 @@ from data_modules.cases import (
 from data_modules.nifti_files import NiftiFile, list_nifti, only_one, walk
 from data_modules.prepare import OnBadCase
 from data_modules.sources import Sources
-from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_modules.nifti_files import case_name, nifti_stem
 from data_modules.tables import Table, name_first, open_table, show
-from weakmedsam.contracts import DataError
+from weakmedsam.errors import DataError
 
 
 def read_pairs(path: Path, column: str) -> tuple[Table, dict[str, tuple[int, str]]]:

@@ -13,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_modules.nifti_files import NiftiFile, Tree, describe_folder, name_some
-from weakmedsam.contracts import BACKGROUND, ConfigError, DataError, check_range
+from weakmedsam.contracts import BACKGROUND
+from weakmedsam.errors import ConfigError, DataError, check_range
 
 _log = logging.getLogger(__name__)
 

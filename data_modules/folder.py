@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from data_modules.augmentation import Augmentation
 from data_modules.base import SliceDataModule, Supervision
 from data_modules.case_tables import check_cases, check_spelling, read_pairs
 from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases, warn_of_passed_over
@@ -23,9 +24,8 @@ from data_modules.nifti_files import (
 from data_modules.prepare import OnBadCase
 from data_modules.sources import Sources
 from data_modules.tables import open_table, show
-from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
-from weakmedsam.contracts import DataError
+from weakmedsam.errors import DataError
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from data_modules.datasets import AugmentedSlices, SliceDataset, VolumeDataset
-from data_modules.transforms import Augmentation
+from data_modules.augmentation import Augmentation
+from data_modules.slice_datasets import AugmentedSlices, SliceDataset, VolumeDataset
 
 
 class ShareSampler(DistributedSampler[int]):

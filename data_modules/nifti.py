@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from weakmedsam.contracts import DataError, MemoryShortError
+from weakmedsam.errors import DataError, MemoryShortError
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header is a subclass
 

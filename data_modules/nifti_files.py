@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_modules.tables import is_unseen
-from weakmedsam.contracts import DataError
+from weakmedsam.errors import DataError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 

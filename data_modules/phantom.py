@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data_modules.augmentation import Augmentation
 from data_modules.base import SliceDataModule, Supervision
 from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases
 from data_modules.nifti_files import list_nifti
 from data_modules.phantom_drawing import CYST, LESION, VERSION, PhantomParameters, draw_volume
 from data_modules.prepare import OnBadCase
 from data_modules.sources import Sources
-from data_modules.transforms import Augmentation
 from data_modules.volumes import Plane
-from weakmedsam.contracts import check_range
-from weakmedsam.files import SCANS, explaining_full_disk
+from weakmedsam.errors import check_range
+from weakmedsam.system.atomic_io import SCANS, explaining_full_disk
 
 try:
     import fcntl

@@ -22,11 +22,11 @@ from typing import Literal, NamedTuple
 from tqdm import tqdm
 
 from data_modules.cases import Case
-from data_modules.index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.store import read_case, stamp, write_case
+from data_modules.store_index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.tables import name_first
 from data_modules.wholeness import find_damage
-from weakmedsam.contracts import LESS_MEMORY, DataError, MemoryShortError
+from weakmedsam.errors import LESS_MEMORY, DataError, MemoryShortError
 
 try:
     import fcntl

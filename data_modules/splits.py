@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_modules.case_tables import check_cases, read_pairs
 from data_modules.tables import show
-from weakmedsam.contracts import ConfigError, DataError
+from weakmedsam.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 

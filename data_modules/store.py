@@ -29,13 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.cases import Case, Intensity, class_ids
-from data_modules.frames import labels_to_frame, make_frame, values_to_frame
-from data_modules.index import Entry, StoreSpec, movable_of, remove
+from data_modules.resampling import labels_to_frame, make_frame, values_to_frame
+from data_modules.store_index import Entry, StoreSpec, movable_of, remove
 from data_modules.volumes import lay_on_image, read_classes, read_volume
 from data_modules.wholeness import ENTRY, mark_files
-from weakmedsam.contracts import DataError, Frame
-from weakmedsam.files import explaining_full_disk
-from weakmedsam.notes import seal
+from weakmedsam.contracts import Frame
+from weakmedsam.errors import DataError
+from weakmedsam.system.atomic_io import explaining_full_disk
+from weakmedsam.system.json_files import seal
 
 FULL_SCALE = 65535
 """What 1.0 becomes in ``image.npy``."""

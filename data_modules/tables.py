@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from weakmedsam.contracts import DataError
+from weakmedsam.errors import DataError
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.nifti import read_nifti
-from weakmedsam.contracts import ConfigError, DataError
+from weakmedsam.errors import ConfigError, DataError
 
 Plane = Literal["axial", "coronal", "sagittal"]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from weakmedsam.contracts import DataError
-from weakmedsam.notes import read_object
+from weakmedsam.errors import DataError
+from weakmedsam.system.json_files import read_object
 
 INDEX = "index.json"
 ENTRY = "entry.json"

@@ -70,7 +70,7 @@ def run_processes(words: Sequence[object], processes: int = 1, timeout: float = 
 
 def main(words: str) -> None:
     """Run them; the first that fails ends the process."""
-    from weakmedsam.starting import many_imports
+    from weakmedsam.system.fast_import import many_imports
 
     with many_imports():
         from weakmedsam import cli

@@ -104,3 +104,10 @@ def write_checkpoint(path: Path, content: bytes = b"weights") -> Path:
     with zipfile.ZipFile(path, "w") as packed:
         packed.writestr(f"{path.stem}/data.pkl", content)
     return path
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root

@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "torchmetrics", "lightning", "monai"}
 PROJECT = {"weakmedsam", "data_modules", "benchmarks", "tests"}
 CONTRACTS = "weakmedsam.contracts"
-FILES_WRITER = "weakmedsam.files"
-NOTES = "weakmedsam.notes"
+FILES_WRITER = "weakmedsam.system.atomic_io"
+NOTES = "weakmedsam.system.json_files"
 SETS = "data_modules"
-MODELS = {"weakmedsam.classify", "weakmedsam.segment"}
+MODELS = {"weakmedsam.classification.module", "weakmedsam.segmentation.module"}
 TORCH_FREE_DATA = [
     *("store", "splits", "cases", "volumes", "frames", "index", "prepare", "phantom_drawing", "new_scans"),
     *("nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness"),
@@ -37,16 +37,16 @@ PAM: dict[str, tuple[str, ...]] = {
 # Files -> (what of the project they may import, what else they must not); the first pattern that fits counts.
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/contracts.py": (set(), HEAVY),
-    "src/weakmedsam/files.py": ({CONTRACTS}, HEAVY),
-    "src/weakmedsam/yaml_files.py": ({CONTRACTS}, HEAVY),
-    "src/weakmedsam/notes.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.yaml_files"}, HEAVY),
-    "src/weakmedsam/marks.py": ({CONTRACTS}, HEAVY),
+    "src/weakmedsam/system/atomic_io.py": ({CONTRACTS}, HEAVY),
+    "src/weakmedsam/system/yaml_files.py": ({CONTRACTS}, HEAVY),
+    "src/weakmedsam/system/json_files.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.system.yaml_files"}, HEAVY),
+    "src/weakmedsam/system/fingerprints.py": ({CONTRACTS}, HEAVY),
     **{
         f"src/weakmedsam/{name}.py": ({"weakmedsam"}, HEAVY)
         for name in ("results", "resuming", "sweep_run", "sweep_local")
     },
-    "src/weakmedsam/pseudo_labels.py": (
-        {CONTRACTS, FILES_WRITER, "weakmedsam.cam", "weakmedsam.affinity"},
+    "src/weakmedsam/pam/pseudo_label_io.py": (
+        {CONTRACTS, FILES_WRITER, "weakmedsam.classification.cam", "weakmedsam.pam.affinity"},
         {"lightning"},
     ),
     **{
@@ -60,12 +60,15 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         f"src/weakmedsam/{formula}.py": ({CONTRACTS}, {"lightning"})
         for formula in ("cam", "local", "clustering", "metrics", "frames")
     },
-    "src/weakmedsam/cluster_number.py": ({CONTRACTS, "weakmedsam.clustering"}, {"lightning"}),
-    "src/weakmedsam/subclasses.py": (
-        {CONTRACTS, "weakmedsam.clustering", "weakmedsam.cluster_number"},
+    "src/weakmedsam/sce/cluster_count.py": ({CONTRACTS, "weakmedsam.sce.kmeans"}, {"lightning"}),
+    "src/weakmedsam/sce/subclasses.py": (
+        {CONTRACTS, "weakmedsam.sce.kmeans", "weakmedsam.sce.cluster_count"},
         {"lightning"},
     ),
-    "src/weakmedsam/scores.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.metrics"}, {"lightning"}),
+    "src/weakmedsam/metrics/case_summary.py": (
+        {CONTRACTS, FILES_WRITER, "weakmedsam.metrics.overlap_surface"},
+        {"lightning"},
+    ),
     **{
         f"src/weakmedsam/backbones/{name}.py": ({CONTRACTS, FILES_WRITER, "weakmedsam.backbones"}, HEAVY)
         for name in ("checkpoints", "fetching", "transfer")  # `make weights` starts without torch
@@ -136,22 +139,22 @@ def test_imports_keep_to_the_rooms(path: str) -> None:
     ("path", "source"),
     [
         ("src/weakmedsam/contracts.py", "import torch"),
-        ("src/weakmedsam/contracts.py", "if TYPE_CHECKING:\n    from weakmedsam.cam import x"),
-        ("src/weakmedsam/files.py", "from weakmedsam.stages import STAGES"),
-        ("src/weakmedsam/refine.py", "from lightning import LightningModule"),
-        ("src/weakmedsam/refine.py", "from weakmedsam.classify import Activation"),
-        ("src/weakmedsam/callbacks/mine.py", "from data_modules.base import SliceDataModule"),
-        ("src/weakmedsam/cam.py", "from lightning import Trainer"),
-        ("src/weakmedsam/affinity.py", "from weakmedsam import pseudo_labels"),
-        ("src/weakmedsam/metrics.py", "def f():\n    from data_modules.store import Entry"),
-        ("src/weakmedsam/scores.py", "from weakmedsam import segment"),
-        ("src/weakmedsam/backbones/pocket.py", "import weakmedsam.classify"),
+        ("src/weakmedsam/contracts.py", "if TYPE_CHECKING:\n    from weakmedsam.classification.cam import x"),
+        ("src/weakmedsam/system/atomic_io.py", "from weakmedsam.run.stages import STAGES"),
+        ("src/weakmedsam/pam/refiner.py", "from lightning import LightningModule"),
+        ("src/weakmedsam/pam/refiner.py", "from weakmedsam.classification.module import Activation"),
+        ("src/weakmedsam/callbacks/pam.py", "from data_modules.base import SliceDataModule"),
+        ("src/weakmedsam/classification/cam.py", "from lightning import Trainer"),
+        ("src/weakmedsam/pam/affinity.py", "from weakmedsam import pseudo_labels"),
+        ("src/weakmedsam/metrics/overlap_surface.py", "def f():\n    from data_modules.store import Entry"),
+        ("src/weakmedsam/metrics/case_summary.py", "from weakmedsam import segment"),
+        ("src/weakmedsam/backbones/pocket.py", "import weakmedsam.classification.module"),
         ("src/weakmedsam/backbones/checkpoints.py", "import torch"),
-        ("src/weakmedsam/pipeline.py", "try:\n    import torch.nn\nexcept ImportError:\n    pass"),
-        ("src/weakmedsam/report.py", "import torch"),
-        ("src/weakmedsam/predict.py", "import data_modules\nfrom weakmedsam import classify"),
+        ("src/weakmedsam/run/pipeline.py", "try:\n    import torch.nn\nexcept ImportError:\n    pass"),
+        ("src/weakmedsam/report/cli.py", "import torch"),
+        ("src/weakmedsam/run/predict.py", "import data_modules\nfrom weakmedsam import classify"),
         ("data_modules/store.py", "class A:\n    import lightning"),
-        ("data_modules/brats.py", "from weakmedsam.cam import compute_cam"),
+        ("data_modules/brats.py", "from weakmedsam.classification.cam import compute_cam"),
         ("data_modules/base.py", "from tests import test_base"),
     ],
 )
@@ -163,9 +166,12 @@ def test_a_violation_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("src/weakmedsam/contracts.py", "if TYPE_CHECKING:\n    from torch import Tensor"),
-        ("src/weakmedsam/pseudo_labels.py", "from weakmedsam.affinity import random_walk\nimport torch"),
-        ("src/weakmedsam/refine.py", "from weakmedsam.backbones.base import Backbone\nimport torch"),
-        ("src/weakmedsam/pipeline.py", "def run():\n    import torch"),
+        (
+            "src/weakmedsam/pam/pseudo_label_io.py",
+            "from weakmedsam.pam.affinity import random_walk\nimport torch",
+        ),
+        ("src/weakmedsam/pam/refiner.py", "from weakmedsam.backbones.base import Backbone\nimport torch"),
+        ("src/weakmedsam/run/pipeline.py", "def run():\n    import torch"),
         ("src/weakmedsam/cli.py", "from data_modules import base\nfrom weakmedsam import classify"),
         ("data_modules/base.py", "import lightning\nfrom weakmedsam.contracts import SliceBatch"),
     ],

@@ -14,7 +14,7 @@ from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
-from weakmedsam.classify import WeakMedSAM
+from weakmedsam.classification.module import WeakMedSAM
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))

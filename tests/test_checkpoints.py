@@ -13,7 +13,7 @@ from weights_server import HASTY, ITEM, PACKED, shop
 from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.checkpoints import KNOWN, check_fit, find, read_weights
 from weakmedsam.backbones.transfer import Patience
-from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from weakmedsam import cli
 from weakmedsam.backbones import checkpoints
 from weakmedsam.callbacks import Throughput
-from weakmedsam.classify import WeakMedSAM
-from weakmedsam.contracts import DIVERGED, DivergenceError
-from weakmedsam.segment import Segmenter
+from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.errors import DIVERGED, DivergenceError
+from weakmedsam.segmentation.module import Segmenter
 
 ROOT = Path(__file__).parent.parent
 DATA_SETS = sorted(path.stem for path in (ROOT / "experiments/data").glob("*.yaml"))

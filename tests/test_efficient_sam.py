@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate
 
 from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.efficient_sam import EfficientSAM
-from weakmedsam.cam import class_activation_map
-from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.classification.cam import class_activation_map
+from weakmedsam.errors import CheckpointError, ConfigError
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = load_file(DATA / "efficient_sam_small.safetensors")

@@ -19,7 +19,7 @@ from trainings import assert_same_training
 from wandb_server import KEY, Server
 from warm import serving
 
-from weakmedsam.files import read_table
+from weakmedsam.system.atomic_io import read_table
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def command(launcher, folder, target="train", runs=None):
     }
     words = [str(word) for pair in options.items() for word in pair]
     run = ["--runs", str(runs or folder / "runs"), "--logger", "lineage"]
-    return [sys.executable, "-m", "weakmedsam.pipeline", target, *run, *launcher, "--", *words]
+    return [sys.executable, "-m", "weakmedsam.run.pipeline", target, *run, *launcher, "--", *words]
 
 
 def start(folder, *target, launcher=None, rounds=1):
@@ -223,7 +223,7 @@ def test_the_ceiling_is_continued_after_a_kill_too(whole, tmp_path):
 def segment_new(folder, out, *words):
     scans = next((folder / "scans").glob("phantom-*/images"))
     place = ("--runs", folder / "runs", "--scans", scans, "--out", out)
-    command = [sys.executable, "-m", "weakmedsam.predict", *map(str, place), *words]
+    command = [sys.executable, "-m", "weakmedsam.run.predict", *map(str, place), *words]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -15,13 +15,13 @@ from fakes import fake_abdomen, fake_brats, fake_cardiac, fake_folder
 from tensorboardX.proto.event_pb2 import Event
 
 from weakmedsam import cli
-from weakmedsam.files import read_table
-from weakmedsam.pseudo_labels import read_origin
-from weakmedsam.sharding import FullySharded
+from weakmedsam.fsdp import FullySharded
+from weakmedsam.pam.feature_cache import score
+from weakmedsam.pam.pseudo_label_io import read_origin
 from weakmedsam.sweep import read_definition
-from weakmedsam.sweep_features import score
 from weakmedsam.sweep_ledger import draw, words_of
 from weakmedsam.sweep_run import pam_settings
+from weakmedsam.system.atomic_io import read_table
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"

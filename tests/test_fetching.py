@@ -8,7 +8,7 @@ from weights_server import CONTENT, HALF, HASTY, PACKED, child, get, shop, visib
 
 from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.fetching import obtain
-from weakmedsam.contracts import CheckpointError
+from weakmedsam.errors import CheckpointError
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from wandb_server import KEY, Server
 from warm import serving
 
 from weakmedsam.callbacks import History
-from weakmedsam.callbacks.lineage import Lineage
-from weakmedsam.contracts import ConfigError
-from weakmedsam.files import read_table
+from weakmedsam.callbacks.wandb_lineage import Lineage
+from weakmedsam.errors import ConfigError
 from weakmedsam.loggers import WeightsAndBiases
+from weakmedsam.system.atomic_io import read_table
 
 EPOCHS = 6
 

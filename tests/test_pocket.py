@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from weakmedsam.backbones.pocket import WEIGHTS, Pocket
 from weakmedsam.backbones.prompting import decode_points
-from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.errors import CheckpointError, ConfigError
 from weakmedsam.pretraining.__main__ import DrawnPrompts, evaluate
 
 

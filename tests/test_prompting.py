@@ -7,7 +7,7 @@ from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.backbones.prompting import best_candidate, decode_points
 from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
-from weakmedsam.contracts import ConfigError
+from weakmedsam.errors import ConfigError
 
 
 def test_three_images_times_five_points_equal_fifteen_single_calls_of_segment_anything():

@@ -19,7 +19,7 @@ from tests.backbone_checks import (
 from weakmedsam.backbones.lora import low_rank_parameters
 from weakmedsam.backbones.sam import DEVIATION, MEAN, SAM
 from weakmedsam.backbones.sam_parts import layer_norm, resize_frame
-from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.errors import CheckpointError, ConfigError
 
 DATA = Path(__file__).with_name("data")
 SIZE = 256  # 16 cells: more than a window, so that windows and padding take part

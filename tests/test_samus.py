@@ -20,7 +20,7 @@ from tests.backbone_checks import (
 )
 from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
-from weakmedsam.contracts import CheckpointError, ConfigError
+from weakmedsam.errors import CheckpointError, ConfigError
 
 DATA = Path(__file__).with_name("data")
 HEADS = {"parent_fc.weight", "child_fc.weight"}

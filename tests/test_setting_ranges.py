@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TinyBackbone
 
+from data_modules.augmentation import Augmentation
 from data_modules.folder import Folder
 from data_modules.phantom_drawing import PhantomParameters
-from data_modules.transforms import Augmentation
 from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration, Throughput
-from weakmedsam.classify import WeakMedSAM
-from weakmedsam.contracts import ConfigError, check_range
-from weakmedsam.local import LocalEncoder
-from weakmedsam.refine import Refinement
-from weakmedsam.segment import Segmenter
+from weakmedsam.classification.local_encoder import LocalEncoder
+from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.errors import ConfigError, check_range
+from weakmedsam.pam.refiner import Refinement
+from weakmedsam.segmentation.module import Segmenter
 
 ROOT = Path(__file__).parent.parent
 ODD = [

@@ -8,19 +8,19 @@ import pytest
 import yaml
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from test_segment import Disks
+from segmenters import Disks
 from tiny import TinyBackbone, tiny_phantom
 
 from weakmedsam import cli, sweep
 from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration
-from weakmedsam.classify import WeakMedSAM
-from weakmedsam.contracts import ConfigError
-from weakmedsam.options import parse_options
-from weakmedsam.refine import Refinement
-from weakmedsam.segment import Segmenter
-from weakmedsam.stages import Request
+from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.errors import ConfigError
+from weakmedsam.pam.feature_cache import Head, write_head
+from weakmedsam.pam.refiner import Refinement
+from weakmedsam.run.overrides import parse_options
+from weakmedsam.run.stages import Request
+from weakmedsam.segmentation.module import Segmenter
 from weakmedsam.sweep import PROGRAMS, claim, fit_to_store, plan, read_definition
-from weakmedsam.sweep_features import Head, write_head
 from weakmedsam.sweep_ledger import draw, words_of
 from weakmedsam.sweep_run import pam_settings, with_null
 

@@ -7,12 +7,12 @@ import torch
 from lightning import Trainer
 from tiny import TinyBackbone, tiny_phantom
 
-from weakmedsam import answers
-from weakmedsam.affinity import grid_points
 from weakmedsam.callbacks import KeepFeatures, PromptAffinityMining
-from weakmedsam.classify import WeakMedSAM
-from weakmedsam.contracts import ConfigError, DataError
-from weakmedsam.sweep_features import StoredPrompts, read_head, read_parts, score
+from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.errors import ConfigError, DataError
+from weakmedsam.pam import prompt_masks as answers
+from weakmedsam.pam.affinity import grid_points
+from weakmedsam.pam.feature_cache import StoredPrompts, read_head, read_parts, score
 
 SETTINGS = {"grid": 3, "map_size": 16, "radius": 3.0, "contrast": 20.0, "threshold": 0.6}
 

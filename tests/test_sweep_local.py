@@ -12,14 +12,14 @@ import pytest
 
 from tests.fakes import write_checkpoint
 from weakmedsam import sweep_local
-from weakmedsam.contracts import ConfigError
-from weakmedsam.files import read_table
-from weakmedsam.preemption import REQUEUE, Relay
-from weakmedsam.stages import EXPERIMENTS
+from weakmedsam.errors import ConfigError
+from weakmedsam.run.stages import EXPERIMENTS
 from weakmedsam.sweep import PROGRAMS, Sweep, read_definition
 from weakmedsam.sweep_ledger import Ledger, draw, words_of
 from weakmedsam.sweep_local import run_local, visible_gpus
 from weakmedsam.sweep_run import main, stage_command
+from weakmedsam.system.atomic_io import read_table
+from weakmedsam.system.signals import REQUEUE, Relay
 
 # Stands in for a training: one row an epoch, the better the higher the learning rate.
 TRAINING = """
@@ -70,7 +70,7 @@ def scored(monkeypatch):
         asked.append(changes)
         return {"val/pam_dice": changes["beta"] / 10, "val/cam_dice": 0.1}
 
-    monkeypatch.setattr("weakmedsam.sweep_features.score", score)
+    monkeypatch.setattr("weakmedsam.pam.feature_cache.score", score)
     return asked
 
 
@@ -120,8 +120,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from weakmedsam import sweep_local
-from weakmedsam.locks import alone
-from weakmedsam.preemption import Relay
+from weakmedsam.system.file_lock import alone
+from weakmedsam.system.signals import Relay
 from test_sweep_local import sweep_of
 folder, record = Path(sys.argv[1]), Relay.start
 training = [sys.executable, str(folder / "training.py")]

@@ -11,7 +11,7 @@ from weights_server import CONTENT, HALF, HASTY, ITEM, child, get, shop, visible
 from weakmedsam.backbones import checkpoints, fetching, transfer
 from weakmedsam.backbones.fetching import obtain
 from weakmedsam.backbones.transfer import Patience
-from weakmedsam.contracts import CheckpointError
+from weakmedsam.errors import CheckpointError
 
 
 @pytest.fixture(autouse=True)

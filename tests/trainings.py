@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tiny import same_state
 
-from weakmedsam.files import read_table
+from weakmedsam.system.atomic_io import read_table
 
 
 def assert_same_checkpoint(one: Path, two: Path) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.callbacks import SubClassExploration
-from weakmedsam.classify import WeakMedSAM
+from weakmedsam.classification.module import WeakMedSAM
 
 SLICES = 41  # odd: the sampler repeats one
 FEATURES = 6

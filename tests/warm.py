@@ -160,7 +160,7 @@ def main() -> None:
             os.execv(sys.executable, [sys.executable, *words])
         ask(address, words)
     assert address is not None
-    from weakmedsam.starting import many_imports
+    from weakmedsam.system.fast_import import many_imports
 
     with many_imports():
         from weakmedsam import cli  # noqa: F401

@@ -2,7 +2,7 @@
 
 if __name__ == "__main__":
     # Inside the guard: processes that only prepare volumes import this file, and need no torch.
-    from weakmedsam.starting import interruptible, many_imports
+    from weakmedsam.system.fast_import import interruptible, many_imports
 
     with interruptible():
         with many_imports():

@@ -33,23 +33,23 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from data_modules.base import SliceDataModule
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
-from weakmedsam.callbacks.diverged import EndDiverged
-from weakmedsam.callbacks.lineage import Lineage
-from weakmedsam.callbacks.preempt import Preemption
+from weakmedsam.callbacks.divergence import EndDiverged
+from weakmedsam.callbacks.preemption import Preemption
 from weakmedsam.callbacks.reseed import Reseed
-from weakmedsam.callbacks.settings import KeepSettings, check_settings
-from weakmedsam.callbacks.tables import SendTables
+from weakmedsam.callbacks.resume_guard import KeepSettings, check_settings
 from weakmedsam.callbacks.throughput import Throughput
-from weakmedsam.contracts import DIVERGED, ConfigError, DivergenceError
-from weakmedsam.files import replacing, write_whole
-from weakmedsam.locks import alone
-from weakmedsam.marks import check_checkpoint
-from weakmedsam.messages import show_remarks
-from weakmedsam.parsing import Parser, PrepareParser, check_nulls, check_trainer, typed
-from weakmedsam.preemption import REQUEUE
-from weakmedsam.refusals import explain, flat_settings
-from weakmedsam.settings import deciding
-from weakmedsam.yaml_files import check_words
+from weakmedsam.callbacks.wandb_lineage import Lineage
+from weakmedsam.callbacks.wandb_tables import SendTables
+from weakmedsam.cli_parser import Parser, PrepareParser, check_nulls, check_trainer, typed
+from weakmedsam.config_diff import deciding
+from weakmedsam.errors import DIVERGED, ConfigError, DivergenceError
+from weakmedsam.run.cli_errors import show_remarks
+from weakmedsam.system.atomic_io import replacing, write_whole
+from weakmedsam.system.file_lock import alone
+from weakmedsam.system.fingerprints import check_checkpoint
+from weakmedsam.system.library_errors import explain, flat_settings
+from weakmedsam.system.signals import REQUEUE
+from weakmedsam.system.yaml_files import check_words
 
 PACKAGES = (
     "torch",

@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_warn
 
-from weakmedsam.contracts import DataError, check_range
-from weakmedsam.files import put_away, write_whole
-from weakmedsam.notes import read_text
+from weakmedsam.errors import DataError, check_range
+from weakmedsam.system.atomic_io import put_away, write_whole
+from weakmedsam.system.json_files import read_text
 
 NUMBER = "wandb_run.txt"
 

@@ -19,22 +19,22 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from weakmedsam.contracts import ConfigError, DataError
-from weakmedsam.files import write_whole
-from weakmedsam.locks import alone
-from weakmedsam.messages import ending_in_a_message
-from weakmedsam.notes import parse_mapping, read_text
-from weakmedsam.options import options_for, parse_options
-from weakmedsam.pipeline import run
-from weakmedsam.settings import differences
-from weakmedsam.stages import (
+from weakmedsam.config_diff import differences
+from weakmedsam.errors import ConfigError, DataError
+from weakmedsam.run.cli_errors import ending_in_a_message
+from weakmedsam.run.overrides import options_for, parse_options
+from weakmedsam.run.pipeline import run
+from weakmedsam.run.stages import (
     EXPERIMENTS,
     STAGES,
     Request,
     pseudo_labelled,
     stage_configs,
 )
-from weakmedsam.yaml_files import read_settings_file
+from weakmedsam.system.atomic_io import write_whole
+from weakmedsam.system.file_lock import alone
+from weakmedsam.system.json_files import parse_mapping, read_text
+from weakmedsam.system.yaml_files import read_settings_file
 
 SWEEPS = EXPERIMENTS / "sweeps"
 DEFINITION = "sweep.yaml"
@@ -164,8 +164,8 @@ def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
     """
     from dataclasses import fields
 
-    from weakmedsam.refine import Refinement
-    from weakmedsam.sweep_features import STORED
+    from weakmedsam.pam.feature_cache import STORED
+    from weakmedsam.pam.refiner import Refinement
 
     known = [f"model.pam.{field.name}" for field in fields(Refinement) if field.name not in STORED]
     wrong = [name for name in definition["parameters"] if name not in known]
@@ -186,7 +186,7 @@ def fit_to_store(sweep: Sweep) -> Sweep:
     Raises:
         ConfigError: masks of a grid are missing; names it and how they get there. Or nothing is left to sweep.
     """
-    from weakmedsam.sweep_features import read_head
+    from weakmedsam.pam.feature_cache import read_head
 
     features = sweep.features
     if features is None:

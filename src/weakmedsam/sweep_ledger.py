@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from weakmedsam.contracts import ConfigError, DataError
-from weakmedsam.files import put_away, read_table
-from weakmedsam.notes import read_object, write_object
+from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.sweep_picture import write_picture, write_trials
 from weakmedsam.sweep_run import with_null
+from weakmedsam.system.atomic_io import put_away, read_table
+from weakmedsam.system.json_files import read_object, write_object
 
 if TYPE_CHECKING:
     from weakmedsam.sweep import Sweep

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weakmedsam.contracts import ConfigError
-from weakmedsam.files import write_whole
-from weakmedsam.preemption import REQUEUE, Relay
-from weakmedsam.resuming import resume_options
+from weakmedsam.errors import ConfigError
+from weakmedsam.run.checkpoints import resume_options
 from weakmedsam.sweep_ledger import Ledger, Trial, console, words_of
+from weakmedsam.system.atomic_io import write_whole
+from weakmedsam.system.signals import REQUEUE, Relay
 
 if TYPE_CHECKING:
     from weakmedsam.sweep import Sweep
@@ -58,7 +58,7 @@ def run_local(sweep: Sweep, count: int, jobs: int | None = None, held: Sequence[
 
 def _score_stored(ledger: Ledger, features: Path, count: int) -> None:
     """Runs of PAM, one after another in this process: each takes seconds."""
-    from weakmedsam.sweep_features import score
+    from weakmedsam.pam.feature_cache import score
 
     metric = ledger.sweep.metric
     waiting = [trial for trial in ledger.trials if trial.state == "running"]  # of a call that was killed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weakmedsam.files import write_table, write_whole
+from weakmedsam.system.atomic_io import write_table, write_whole
 
 if TYPE_CHECKING:
     from weakmedsam.sweep_ledger import Trial

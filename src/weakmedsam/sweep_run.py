@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from weakmedsam.files import write_whole
-from weakmedsam.resuming import resume_options
+from weakmedsam.run.checkpoints import resume_options
+from weakmedsam.system.atomic_io import write_whole
 
 
 def stage_command(folder: Path, words: list[str]) -> list[str]:
@@ -44,7 +44,7 @@ def score_pam(folder: Path, words: list[str]) -> dict[str, float]:
     """
     import wandb
 
-    from weakmedsam.sweep_features import score
+    from weakmedsam.pam.feature_cache import score
 
     figures = score(Path(words[0]), pam_settings(words[1:]))
     write_whole(folder / "scores.json", json.dumps(figures, indent=1) + "\n")

@@ -14,7 +14,7 @@ from segment_anything.modeling.image_encoder import Attention as SamAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.errors import ConfigError
 
 KINDS = ("auto", "explicit", "sdpa")
 

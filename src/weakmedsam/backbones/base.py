@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.errors import ConfigError
 
 
 class Encoded(NamedTuple):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from weakmedsam.backbones.fetching import Published, obtain
 from weakmedsam.backbones.transfer import PATIENCE, Patience
-from weakmedsam.contracts import CheckpointError, ConfigError, WeakMedSAMError
+from weakmedsam.errors import CheckpointError, ConfigError, WeakMedSAMError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
 from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
 from weakmedsam.backbones.prompting import best_candidate
-from weakmedsam.contracts import ConfigError, check_range
+from weakmedsam.errors import ConfigError, check_range
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from weakmedsam.backbones.transfer import CHUNK, PATIENCE, FetchError, Patience, download, forget
-from weakmedsam.contracts import CheckpointError
-from weakmedsam.files import WEIGHTS, replacing, write_whole
+from weakmedsam.errors import CheckpointError
+from weakmedsam.system.atomic_io import WEIGHTS, replacing, write_whole
 
 try:
     import fcntl

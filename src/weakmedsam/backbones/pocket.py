@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.checkpoints import REPLACED, check_fit, read_weights
 from weakmedsam.backbones.prompting import decode_points
-from weakmedsam.contracts import ConfigError
+from weakmedsam.errors import ConfigError
 
 WEIGHTS = Path(__file__).with_name("pocket.safetensors")
 

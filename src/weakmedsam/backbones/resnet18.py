@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from weakmedsam.backbones.checkpoints import check_fit, find, read_weights
-from weakmedsam.contracts import ConfigError
+from weakmedsam.errors import ConfigError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, red, green, blue, in [0, 1]."""

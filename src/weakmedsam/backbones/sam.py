@@ -30,7 +30,7 @@ from weakmedsam.backbones.sam_parts import (
     size_of,
 )
 from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
-from weakmedsam.contracts import ConfigError, check_range
+from weakmedsam.errors import ConfigError, check_range
 
 SMALLEST, LARGEST = 64, 1024
 

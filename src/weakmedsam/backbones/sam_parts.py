@@ -16,7 +16,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from weakmedsam.contracts import ConfigError
+from weakmedsam.errors import ConfigError
 
 PATCH = 16
 """Side of SAM's patch embedding kernel, pixels."""

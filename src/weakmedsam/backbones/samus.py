@@ -19,7 +19,7 @@ from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import check_frame, make_mask_decoder, make_prompt_encoder, size_of
 from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
 from weakmedsam.backbones.samus_encoder import STRIDE, SamusEncoder
-from weakmedsam.contracts import ConfigError, check_range
+from weakmedsam.errors import ConfigError, check_range
 
 SMALLEST, LARGEST = 64, 512
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from weakmedsam.files import WEIGHTS
+from weakmedsam.system.atomic_io import WEIGHTS
 
 CHUNK = 1 << 20
 """Bytes read at once."""

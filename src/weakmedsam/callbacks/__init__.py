@@ -1,12 +1,12 @@
 """What happens around the training loop: SCE, PAM, pictures, history, throughput, preemption."""
 
-from weakmedsam.callbacks.explore import SubClassExploration
-from weakmedsam.callbacks.features import KeepFeatures
 from weakmedsam.callbacks.history import History
-from weakmedsam.callbacks.mine import PromptAffinityMining
 from weakmedsam.callbacks.overlays import PredictionOverlays
-from weakmedsam.callbacks.preempt import Preemption
-from weakmedsam.callbacks.refinements import CompareRefinements
+from weakmedsam.callbacks.pam import PromptAffinityMining
+from weakmedsam.callbacks.pam_ablation import CompareRefinements
+from weakmedsam.callbacks.pam_cache import KeepFeatures
+from weakmedsam.callbacks.preemption import Preemption
+from weakmedsam.callbacks.sce import SubClassExploration
 from weakmedsam.callbacks.throughput import Throughput
 
 __all__ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from weakmedsam.files import rows_before, write_table
+from weakmedsam.system.atomic_io import rows_before, write_table
 
 
 class History(Checkpoint):

@@ -11,11 +11,12 @@ from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weakmedsam.contracts import BACKGROUND, IGNORE, SliceBatch, check_range
-from weakmedsam.pictures import Row
+from weakmedsam.contracts import BACKGROUND, IGNORE, SliceBatch
+from weakmedsam.errors import check_range
+from weakmedsam.figures import Row
 
 if TYPE_CHECKING:  # it imports monai, which takes a second
-    from weakmedsam.segment import Segmenter
+    from weakmedsam.segmentation.module import Segmenter
 
 KEY = "val/overlays"
 """What both stages' overlays are called on W&B's page."""

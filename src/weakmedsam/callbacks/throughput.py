@@ -14,8 +14,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
-from weakmedsam.contracts import SliceBatch, VolumeBatch, check_range
-from weakmedsam.files import rows_before, write_table
+from weakmedsam.contracts import SliceBatch, VolumeBatch
+from weakmedsam.errors import check_range
+from weakmedsam.system.atomic_io import rows_before, write_table
 
 COLUMNS = ("epoch", "images_per_second", "loader_wait", "gpu_memory_gib")
 

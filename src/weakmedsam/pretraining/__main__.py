@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from weakmedsam.backbones.pocket import WEIGHTS, Pocket
-from weakmedsam.files import replacing
 from weakmedsam.pretraining.grouping import Grouping
 from weakmedsam.pretraining.scenes import Prompts, Scenes, ask, draw_scenes, turn_scenes
+from weakmedsam.system.atomic_io import replacing
 
 UNSEEN = 2**40
 """Seeds from here on are for evaluation; training counts up from 0."""

@@ -1,0 +1,170 @@
+"""New scans: NIfTI files of which nothing is known, and their segmentations in the scans' own space.
+
+Without torch, so that a command that finds all of them segmented says so at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_modules.cases import Case
+from data_modules.nifti import read_description, write_labels
+from data_modules.nifti_files import (
+    case_name,
+    describe_folder,
+    is_dead_link,
+    is_nifti,
+    list_nifti,
+    look_at,
+    nifti_stem,
+)
+from data_modules.store import stamp
+from data_modules.volumes import Geometry, read_volume
+from weakmedsam.errors import DataError
+from weakmedsam.system.atomic_io import SEGMENTATIONS, write_whole
+
+Sources: TypeAlias = tuple[tuple[str, int, int], ...]
+
+MARK = "weakmedsam"
+"""How the description in the header of a segmentation begins; its hash follows."""
+
+
+class Measure(NamedTuple):
+    """How much of a class there is in a segmentation.
+
+    Attributes:
+        case: the scan.
+        class_name: the class.
+        voxels: how many.
+        ml: their volume, millilitres.
+        slices: how many slices have any, of the plane in which the network looks.
+    """
+
+    case: str
+    class_name: str
+    voxels: int
+    ml: float
+    slices: int
+
+
+def find_scans(path: Path) -> list[Case]:
+    """The NIfTI files directly in a folder, or a single one, sorted by name.
+
+    Raises:
+        DataError: none, or two of one name.
+    """
+    if is_nifti(path.name) and (path.is_file() or is_dead_link(path)):
+        found = look_at(path)
+        files = {case_name(nifti_stem(path.name)): found} if found else {}
+    elif path.is_dir():
+        files = {**list_nifti(path).files}
+    else:
+        raise DataError(
+            f"{path}: there is no such folder, nor a .nii or .nii.gz file of that name. Correct SCANS."
+        )
+    if not files:
+        raise DataError(
+            f"{path}: holds no .nii or .nii.gz file ({describe_folder(path)}). Give the folder that the scans lie in "
+            "directly, one file a scan."
+        )
+    if twice := [str(file.problem) for file in files.values() if file.twice]:
+        raise DataError("\n".join(twice))
+    return [Case(name, name, str(file.path), problem=file.problem) for name, file in files.items()]
+
+
+def segmentation_path(folder: Path, case: str) -> Path:
+    """Where a scan's segmentation goes."""
+    return folder / f"{case}.nii.gz"
+
+
+def mark_of(sources: Sources, made_by: str) -> str:
+    """What the header of a segmentation says: a short hash of the scan's file and of what segments it.
+
+    Args:
+        sources: (path, bytes, modification time in ns) of the scan's file; of the path its last part counts.
+        made_by: names network and settings.
+    """
+    files = [(Path(name).name, size, time) for name, size, time in sources]
+    return f"{MARK} {hashlib.sha256(repr((made_by, files)).encode()).hexdigest()[:16]}"
+
+
+def find_unsegmented(cases: Sequence[Case], folder: Path, made_by: str) -> list[Case]:
+    """The scans that have no segmentation yet, or one of another network, of other settings, or of an earlier file.
+
+    Raises:
+        DataError: a file in the place of a segmentation is not one of this program's, or is damaged: it is not
+            written over.
+    """
+    return [case for case in cases if not _is_segmented(case, segmentation_path(folder, case.name), made_by)]
+
+
+def _is_segmented(case: Case, path: Path, made_by: str) -> bool:
+    if not path.exists():
+        return False
+    try:
+        said = read_description(path)
+    except DataError:
+        said = ""
+    if not said.startswith(MARK):
+        raise DataError(
+            f"{path}: is damaged, or not a segmentation of this program, and would be written over. Remove it, or "
+            "name another OUT."
+        )
+    try:
+        return said == mark_of(stamp(case, str(Path(case.image).parent)), made_by)
+    except DataError:  # the scan is gone: whoever reads it will say so
+        return False
+
+
+def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, mark: str) -> None:
+    """Write class ids in the scan's own space, atomically; the same ids give the same bytes.
+
+    Args:
+        path: .nii.gz.
+        ids: (D, H0, W0) class ids on the scan's own slices.
+        geometry: of the scan.
+        mark: of ``mark_of``.
+
+    Raises:
+        DataError: the ids are not of this scan's shape.
+        DiskError: the disk is full.
+    """
+    voxels = geometry.from_slices(ids)
+    if voxels.shape != geometry.shape:
+        raise DataError(f"A result of {voxels.shape} voxels is not of this scan, which has {geometry.shape}.")
+    write_whole(path, write_labels(voxels, bytes.fromhex(geometry.header), mark), SEGMENTATIONS)
+
+
+def measure(path: Path, class_names: Sequence[str], plane: str) -> list[Measure]:
+    """Volumes of the classes in a segmentation, as its own header has the voxel's size; one a class.
+
+    Args:
+        path: the segmentation.
+        class_names: names of the classes, id 1 first.
+        plane: in which slices are counted.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        ids, geometry = read_volume(path, plane)
+    except DataError as error:
+        raise DataError(f"{error} Or remove it, and the same command makes it anew.") from error
+    counts = np.stack([np.bincount(part.ravel(), minlength=256) for part in ids])
+    voxel = abs(float(np.linalg.det(np.asarray(geometry.affine)[:3, :3]))) / 1000
+    return [
+        Measure(
+            nifti_stem(path.name),
+            name,
+            int(counts[:, number].sum()),
+            float(counts[:, number].sum()) * voxel,
+            int(np.count_nonzero(counts[:, number])),
+        )
+        for number, name in enumerate(class_names, start=1)
+    ]

@@ -1,0 +1,337 @@
+"""Datasets over a slice store: slices for training and validation, whole volumes for the rest."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from data_modules.augmentation import Augmentation, augment_batch
+from data_modules.resampling import frame_box
+from data_modules.store import FULL_SCALE, SliceReader
+from data_modules.store_index import Entry
+from weakmedsam.contracts import PseudoLabelKeys, SliceBatch, VolumeBatch
+from weakmedsam.errors import DataError
+
+CERTAIN = 255
+"""Confidence of 1 as it stands in a pseudo-label file."""
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """The slices of a split, in order; a slice's row is its ``index``.
+
+    Attributes:
+        cases: names of the cases.
+        case: (N,) int64, position in ``cases``.
+        slice: (N,) int64, the slice's number within its volume.
+        labels: (N, C) float32, 0 or 1.
+        boxes: (cases, 4) int64, where each case's scan lies in the working frame: see ``frame_box``.
+    """
+
+    cases: tuple[str, ...]
+    case: NDArray[np.int64]
+    slice: NDArray[np.int64]
+    labels: NDArray[np.float32]
+    boxes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.slice)
+
+
+def slice_labels(entry: Entry, min_pixels: int) -> NDArray[np.float32]:
+    """Image-level labels of a case's slices: by its table, else by the pixels of its mask.
+
+    Args:
+        entry: the case.
+        min_pixels: a class is present in a slice if its mask has at least so many pixels of it,
+            counted on the scan's own slice.
+
+    Returns:
+        (D, C) float32, 0 or 1.
+
+    Raises:
+        DataError: neither table nor mask.
+    """
+    if entry.table is not None:
+        return np.asarray(entry.table, dtype=np.float32)
+    if entry.counts is None:
+        raise DataError(f"{entry.sources[0][0]}: has neither a mask nor rows in labels.csv. Add one.")
+    return (np.asarray(entry.counts) >= min_pixels).astype(np.float32)
+
+
+def tabulate(entries: Sequence[Entry], min_pixels: int, only_positive: bool = False) -> SliceTable:
+    """All slices of some cases.
+
+    Args:
+        entries: the cases, in order.
+        min_pixels: see ``slice_labels``.
+        only_positive: keep only slices in which some class is present.
+
+    Returns:
+        The slices, ordered by case and by number.
+    """
+    labels = [slice_labels(entry, min_pixels) for entry in entries]
+    keep = [np.flatnonzero(part.any(axis=1)) if only_positive else np.arange(len(part)) for part in labels]
+    return SliceTable(
+        cases=tuple(entry.name for entry in entries),
+        case=np.repeat(np.arange(len(entries)), [len(part) for part in keep]),
+        slice=np.concatenate(keep),
+        labels=np.concatenate([part[rows] for part, rows in zip(labels, keep, strict=True)]),
+        boxes=np.array([frame_box(entry.frame) for entry in entries], dtype=np.int64),
+    )
+
+
+def check_positives(table: SliceTable, class_names: Sequence[str], where: str) -> None:
+    """Raise DataError if some class is present in no slice, naming it and ``where``."""
+    never = [name for number, name in enumerate(class_names) if not table.labels[:, number].any()]
+    if never:
+        raise DataError(
+            f"No training slice of {where} shows {', '.join(never)}: it cannot be learnt. "
+            "Leave it out of classes, lower min_pixels, or change the split."
+        )
+
+
+class PseudoLabelReader:
+    """Reads single slices of pseudo-label files, ``<folder>/<case>.safetensors``.
+
+    Args:
+        folder: where the files are.
+        max_open: how many files are kept open.
+    """
+
+    def __init__(self, folder: Path, max_open: int = 256) -> None:
+        self.folder = folder
+        self.max_open = max_open
+        self._open: OrderedDict[str, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "max_open": self.max_open, "_open": OrderedDict()}
+
+    def check(self, entries: Sequence[Entry]) -> None:
+        """Raise DataError if a file is missing, unreadable, of another case or of another working frame."""
+        missing = [
+            entry.name for entry in entries if not (self.folder / f"{entry.name}.safetensors").exists()
+        ]
+        if missing:
+            raise DataError(
+                f"{self.folder}: {len(missing)} of {len(entries)} cases have no pseudo-label: {missing[:5]}. "
+                "Run the pseudo-label stage first, or correct pseudo_labels_dir."
+            )
+        for entry in entries:
+            case = self._case(entry.name)
+            if case not in (None, entry.name):
+                raise DataError(
+                    f"{self.folder / entry.name}.safetensors: is of case {case}. Remove it, and make the pseudo-labels "
+                    "again (make train does by itself)."
+                )
+            file = self._file(entry.name)
+            if not {PseudoLabelKeys.label, PseudoLabelKeys.confidence, PseudoLabelKeys.quality} <= set(
+                file.keys()
+            ):
+                raise DataError(
+                    f"{self.folder / entry.name}.safetensors: is no pseudo-label. Delete it and make it again."
+                )
+            shape = tuple(file.get_slice(PseudoLabelKeys.label).get_shape())
+            wanted = (entry.depth, entry.frame.size, entry.frame.size)
+            if shape != wanted:
+                raise DataError(
+                    f"{self.folder / entry.name}.safetensors: is {shape}, the slices are {wanted}. "
+                    "It was made with another image_size or other data: make the pseudo-labels again."
+                )
+
+    def read(self, case: str, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """(label, confidence) of a slice, each (S, S) uint8; reads this slice only."""
+        file = self._file(case)
+        label = file.get_slice(PseudoLabelKeys.label)[number]
+        return label, file.get_slice(PseudoLabelKeys.confidence)[number]
+
+    def quality(self, case: str, number: int) -> float:
+        """Quality of a slice: of its worst class, 1 where it has none."""
+        classes = self._file(case).get_slice(PseudoLabelKeys.quality)[number]
+        present = classes[~np.isnan(classes)]
+        return float(present.min()) if len(present) else 1.0
+
+    def _case(self, name: str) -> str | None:
+        """Which case a file says that it is of; None where it says nothing."""
+        about = (self._file(name).metadata() or {}).get(PseudoLabelKeys.about)
+        try:
+            return None if about is None else str(json.loads(about)["case"])
+        except (KeyError, TypeError, ValueError):
+            return "unknown"
+
+    def _file(self, case: str) -> Any:
+        if case in self._open:
+            self._open.move_to_end(case)
+        else:
+            path = self.folder / f"{case}.safetensors"
+            try:
+                self._open[case] = safe_open(path, framework="numpy")
+            except (OSError, SafetensorError) as error:
+                raise DataError(f"{path}: cannot be read ({error}). Delete it and make it again.") from error
+            if len(self._open) > self.max_open:
+                self._open.popitem(last=False)
+        return self._open[case]
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """Slices; the keys are those of ``SliceBatch``.
+
+    Args:
+        table: which slices.
+        reader: of the store.
+        with_mask: add ``mask``, the expert mask: for validation only.
+        pseudo: add ``target``, ``confidence`` and ``quality`` from these pseudo-labels.
+        expert_target: add ``target`` from the expert mask, with confidence and quality 1: for the ceiling
+            only.
+    """
+
+    def __init__(
+        self,
+        table: SliceTable,
+        reader: SliceReader,
+        with_mask: bool = False,
+        pseudo: PseudoLabelReader | None = None,
+        expert_target: bool = False,
+    ) -> None:
+        self.table = table
+        self.reader = reader
+        self.with_mask = with_mask
+        self.pseudo = pseudo
+        self.expert_target = expert_target
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch: dict[str, Any] = {**self.__getitems__([index])}
+        return {key: values[0] for key, values in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> SliceBatch:
+        """A whole batch, which torch's loaders ask for where it can be had.
+
+        Slices are stacked as they are stored and scaled together: less copying than collating them one by one.
+        """
+        table, rows = self.table, np.asarray(indices, dtype=np.int64)
+        cases = [table.cases[case] for case in table.case[rows]]
+        numbers = table.slice[rows].tolist()
+        places = list(zip(cases, numbers, strict=True))
+        images = np.stack([self.reader.image(case)[number] for case, number in places])
+        batch = SliceBatch(
+            image=torch.from_numpy(images.astype(np.float32)).div_(FULL_SCALE)[:, None],
+            label=torch.from_numpy(table.labels[rows]),
+            index=torch.from_numpy(rows),
+            case=cases,
+            slice=torch.from_numpy(table.slice[rows]),
+            box=torch.from_numpy(table.boxes[table.case[rows]]),
+        )
+        if self.with_mask:
+            batch["mask"] = self._masks(places)
+        if self.pseudo is not None:
+            targets, confidences = zip(*(self.pseudo.read(*place) for place in places), strict=True)
+            batch["target"] = torch.from_numpy(np.stack(targets).astype(np.int64))
+            batch["confidence"] = torch.from_numpy(np.stack(confidences).astype(np.float32)).div_(CERTAIN)
+            batch["quality"] = torch.tensor([self.pseudo.quality(*place) for place in places])
+        elif self.expert_target:
+            batch["target"] = self._masks(places)
+            batch["confidence"] = torch.ones(batch["target"].shape)
+            batch["quality"] = torch.ones(len(places))
+        return batch
+
+    def _masks(self, places: Sequence[tuple[str, int]]) -> Tensor:
+        return torch.from_numpy(
+            np.stack([self.reader.mask(case)[number] for case, number in places]).astype(np.int64)
+        )
+
+
+TOGETHER = 4
+"""Slices that are read and augmented at once: what is computed on the way then stays in the processor's cache."""
+
+
+class AugmentedSlices(Dataset[SliceBatch]):
+    """Training slices, augmented where they are read: in the processes of the loader.
+
+    Args:
+        slices: that are read.
+        ranges: of augmentation.
+        seed: of augmentation.
+    """
+
+    def __init__(self, slices: SliceDataset, ranges: Augmentation, seed: int) -> None:
+        self.slices, self.ranges, self.seed = slices, ranges, seed
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> SliceBatch:
+        """A whole batch of (epoch, index): the processes outlive an epoch, so each batch says of which it is."""
+        indices, epoch = [index for _, index in places], places[0][0]
+        parts = [
+            augment_batch(
+                self.slices.__getitems__(indices[at : at + TOGETHER]), self.ranges, self.seed, epoch
+            )
+            for at in range(0, len(indices), TOGETHER)
+        ]
+        # In a worker default_collate joins them in the memory that the training process shares: no further copy.
+        joined = {
+            key: default_collate(list(chain.from_iterable(part[key] for part in parts)))  # type: ignore[literal-required]
+            for key in parts[0]
+        }
+        return SliceBatch(**joined)  # type: ignore[typeddict-item]
+
+
+class VolumeDataset(Dataset[VolumeBatch]):
+    """Whole volumes, one at a time, as ``VolumeBatch``.
+
+    Args:
+        entries: the cases, in order.
+        reader: of the store.
+        min_pixels: see ``slice_labels``.
+        with_mask: add ``mask``, the expert mask on the scan's own slices: for the test only.
+        with_label: add ``label``; new scans have none.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        reader: SliceReader,
+        min_pixels: int,
+        with_mask: bool = False,
+        with_label: bool = True,
+    ) -> None:
+        self.entries = tuple(entries)
+        self.reader = reader
+        self.min_pixels = min_pixels
+        self.with_mask = with_mask
+        self.with_label = with_label
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> VolumeBatch:
+        entry = self.entries[index]
+        image = torch.from_numpy(self.reader.image(entry.name).astype(np.float32)).div_(FULL_SCALE)
+        volume = VolumeBatch(
+            image=image[:, None],
+            case=entry.name,
+            index=index,
+            frame=entry.frame,
+            spacing=entry.geometry.spacing,
+            box=torch.tensor(frame_box(entry.frame)),
+        )
+        if self.with_label:
+            volume["label"] = torch.from_numpy(slice_labels(entry, self.min_pixels))
+        if self.with_mask:
+            volume["mask"] = torch.from_numpy(self.reader.mask_native(entry.name).astype(np.int64))
+        return volume

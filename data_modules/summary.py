@@ -1,0 +1,136 @@
+"""What can be said of a prepared data set: counts, intensities, entries known to be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_modules.cases import DataSet
+from data_modules.slice_datasets import tabulate
+from data_modules.store_index import Entry
+from data_modules.wholeness import find_wrong_size
+from weakmedsam.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+
+def count_splits(
+    entries: Mapping[str, Entry], split: Mapping[str, str], class_names: Sequence[str], min_pixels: int
+) -> dict[str, Any]:
+    """Cases, those of them with an expert mask, slices and positive slices of each class, by split.
+
+    Args:
+        entries: case name -> what the index says of it.
+        split: case name -> "train", "val" or "test".
+        class_names: names of the classes, id 1 first.
+        min_pixels: of a class, from which on it counts as present.
+    """
+    counts: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        chosen = [entry for case, entry in entries.items() if split[case] == name]
+        labels = tabulate(chosen, min_pixels).labels if chosen else np.zeros((0, len(class_names)))
+        positive = dict(zip(class_names, labels.sum(axis=0).astype(int).tolist(), strict=True))
+        counts[name] = {
+            "cases": len(chosen),
+            "masked": sum(entry.has_mask for entry in chosen),
+            "slices": len(labels),
+            "positive_slices": positive,
+        }
+    return counts
+
+
+def digest_of(*values: object) -> str:
+    """Sixteen hexadecimal digits of the hash of plain values."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def digest_content(entries: Mapping[str, Entry], split: Mapping[str, str]) -> str:
+    """Short hash of all that is learnt from: arrays, geometry, labels and splits; not when and from which file.
+
+    Args:
+        entries: case name -> what the index says of it.
+        split: case name -> "train", "val" or "test".
+    """
+    aside = {"sources": None, "patient": None}
+    cases = [
+        (split[name], {**entry.to_json(), **aside, "geometry": replace(entry.geometry, header="")})
+        for name, entry in entries.items()
+    ]
+    return digest_of(cases)
+
+
+def check_sizes(store: Path, entries: Mapping[str, Entry]) -> None:
+    """See that the arrays of all cases are there and as long as they were written.
+
+    Raises:
+        DataError: one is not; names it and the mend.
+    """
+    for name, entry in entries.items():
+        wrong = find_wrong_size(store / name, entry.files)
+        if wrong is not None:
+            raise DataError(f"{wrong[0]} {wrong[1]}. `make prepare` prepares its volume again.")
+
+
+def describe_intensity(train: Sequence[Entry], rule: str) -> str:
+    """One line on how intensities were scaled, and their mean and deviation over training scans.
+
+    Args:
+        train: the training cases.
+        rule: what to call the scaling where there are none.
+    """
+    mean = float(np.mean([entry.mean for entry in train])) if train else float("nan")
+    deviation = float(np.mean([entry.deviation for entry in train])) if train else float("nan")
+    rule = train[0].window_rule if train else rule
+    return f"{rule} -> [0, 1]; mean {mean:.3f}, deviation {deviation:.3f} (averages over training scans)"
+
+
+def warn_of_false_spacing(entries: Mapping[str, Entry], facts: DataSet) -> None:
+    """Name the cases whose voxel size is an entry known to be wrong: their distances are not in mm."""
+    if facts.false_spacing is None:
+        return
+    wrong = sorted(facts.false_spacing)
+    false = [
+        entry.name
+        for entry in entries.values()
+        if np.allclose(sorted(entry.geometry.spacing), wrong, atol=1e-4)
+    ]
+    if false:
+        _log.warning(
+            "%d case(s) state a voxel of %s mm, known to be a wrong entry of %s; "
+            "their distances in mm are not to be trusted: %s",
+            len(false),
+            facts.false_spacing,
+            facts.name,
+            ", ".join(false),
+        )
+
+
+def warn_of_undefined(labels: NDArray[np.float32], class_names: Sequence[str]) -> None:
+    """Name the classes that every validation slice has, or none: their AUROC is undefined.
+
+    Args:
+        labels: (N, C) of the validation slices.
+        class_names: C names.
+
+    Raises:
+        DataError: it is undefined for every class, so that nothing could choose the best network.
+    """
+    share = labels.mean(axis=0)
+    undefined = [name for name, part in zip(class_names, share, strict=True) if part in (0.0, 1.0)]
+    if len(undefined) == len(class_names):
+        raise DataError(
+            f"in the validation split every slice or none has {', '.join(undefined)}: no AUROC is defined, which "
+            "chooses the best network. Change split_file, split_fractions or seed"
+        )
+    if undefined:
+        _log.warning(
+            "in the validation split every slice or none has %s: its AUROC is undefined and chooses nothing",
+            ", ".join(undefined),
+        )

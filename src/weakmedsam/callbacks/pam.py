@@ -1,0 +1,417 @@
+"""PAM as a callback: refine activation maps, score them, write pseudo-labels, segment new scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, send_overlays
+from weakmedsam.classification.cam import mirror_axes
+from weakmedsam.classification.module import Activation, WeakMedSAM
+from weakmedsam.config_diff import KnownData
+from weakmedsam.contracts import SliceBatch, VolumeBatch
+from weakmedsam.errors import ConfigError, DataError, check_range
+from weakmedsam.figures import Row, draw_grid
+from weakmedsam.metrics.overlap_surface import VolumeDice
+from weakmedsam.pam.occlusion import by_erasing
+from weakmedsam.pam.pseudo_label_io import Origin, read_origin, write_pseudo_label
+from weakmedsam.pam.refiner import Refined, Refinement, Slices, refine
+from weakmedsam.pam.self_training import SegmentedStart
+from weakmedsam.pam.tables import CaseDice, gather_cases, write_cases, write_quality
+from weakmedsam.pam.thresholding import threshold_scores
+from weakmedsam.pam.volumes import (
+    draw_row,
+    fingerprint,
+    label_volume,
+    score_volume,
+    segment_volume,
+)
+from weakmedsam.segmentation.evaluator import Evaluation
+from weakmedsam.segmentation.prediction_writer import check_new_scans, save_segmentation
+from weakmedsam.system.atomic_io import put_away
+
+VIEWS = ("plain", "mirrored")
+PRESENCE = ("given", "predicted")
+
+
+class Mirroring(Protocol):
+    """What is asked of an augmentation: the probability of each mirror."""
+
+    flip_columns: float
+    flip_rows: float
+
+
+class ValidationData(Protocol):
+    """What ``PromptAffinityMining`` asks of the data module.
+
+    Attributes:
+        has_val_masks: whether validation batches hold ``mask``.
+        val_cases: the case of each validation slice, by ``index``.
+        augment: how training slices are mirrored; None for not at all.
+    """
+
+    has_val_masks: bool
+    val_cases: list[str]
+    augment: Mirroring | None
+
+
+class LabelledVolumes(Protocol):
+    """What ``PromptAffinityMining`` asks of the data module in prediction.
+
+    Attributes:
+        entries: by case name.
+    """
+
+    entries: Mapping[str, object]
+
+    def digest_volume(self, case: str) -> str:
+        """Short hash of a case's slices and labels."""
+
+
+class PromptAffinityMining(Callback):
+    """Refine class activation maps with the affinity that point prompts reveal.
+
+    In validation it logs the Dice of the activation and of the refined map, gated by the given label, as
+    ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
+    W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
+    same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
+    Slices without a class are not prompted, and PAM encodes none twice (``erasing``, ``flips`` and ``views``
+    apart).
+    Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
+
+    Args:
+        grid: this and all that follow, to ``flips``: see ``refine.Refinement``, which states meaning, range
+            and the paper's values.
+        affinity: what two pixels are compared by.
+        intensity_share: weight of the grey values beside the masks.
+        radius: of the neighbourhood, cells of the map.
+        beta: exponent of the affinity.
+        contrast: scale of differences before the exponent.
+        steps: of the random walk; None: to the steady state.
+        map_size: side of the map that is walked on, cells.
+        threshold: score above which a pixel belongs to a class.
+        sigma: of the smoothing before the threshold, pixels of the frame.
+        rescale: scale each map to [0, 1] before the walk and after each step.
+        restart: probability of going back to the start at each step.
+        prompts: where prompts are.
+        content_share: what is dark for ``prompts`` "content".
+        peaks: of each class, for ``prompts`` "peaks".
+        min_quality: predicted IoU under which a mask counts nowhere.
+        weigh_by_quality: masks count by their predicted IoU.
+        walk: through slices or volumes.
+        slice_reach: slices either way.
+        erasing: weight of the mask that tells most in the walk's start.
+        erasing_share: of the evidence, that this mask has to take.
+        vote: of the masks, and when.
+        vote_power: exponent of their agreement with the activation.
+        vote_normalise: by coverage or not.
+        competition: of the classes at a pixel.
+        background_power: exponent of the background's score.
+        threshold_rule: fixed, or Otsu's.
+        flips: measure the stability of pseudo-labels on mirrored images.
+        views: what activation is averaged over: the ``plain`` image, as published, or with ``mirrored`` ones
+            too, in the ways that training mirrors (see ``cam.mirror_axes``).
+        start: what is walked: None for the activation, as published, or a segmentation network's checkpoint, for
+            what that predicts (``self_training.py``); ``views`` then has no say.
+        presence: who says which classes a slice has: its image-level label (``given``), or ``start`` (``predicted``):
+            then nothing is known of a scan. The test scores and draws segmentations as the segmentation network's own
+            does (``cases.csv``, ``summary.json``), and prediction segments new scans (``make predict``).
+        every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
+            Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
+        pictures: rows of a picture grid, and slices that W&B shows with their masks.
+
+    Raises:
+        ConfigError: an unknown word, or a number out of its range.
+    """
+
+    def __init__(
+        self,
+        grid: int = 4,
+        affinity: str = "per_prompt",
+        intensity_share: float = 0.5,
+        radius: float = 5.0,
+        beta: float = 4.0,
+        contrast: float = 10.0,
+        steps: int | None = 4,
+        map_size: int = 64,
+        threshold: float = 0.5,
+        sigma: float = 1.0,
+        rescale: bool = True,
+        restart: float = 0.0,
+        prompts: str = "grid",
+        content_share: float = 0.1,
+        peaks: int = 8,
+        min_quality: float = 0.0,
+        weigh_by_quality: bool = False,
+        walk: str = "slice",
+        slice_reach: int = 1,
+        erasing: float = 0.0,
+        erasing_share: float = 0.7,
+        vote: str = "none",
+        vote_power: float = 4.0,
+        vote_normalise: str = "none",
+        competition: str = "none",
+        background_power: float = 1.0,
+        threshold_rule: str = "fixed",
+        flips: bool = False,
+        views: str = "plain",
+        start: str | None = None,
+        presence: str = "given",
+        every_n_epochs: int = 1,
+        pictures: int = 6,
+    ) -> None:
+        self.settings = Refinement(
+            grid, affinity, intensity_share, radius, beta, contrast, steps, map_size, threshold, sigma, rescale,
+            restart, prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, erasing,
+            erasing_share, vote, vote_power, vote_normalise, competition, background_power, threshold_rule, flips,
+        )  # fmt: skip
+        check_range("model.pam.pictures", pictures, 1, 1000)
+        check_range("model.pam.every_n_epochs", every_n_epochs, 1, 1_000_000)
+        if views not in VIEWS:
+            raise ConfigError(f"model.pam.views: {views!r} is unknown; choose one of {', '.join(VIEWS)}")
+        if presence not in PRESENCE:
+            raise ConfigError(
+                f"model.pam.presence: {presence!r} is unknown; choose one of {', '.join(PRESENCE)}"
+            )
+        if presence == "predicted" and start is None:
+            raise ConfigError(
+                "model.pam.presence: predicted is what a segmentation network says; give its best.ckpt as "
+                "model.pam.start"
+            )
+        self.views = views
+        self.start = start
+        self.predicted = presence == "predicted"
+        self.every_n_epochs = every_n_epochs
+        self._dice: dict[str, VolumeDice] = {}
+        self._rows: FixedSlices[Row] = FixedSlices(pictures)
+        self._cases: list[CaseDice] = []
+        self._evaluation: Evaluation | None = None
+        self._stamp: dict[str, Any] = {}
+        self._start: str | None = None
+
+    def refine(
+        self, module: WeakMedSAM, image: Tensor, activation: Activation, label: Tensor, box: Tensor
+    ) -> Refined:
+        """Refine B slices with these settings: image (B, 1, S, S), label (B, C), box (B, 4)."""
+        embedding = module.embedding(activation, image) if self.settings.prompted else None
+        slices = Slices(image, activation.cam, embedding, label, box)
+        return refine(
+            module.backbone, slices, self.settings, module.slices_per_step, by_erasing(module.evidence)
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the module in which mirrors to look, and what to start from."""
+        module, data = cast(WeakMedSAM, pl_module), cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
+        if self.start is not None:
+            size, cells = module.backbone.image_size, self.settings.map_size
+            segmented = SegmentedStart(Path(self.start), module.class_names, size, cells)
+            if self.predicted and stage == "predict":
+                check_new_scans(data)
+            else:
+                segmented.compare_data(cast(KnownData, data))
+            module.start, self._start = segmented, fingerprint(segmented.network)
+        if self.views == "mirrored" and data.augment is not None:
+            module.views = mirror_axes(data.augment.flip_columns > 0, data.augment.flip_rows > 0)
+
+    # Validation
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Empty the epoch's counts."""
+        module = cast(WeakMedSAM, pl_module)
+        data = cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
+        self._rows.clear()
+        if data.has_val_masks and not self._dice:
+            self._dice = {
+                name: VolumeDice(data.val_cases, len(module.class_names)) for name in ("cam", "pam")
+            }
+        for metric in self._dice.values():
+            metric.to(module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: SliceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Refine the slices that have a class; on the others nothing is predicted, with or without PAM."""
+        module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
+        if "mask" not in batch or not self._due(trainer):
+            return
+        labelled = batch["label"].any(dim=1)
+        chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
+        if len(others):  # what lies there below data.min_pixels is missed, as in the test
+            for metric in self._dice.values():
+                metric.update(
+                    torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others]
+                )
+        if not len(chosen):
+            return
+        refined = self.refine(
+            module,
+            batch["image"][chosen],
+            activation.rows(chosen),
+            batch["label"][chosen],
+            batch["box"][chosen],
+        )
+        truth = batch["mask"][chosen]
+        before, _ = threshold_scores(refined.before, self.settings.threshold)
+        after, _ = threshold_scores(refined.after, self.settings.threshold)
+        for name, ids in (("cam", before), ("pam", after)):
+            self._dice[name].update(ids, truth, batch["index"][chosen])
+        if trainer.is_global_zero:
+            areas = mask_areas(truth)
+            for i, row in enumerate(chosen.tolist()):
+                case = batch["case"][row]
+                if self._rows.wants(case, areas[i]):
+                    title = f"{case} slice {int(batch['slice'][row])}\n"
+                    image = batch["image"][row, 0]
+                    made = draw_row(module, title, image, refined, i, before[i], after[i], truth[i])
+                    self._rows.keep(case, areas[i], made)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log both Dice and the pictures."""
+        module = cast(WeakMedSAM, pl_module)
+        count = len(module.class_names)
+        for name, metric in self._dice.items():
+            # torchmetrics drops the dimension of a single class. NaN where nothing was refined: a figure that
+            # is not logged would keep its last value.
+            values = (
+                torch.atleast_1d(metric.compute()) if self._due(trainer) else torch.full((count,), torch.nan)
+            )
+            for class_name, value in zip(module.class_names, values, strict=True):
+                module.log(f"val/{name}_dice/{class_name}", value)
+            module.log(f"val/{name}_dice", values.nanmean(), prog_bar=True)
+        rows = self._rows.chosen()
+        if rows and not trainer.sanity_checking:
+            path = Path(trainer.default_root_dir) / "pictures" / f"epoch_{trainer.current_epoch:03d}.png"
+            draw_grid(rows, path)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("pam", [str(path)], step=trainer.global_step)
+            send_overlays(trainer, [overlay_of(row) for row in rows], module.class_names)
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether this validation refines."""
+        epoch = trainer.current_epoch + 1
+        return (
+            trainer.state.fn != TrainerFn.FITTING
+            or epoch % self.every_n_epochs == 0
+            or epoch == trainer.max_epochs
+        )
+
+    # Test
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a table."""
+        self._cases.clear()
+        if self.predicted:
+            names = cast(WeakMedSAM, pl_module).class_names
+            self._evaluation = Evaluation(names, Path(trainer.default_root_dir))
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: VolumeBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Dice of a volume, on the scan's own slices, before and after refinement; or score its segmentation."""
+        module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
+        if self._evaluation is None:
+            self._cases += score_volume(module, activation, batch, self.settings)
+        else:
+            self._evaluation.add(batch, segment_volume(module, activation, batch, self.settings))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``cam_cases.csv``; log ``test/cam_dice`` and ``test/pam_dice``; or what is said of segmentations."""
+        module = cast(WeakMedSAM, pl_module)
+        if self._evaluation is not None:
+            for name, value in self._evaluation.finish(trainer.is_global_zero).items():
+                module.log(f"test/{name}", value)
+            return
+        cases = gather_cases(self._cases)
+        means = []
+        for name in module.class_names:
+            dice = [(case.cam_dice, case.pam_dice) for case in cases if case.class_name == name]
+            means.append(torch.tensor(dice).view(-1, 2).nanmean(dim=0))
+            module.log(f"test/cam_dice/{name}", means[-1][0])
+            module.log(f"test/pam_dice/{name}", means[-1][1])
+        mean = torch.stack(means).nanmean(dim=0)
+        module.log("test/cam_dice", mean[0])
+        module.log("test/pam_dice", mean[1])
+        if trainer.is_global_zero:
+            write_cases(Path(trainer.default_root_dir) / "cam_cases.csv", cases)
+
+    # Pseudo-labels, and segmentations of new scans
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the volumes that are done under these settings and by this network; of new scans the data knows."""
+        if self.predicted:
+            return
+        module = cast(WeakMedSAM, pl_module)
+        self._stamp = {**asdict(self.settings), "views": self.views, "network": fingerprint(module)}
+        if self._start is not None:
+            self._stamp["start"] = self._start
+        folder = Path(trainer.default_root_dir)
+        data = cast(LabelledVolumes, trainer.datamodule)  # type: ignore[attr-defined]
+        done = (path for path in folder.glob("*.safetensors") if path.stem in data.entries)
+        module.finished_cases = {path.stem for path in done if self._is_of(path, path.stem, data)}
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: VolumeBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the volume's file, and a picture of its slice of the most refined pixels."""
+        if outputs is None:
+            return
+        folder, case = Path(trainer.default_root_dir), batch["case"]
+        module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
+        if self.predicted:
+            ids = segment_volume(module, activation, batch, self.settings)
+            save_segmentation(check_new_scans(trainer.datamodule), batch, ids)  # type: ignore[attr-defined]
+            return
+
+        def look(part: VolumeBatch) -> Activation:
+            with trainer.precision_plugin.forward_context():
+                return module.look_at_volume(part)
+
+        result, row = label_volume(module, activation, batch, self.settings, look)
+        if row is not None:
+            draw_grid([row], folder / "pictures" / f"{case}.png")
+        data = cast(LabelledVolumes, trainer.datamodule)  # type: ignore[attr-defined]
+        path = folder / f"{case}.safetensors"
+        if path.is_dir():
+            put_away(path)
+        write_pseudo_label(path, result, Origin(case, self._stamp, data.digest_volume(case)))
+
+    def _is_of(self, path: Path, case: str, data: LabelledVolumes) -> bool:
+        """Whether a file is whole, and what this network would make of the case; another one is made anew."""
+        try:
+            return read_origin(path) == Origin(case, self._stamp, data.digest_volume(case))
+        except DataError:
+            return False
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``quality.csv`` from the files, those of earlier, interrupted runs included."""
+        trainer.strategy.barrier()
+        if trainer.is_global_zero and not self.predicted:
+            write_quality(Path(trainer.default_root_dir), cast(WeakMedSAM, pl_module).class_names)

@@ -1,0 +1,1 @@
+"""The classification network, its class activation maps and its training."""

@@ -1,0 +1,130 @@
+"""Parsers of the stages' command line, and what they refuse before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from weakmedsam.errors import ConfigError, check_range
+from weakmedsam.run.overrides import parse_options
+from weakmedsam.system.library_errors import LONGEST
+
+NUMBERS = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "gradient_clip_val": 0,
+}
+"""Of the trainer, the least of each: Lightning takes any, and divides or clips by it later."""
+
+
+PRECISIONS = (None, "32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
+"""Weights stay in float32: what SCE and PAM compute beside the trainer's own steps is in float32, too."""
+
+
+def check_trainer(options: Any) -> None:
+    """See that the trainer's settings are ones that it does not trip over late.
+
+    Args:
+        options: of a subcommand, parsed.
+
+    Raises:
+        ConfigError: one is; names its key.
+    """
+    for key in ("data", "trainer"):
+        if not isinstance(options.get(key), Namespace):
+            shown = "null" if options.get(key) is None else options.get(key)
+            raise ConfigError(f"{key} is {shown}; it has to hold settings (key: value), as in experiments/")
+    check_range("seed_everything", int(options.seed_everything), 0, 2**32 - 1)
+    for key, low in NUMBERS.items():
+        if options.trainer[key] is not None:
+            check_range(f"trainer.{key}", options.trainer[key], low)
+    if options.trainer.val_check_interval == 0:
+        raise ConfigError(
+            "trainer.val_check_interval is 0; give a share of the epoch, (0, 1], or a number of batches"
+        )
+    if options.trainer.precision not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision is {options.trainer.precision}; choose 32-true, bf16-mixed or 16-mixed"
+        )
+
+
+def check_nulls(settings: Any, prefix: str = "") -> None:
+    """See that null is given only where a setting can be null: jsonargparse takes it for every argument of a class.
+
+    Args:
+        settings: nested mappings and lists, a class as ``class_path`` and ``init_args``.
+        prefix: of their keys.
+
+    Raises:
+        ConfigError: it is; names its key and the default.
+    """
+    if isinstance(settings, list):
+        for value in settings:
+            check_nulls(value, prefix)
+    if not isinstance(settings, dict):
+        return
+    if given := settings.get("init_args"):
+        kind = pkgutil.resolve_name(settings["class_path"])
+        parameters = inspect.signature(kind).parameters
+        try:
+            hints = get_type_hints(kind.__init__)
+        except NameError:  # of a class whose types are imported for type checkers only
+            hints = {}
+        nulls = [name for name, value in given.items() if value is None]
+        for name in (name for name in nulls if name in hints and name in parameters):
+            default = parameters[name].default  # what has none is needed, or comes from elsewhere
+            if default is not inspect.Parameter.empty and not _takes_null(hints[name]):
+                raise ConfigError(f"{prefix}.{name} is null; give a value, or leave it out for {default!r}")
+    for name, value in settings.items():
+        check_nulls(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip("."))
+
+
+def _takes_null(hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(map(_takes_null, get_args(hint)))
+    return hint in (Any, None, type(None))
+
+
+def typed(words: Sequence[str]) -> dict[str, str]:
+    """Options of a command line, by their names, with the last value of each."""
+    first = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
+    return {key: values[-1] for key, values in parse_options(list(words[first:])) if values}
+
+
+def refuse(message: str, subcommand: str) -> NoReturn:
+    """A wrong option is one message, not three pages of usage; leaves with status 2."""
+    named = re.search(r'Parser key "([^"]+)"', message)
+    options = [key for key in typed(sys.argv[1:]) if named and key.endswith(f".{named[1]}")]
+    if named and options:  # jsonargparse names the end of a key only
+        message = message.replace(named[0], f"--{options[-1]}")
+    message = "\n".join(
+        line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.splitlines()
+    )
+    sys.stderr.write(f"\nweakmedsam: {message}\n(all options: python -m weakmedsam {subcommand} --help)\n")
+    raise SystemExit(2)
+
+
+class Parser(LightningArgumentParser):
+    """Of the stages."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """See ``refuse``."""
+        known = ("fit", "validate", "test", "predict")
+        refuse(message, next((word for word in sys.argv[1:2] if word in known), "fit"))
+
+
+class PrepareParser(ArgumentParser):
+    """Of ``prepare``."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """See ``refuse``."""
+        refuse(message, "prepare")

@@ -1,0 +1,1 @@
+"""Prompt affinity mining (PAM): from class activation maps to pseudo-labels."""

@@ -1,0 +1,215 @@
+"""Prompt affinity mining (PAM): prompts of a grid of points tell which pixels belong together.
+
+Source: WeakMedSAM (arXiv 2503.04106), prompt affinity mining; the random walk over a class activation
+map follows AffinityNet (Ahn and Kwak, CVPR 2018). Two neighbouring pixels that the same prompts cover
+belong together; the map flows between them and stops where masks end.
+
+Nothing here builds an N x N matrix. Weights live on the *stencil*: for each of the O offsets of half a
+disc (the other half is its mirror image), a map of the weight between a pixel and its neighbour at that
+offset. Where a shape says (..., *space), space is (h, w) in a slice and (D, h, w) in a volume
+(``volume_walk.py``), and an offset has as many numbers.
+
+Differs from the published code: the grid covers the image (published: all points in the top-left
+corner); the P masks are compared one by one, each squashed to [0, 1] (published: raw logits summed into
+one map, where a step of 0.5 in each of sixteen already weighs 1e-14); rows of the transition sum to one,
+so that a constant map stays constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weakmedsam.geometry import min_max_inside
+
+PROMPTED = ("per_prompt", "with_intensity", "summed_masks", "summed")
+"""Affinities that ask prompts."""
+
+AFFINITIES = (*PROMPTED, "intensity", "none")
+
+Offset = tuple[int, ...]
+Region = tuple[slice, ...]
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def grid_points(side: int, size: int) -> Tensor:
+    """A regular grid of prompts, symmetric in the frame.
+
+    Args:
+        side: points a side, g; the paper uses 4.
+        size: side of the frame, pixels.
+
+    Returns:
+        (g * g, 2) float32, (x, y) pixels, (i + 0.5) * size / g, row by row.
+    """
+    at = (torch.arange(side) + 0.5) * size / side
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def half_disc(radius: float) -> list[Offset]:
+    """Offsets (row, column) of the neighbours closer than ``radius`` pixels, one of each mirrored pair.
+
+    The pixel itself is not among them.
+    """
+    reach = range(-int(radius), int(radius) + 1)
+    return [
+        (dy, dx) for dy in reach for dx in reach if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius
+    ]
+
+
+def onto_map(values: Tensor, size: int) -> Tensor:
+    """Average (B, P, h, w) onto the map the walk runs on: (B, P, size, size), bilinear where larger."""
+    if values.shape[-1] > size and values.shape[-1] % size == 0:
+        return F.avg_pool2d(values, values.shape[-1] // size)
+    return F.interpolate(values, size=(size, size), mode="bilinear", antialias=True)
+
+
+def prompt_maps(logits: Tensor, size: int, affinity: str = "per_prompt") -> Tensor:
+    """What the prompts say of each cell of the map the walk runs on.
+
+    Args:
+        logits: (B, P, h, w) mask logits.
+        size: side of the map, cells; the paper uses 64.
+        affinity: ``per_prompt`` squashes each mask to [0, 1] and keeps the P apart; ``summed_masks`` is
+            the mean of these, one map in [0, 1]; ``summed`` is the published form, one map of summed
+            raw logits, without bound.
+
+    Returns:
+        (B, P, size, size), or (B, 1, size, size) for the summed ones.
+    """
+    logits = logits.float()
+    maps = logits.sum(dim=1, keepdim=True) if affinity == "summed" else logits.sigmoid()
+    maps = onto_map(maps, size)
+    return maps.mean(dim=1, keepdim=True) if affinity == "summed_masks" else maps
+
+
+def edge_weights(
+    maps: Tensor,
+    offsets: Sequence[Offset],
+    beta: float = 4.0,
+    contrast: float = 10.0,
+    trust: Tensor | None = None,
+) -> Tensor:
+    """Affinity of each pixel with its neighbours: ``exp(-contrast * mean_p |m_p(i) - m_p(j)|) ** beta``.
+
+    Args:
+        maps: (B, P, *space).
+        offsets: O offsets of ``half_disc``, or of ``volume_walk.half_ball``.
+        beta: exponent; the paper uses 4.
+        contrast: scale of the differences, 1 for ``summed`` (published). With masks in [0, 1] and 10,
+            an edge that one prompt of sixteen sees weighs 0.08, one that four see 5e-5.
+        trust: (B, P, 1, 1), in a volume (B, P, D, 1, 1), 0 or more: the weight of each prompt in the mean
+            (this project's), between two slices the geometric mean of both. Where no prompt is trusted
+            there is no affinity. None: all alike, as published.
+
+    Returns:
+        (B, O, *space): the weight between a pixel and its neighbour at the offset; 0 where the neighbour
+        lies outside, so that border pixels have fewer neighbours and no invented ones.
+    """
+    weights = maps.new_zeros(len(maps), len(offsets), *maps.shape[2:])
+    trust = None if trust is None else trust.expand(*maps.shape[:-2], 1, 1)
+    for o, offset in enumerate(offsets):
+        here, there = _overlap(offset, maps)
+        difference = (maps[here] - maps[there]).abs()
+        known = None
+        if trust is not None:
+            # Trust is one number a slice, so only the slices of the regions are taken of it.
+            both = (trust[here[:-2]] * trust[there[:-2]]).sqrt()
+            known = both.sum(dim=1, keepdim=True)
+            difference = difference * (both * both.shape[1] / known.clamp_min(_TINY))
+        affinity = torch.exp(-beta * contrast * difference.mean(dim=1, keepdim=True))
+        weights[:, o : o + 1][here] = affinity if known is None else affinity.where(known > 0, 0)
+    return weights
+
+
+def _overlap(offset: Offset, maps: Tensor) -> tuple[Region, Region]:
+    """Where (B, X, *space) has both a pixel and its neighbour: the pixels, and their neighbours."""
+    every = slice(None)
+    steps = list(zip(offset, maps.shape[2:], strict=True))
+    here = [slice(max(0, -step), max(0, length - max(0, step))) for step, length in steps]
+    there = [slice(max(0, step), max(0, length + min(0, step))) for step, length in steps]
+    return (every, every, *here), (every, every, *there)
+
+
+def _spread(maps: Tensor, weights: Tensor, offsets: Sequence[Offset]) -> Tensor:
+    """(B, C, *space): each pixel's own value plus the weighted values of its neighbours (self weight 1)."""
+    total = maps.clone()
+    for o, offset in enumerate(offsets):
+        here, there = _overlap(offset, maps)
+        weight = weights[:, o : o + 1][here]
+        total[here] += weight * maps[there]
+        total[there] += weight * maps[here]
+    return total
+
+
+def random_walk(
+    cam: Tensor,
+    weights: Tensor,
+    offsets: Sequence[Offset],
+    steps: int | None = 4,
+    rescale: bool = True,
+    inside: Tensor | None = None,
+    restart: float = 0.0,
+    tolerance: float = 1e-6,
+    max_steps: int = 1000,
+) -> Tensor:
+    """Spread class activation along the affinity: ``x <- (1 - restart) T x + restart x0``, ``steps`` times.
+
+    T is the transition matrix: each pixel becomes the weighted mean of itself and its neighbours, so
+    values stay within those of ``cam`` and a constant map is a fixed point.
+
+    Args:
+        cam: (B, C, *space), x0.
+        weights: (B, O, *space) of ``edge_weights``.
+        offsets: the same O offsets.
+        steps: t; the paper uses 4. None: the steady state, walked without rescaling until no value
+            changes by more than ``tolerance``, or ``max_steps``. It is ``restart (I - (1 - restart) T)^-1
+            x0``, missed by at most ``tolerance * (1 - restart) / restart``; without restart a constant.
+        rescale: scale each map of a slice to [0, 1] after each step (published; once at the end for
+            ``steps`` None); a constant map is left as it is.
+        inside: (B, 1 or C, *space) bool, the part that walks and is scaled; outside it is 0. None = all.
+        restart: probability of going back to the start, in [0, 1); published: 0.
+        tolerance: of the steady state.
+        max_steps: at most so many steps to the steady state.
+
+    Returns:
+        (B, C, *space).
+    """
+    whole = torch.ones_like(cam[:, :1], dtype=torch.bool) if inside is None else inside
+    start = x = cam.where(whole, 0)
+    neighbours = _spread(whole.to(cam.dtype), weights, offsets).where(whole, 1)
+    for _ in range(max_steps if steps is None else steps):
+        last, x = x, (_spread(x, weights, offsets) / neighbours).where(whole, 0)
+        x = x if restart == 0 else (1 - restart) * x + restart * start
+        if steps is not None:
+            x = _rescaled(x, whole) if rescale else x
+        elif not (x - last).abs().max() > tolerance:
+            break
+    return _rescaled(x, whole) if rescale and steps is None else x
+
+
+def _rescaled(maps: Tensor, inside: Tensor) -> Tensor:
+    """``min_max_inside``, which leaves constant maps (and slices without an inside) as they are."""
+    low = maps.where(inside, torch.inf).amin(dim=(-2, -1), keepdim=True)
+    high = maps.where(inside, -torch.inf).amax(dim=(-2, -1), keepdim=True)
+    return torch.where(high - low < 1e-6, maps, min_max_inside(maps, inside))
+
+
+def border_map(weights: Tensor, offsets: Sequence[Offset], inside: Tensor | None = None) -> Tensor:
+    """A picture of the affinity: (B, *space), 1 = belongs to all its neighbours, 0 = to none.
+
+    Args:
+        weights: (B, O, *space) of ``edge_weights``.
+        offsets: the same O offsets.
+        inside: (B, 1, *space) bool, the part that walks; None = all.
+    """
+    ones = torch.ones_like(weights[:, :1])
+    there = ones if inside is None else inside.to(weights.dtype)
+    most = _spread(ones, torch.ones_like(weights), offsets)
+    belongs = (_spread(there, weights, offsets) - there) / (most - 1)
+    return (belongs * there).squeeze(1)

@@ -1,0 +1,127 @@
+"""What the prompts say of slices: asked of the backbone once, reduced to the map that is walked on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weakmedsam.backbones.base import Backbone
+from weakmedsam.pam.affinity import PROMPTED, grid_points, onto_map, prompt_maps
+from weakmedsam.pam.config import Refinement
+from weakmedsam.pam.point_prompts import Prompts, content_prompts, peak_prompts
+
+PAIRS = 256
+"""Pairs of slice and prompt whose masks are held at the decoder's own size at once; memory only."""
+
+MASKS = 4096
+"""Masks held at the map's size at once: of a grid of 32 those of four slices; memory only."""
+
+
+class Slices(NamedTuple):
+    """B slices, as PAM needs them.
+
+    Attributes:
+        image: (B, 1, S, S) in [0, 1].
+        cam: (B, C, h, w) class activation in [0, 1].
+        embedding: (B, E, h', w') of ``backbone.embed``; None where no prompt is asked.
+        label: (B, C) image-level label; an absent class gets an empty map.
+        box: (B, 4) where the scan lies in the frame; the padding around it is background, takes no part
+            in the walk and does not scale a map.
+    """
+
+    image: Tensor
+    cam: Tensor
+    embedding: Tensor | None
+    label: Tensor
+    box: Tensor
+
+    def rows(self, rows: Tensor | slice) -> Slices:
+        """Some of them."""
+        image, cam, embedding, label, box = self
+        kept = None if embedding is None else embedding[rows]
+        return Slices(image[rows], cam[rows], kept, label[rows], box[rows])
+
+
+class Answers(NamedTuple):
+    """Masks on the map, and what pixels are compared by.
+
+    Attributes:
+        masks: (B, P, s, s) in [0, 1], of each prompt; None if none was asked.
+        trust: (B, P) in [0, 1], the weight of each mask; None = all alike.
+        maps: (B, Q, s, s), what pixels are compared by; None without an affinity.
+        weight: (B, Q) of these maps; None = all alike.
+    """
+
+    masks: Tensor | None
+    trust: Tensor | None
+    maps: Tensor | None
+    weight: Tensor | None
+
+
+def place_prompts(some: Slices, settings: Refinement) -> Prompts:
+    """Where the settings want slices to be prompted."""
+    size = some.image.shape[-1]
+    if settings.prompts == "content":
+        return content_prompts(some.image, some.box, settings.grid, settings.content_share)
+    if settings.prompts == "peaks":
+        return peak_prompts(some.cam, some.label, some.box, size, settings.peaks)
+    return Prompts(grid_points(settings.grid, size).to(some.cam.device), None)
+
+
+def ask(backbone: Backbone, some: Slices, prompts: Prompts, settings: Refinement) -> Answers:
+    """Put prompts to the decoder, some at a time; no more than ``PAIRS`` masks are held at its own size."""
+    size, summed = settings.map_size, torch.zeros((), device=some.cam.device)
+    looks = settings.affinity in ("intensity", "with_intensity")
+    grey = onto_map(some.image.float(), size) if looks else None
+    if not settings.prompted:
+        return Answers(None, None, grey, None)
+    assert some.embedding is not None
+    parts: list[Tensor] = []
+    trusts: list[Tensor] = []
+    for asked in prompts.split(max(1, PAIRS // len(some.cam))):
+        logits, trust = _masks_of(backbone, some.embedding, asked, settings)
+        parts.append(prompt_maps(logits, size))
+        trusts += [] if trust is None else [trust]
+        if settings.affinity == "summed":
+            trusted = logits if trust is None else logits * trust[..., None, None]
+            summed = summed + prompt_maps(trusted, size, "summed")
+    masks, trust = torch.cat(parts, dim=1), torch.cat(trusts, dim=1) if trusts else None
+    if settings.affinity == "per_prompt":
+        return Answers(masks, trust, masks, trust)
+    if settings.affinity == "with_intensity" and grey is not None:
+        return Answers(masks, trust, *_with_grey(masks, trust, grey, settings.intensity_share))
+    if settings.affinity not in PROMPTED:
+        return Answers(masks, trust, grey, None)
+    known = None if trust is None else (trust.sum(dim=1, keepdim=True) > 0).float()
+    return Answers(masks, trust, summed if settings.affinity == "summed" else _mean(masks, trust), known)
+
+
+def _masks_of(
+    backbone: Backbone, embedding: Tensor, prompts: Prompts, settings: Refinement
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (B, P, h, w) and trust (B, P): whether a point is used, and the quality that is predicted."""
+    if not settings.rated:
+        return backbone.masks_at_points(embedding, prompts.points), prompts.used
+    logits, quality = backbone.prompted(embedding, prompts.points)
+    quality = quality.float().clamp(0, 1)
+    trust = (quality >= settings.min_quality) * (quality if settings.weigh_by_quality else 1.0)
+    return logits, trust if prompts.used is None else trust * prompts.used
+
+
+def _mean(masks: Tensor, trust: Tensor | None) -> Tensor:
+    """(B, P, s, s) -> (B, 1, s, s), 0 where no mask is trusted."""
+    if trust is None:
+        return masks.mean(dim=1, keepdim=True)
+    total = trust.sum(dim=1).clamp_min(torch.finfo(trust.dtype).tiny)
+    return torch.einsum("bphw,bp->bhw", masks, trust)[:, None] / total[:, None, None, None]
+
+
+def _with_grey(masks: Tensor, trust: Tensor | None, grey: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(B, P + 1, s, s) maps and their weights, of which the grey values have a share."""
+    weight = masks.new_ones(masks.shape[:2]) if trust is None else trust
+    whole = weight.sum(dim=1, keepdim=True)
+    # Where no mask is trusted the grey values stand alone.
+    weights = [(1 - share) * weight, share * whole.where(whole > 0, 1)]
+    return torch.cat([masks, grey], dim=1), torch.cat(weights, dim=1)

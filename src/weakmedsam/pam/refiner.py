@@ -1,0 +1,317 @@
+"""Prompt affinity mining, put together: activation of slices in, scores for their pseudo-labels out.
+
+The formulas are in ``affinity.py``, ``volume_walk.py``, ``erasing.py``, ``voting.py`` and ``pseudo_labels.py``, the
+settings in ``refinement.py``, the prompts' answers in ``answers.py``; ``callbacks/mine.py`` does it in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weakmedsam.backbones.base import Backbone
+from weakmedsam.geometry import inside_box, min_max_inside
+from weakmedsam.pam.affinity import Offset, border_map, edge_weights, half_disc, random_walk
+from weakmedsam.pam.config import Refinement
+from weakmedsam.pam.mask_voting import vote
+from weakmedsam.pam.occlusion import Losses, smallest_telling, with_telling_mask
+from weakmedsam.pam.prompt_masks import MASKS, Answers, Slices, ask, place_prompts
+from weakmedsam.pam.thresholding import centre_scores, compete, gated_scores, otsu_threshold
+from weakmedsam.pam.volume_affinity import half_ball, volume_weights
+
+__all__ = ["Levels", "Mined", "Refined", "Refinement", "Slices", "find_levels", "mine", "refine", "score"]
+
+
+class Mined(NamedTuple):
+    """Activation before and after PAM, on maps.
+
+    Attributes:
+        cam: (B, C, h, w) in [0, 1], activation scaled over the scan (without ``rescale`` as it comes), 0 in the padding
+            around it.
+        affinity: (B, s, s) in [0, 1], a picture of the affinity within slices; 0 without one.
+        start: (B, C, s, s) in [0, 1], activation on the map that is walked on.
+        walked: (B, C, s, s) in [0, 1], activation after walk and vote.
+    """
+
+    cam: Tensor
+    affinity: Tensor
+    start: Tensor
+    walked: Tensor
+
+    def rows(self, rows: Tensor | slice) -> Mined:
+        """Some of the slices."""
+        return Mined(*(part[rows] for part in self))
+
+
+class Refined(NamedTuple):
+    """PAM's result for B slices.
+
+    Attributes:
+        cam: as in ``Mined``.
+        affinity: as in ``Mined``.
+        walked: as in ``Mined``.
+        before: (B, C, S, S) gated scores of the activation as it was.
+        after: (B, C, S, S) gated scores after walk and vote. Both are to be held against the settings'
+            ``threshold``, under Otsu's rule too.
+    """
+
+    cam: Tensor
+    affinity: Tensor
+    walked: Tensor
+    before: Tensor
+    after: Tensor
+
+
+class Levels(NamedTuple):
+    """Thresholds that Otsu's rule found, (B, C) each; NaN where there is none.
+
+    Attributes:
+        before: of the activation as it was.
+        after: of the refined one.
+    """
+
+    before: Tensor
+    after: Tensor
+
+    def rows(self, rows: Tensor | slice) -> Levels:
+        """Those of some slices."""
+        return Levels(self.before[rows], self.after[rows])
+
+
+@torch.no_grad()
+def refine(
+    backbone: Backbone, slices: Slices, settings: Refinement, chunk: int, losses: Losses | None = None
+) -> Refined:
+    """Mine the affinity of slices, each by itself, and walk their activation along it.
+
+    Images are not encoded again, unless ``losses`` does. Otsu's rule takes each slice by itself.
+
+    Args:
+        backbone: answers the prompts; S is its ``image_size``, s the settings' ``map_size``.
+        slices: B of them.
+        settings: the numbers of PAM.
+        chunk: slices at once; bounds memory, changes nothing else.
+        losses: as in ``mine``.
+    """
+    parts = []
+    for first in range(0, len(slices.cam), chunk):
+        some = slices.rows(slice(first, first + chunk))
+        mined = mine(backbone, some, settings, chunk, losses=losses)
+        levels = find_levels(mined, some, settings, whole=False)
+        parts.append(score(mined, some, settings, levels))
+    return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def mine(
+    backbone: Backbone,
+    slices: Slices,
+    settings: Refinement,
+    chunk: int,
+    positions: Tensor | None = None,
+    thickness: float | None = None,
+    losses: Losses | None = None,
+) -> Mined:
+    """Walk and vote, on maps.
+
+    Args:
+        backbone: answers the prompts.
+        slices: B of them, each with some class; of one volume if ``thickness`` is given.
+        settings: the numbers of PAM.
+        chunk: slices at once; bounds memory, changes nothing else.
+        positions: (B,) rising numbers of the slices in their volume: only those that follow each other
+            are neighbours. None: they all do.
+        thickness: ``volume_walk.relative_thickness``. None, or ``settings.walk`` "slice": every slice is
+            walked by itself.
+        losses: what erasing each mask takes from each class; needed where ``settings.erasing`` is above 0.
+    """
+    if settings.prompted:
+        chunk = min(chunk, max(1, MASKS // settings.grid**2))
+    if not settings.volumetric or thickness is None:
+        chunks = [slices.rows(slice(i, i + chunk)) for i in range(0, len(slices.cam), chunk)]
+        parts = [_mine_slices(backbone, some, settings, losses) for some in chunks]
+    else:
+        parts = [
+            _mine_run(backbone, slices.rows(run), settings, chunk, thickness, losses)
+            for run in _runs(len(slices.cam), positions)
+        ]
+    return Mined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _runs(length: int, positions: Tensor | None) -> list[slice]:
+    """Slices of rows whose positions follow each other without a gap."""
+    if positions is None:
+        return [slice(0, length)]
+    breaks = ((positions.diff() != 1).nonzero().flatten() + 1).tolist()
+    return [slice(a, b) for a, b in zip([0, *breaks], [*breaks, length], strict=True)]
+
+
+def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement, losses: Losses | None) -> Mined:
+    """Each slice by itself."""
+    offsets = half_disc(settings.radius)
+    cam, start, inside = _start(backbone, some, settings)
+    answers = ask(backbone, some, place_prompts(some, settings), settings)
+    walked = _begun(start, answers, inside, some, settings, losses)
+    picture = torch.zeros_like(start[:, 0])
+    if answers.maps is not None:
+        trust = None if answers.weight is None else answers.weight[..., None, None]
+        weights = edge_weights(answers.maps, offsets, settings.beta, settings.contrast, trust)
+        picture = border_map(weights, offsets, inside)
+        walked = _walked(walked, weights, offsets, inside, settings)
+    if settings.vote == "after":
+        walked = _voted(walked, answers, inside, settings)
+    return Mined(cam, picture, start, walked)
+
+
+def _mine_run(
+    backbone: Backbone,
+    run: Slices,
+    settings: Refinement,
+    chunk: int,
+    thickness: float,
+    losses: Losses | None,
+) -> Mined:
+    """Adjacent slices of a volume, together. Prompts' masks are held for some slices at a time only."""
+    offsets = half_ball(settings.radius, settings.slice_reach, thickness)
+    cam, start, inside = _start(backbone, run, settings)
+    prompts = place_prompts(run, settings)
+    pieces = [slice(i, i + chunk) for i in range(0, len(run.cam), chunk)]
+    begun = []
+
+    def compared() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for piece in pieces:
+            some = run.rows(piece)
+            answers = ask(backbone, some, prompts.rows(piece), settings)
+            begun.append(_begun(start[piece], answers, inside[piece], some, settings, losses))
+            assert answers.maps is not None
+            yield answers.maps, answers.weight
+
+    weights = volume_weights(
+        compared(), offsets, settings.radius, thickness, settings.beta, settings.contrast
+    )
+    walked = torch.cat(begun)
+    # A slice without the class has no say about it: neither its own score nor its neighbours'.
+    taking_part = inside & (run.label > 0)[:, :, None, None]
+    walked = _walked(_deep(walked), weights, offsets, _deep(taking_part), settings)[0].movedim(0, 1)
+    if settings.vote == "after":
+        walked = torch.cat([
+            _voted(walked[piece], ask(backbone, run.rows(piece), prompts.rows(piece), settings),
+                   inside[piece], settings)
+            for piece in pieces
+        ])  # fmt: skip
+    flat = [offset for offset in offsets if offset[0] == 0]
+    picture = border_map(weights[:, : len(flat)], flat, _deep(inside))[0]
+    return Mined(cam, picture, start, walked)
+
+
+def _deep(maps: Tensor) -> Tensor:
+    """(D, C, h, w) slices -> (1, C, D, h, w), a volume."""
+    return maps.movedim(0, 1)[None]
+
+
+def _start(backbone: Backbone, some: Slices, settings: Refinement) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation over the scan, the same on the map, and the map's cells on the scan."""
+    size, map_size = backbone.image_size, settings.map_size
+    cam = _over_scan(some.cam.float(), inside_box(some.box, size, some.cam.shape[-1]), settings)
+    inside = inside_box(some.box, size, map_size)
+    start = F.interpolate(cam, size=(map_size, map_size), mode="bilinear")
+    return cam, _over_scan(start, inside, settings), inside
+
+
+def _over_scan(maps: Tensor, inside: Tensor, settings: Refinement) -> Tensor:
+    """Maps scaled over the cells inside, or as they come; 0 outside."""
+    return min_max_inside(maps, inside) if settings.rescale else maps * inside
+
+
+def _walked(
+    maps: Tensor,
+    weights: Tensor,
+    offsets: list[Offset],
+    inside: Tensor,
+    settings: Refinement,
+) -> Tensor:
+    if not settings.walks:
+        return maps
+    return random_walk(maps, weights, offsets, settings.steps, settings.rescale, inside, settings.restart)
+
+
+def _voted(maps: Tensor, answers: Answers, inside: Tensor, settings: Refinement) -> Tensor:
+    assert answers.masks is not None
+    masks = answers.masks * inside
+    return vote(maps, masks, settings.vote_power, settings.vote_normalise, answers.trust)
+
+
+def _begun(
+    start: Tensor,
+    answers: Answers,
+    inside: Tensor,
+    some: Slices,
+    settings: Refinement,
+    losses: Losses | None,
+) -> Tensor:
+    """What is walked: the activation, with the mask that tells most, or what the masks vote."""
+    if settings.erasing > 0:
+        assert answers.masks is not None
+        assert losses is not None
+        masks = answers.masks * inside
+        if answers.trust is not None:
+            masks = masks * (answers.trust > 0)[..., None, None]
+        telling = smallest_telling(masks, losses(some, masks), settings.erasing_share, answers.trust)
+        start = with_telling_mask(start, telling, settings.erasing)
+    if settings.vote in ("alone", "before"):
+        start = _voted(start, answers, inside, settings)
+    return start
+
+
+def find_levels(mined: Mined, slices: Slices, settings: Refinement, whole: bool) -> Levels | None:
+    """Otsu's thresholds, over the map's cells on the scan of slices that have the class.
+
+    Args:
+        mined: of the slices.
+        slices: the same.
+        settings: the numbers of PAM.
+        whole: they are one volume, with one threshold a class; if not, each slice has its own.
+
+    Returns:
+        None under the fixed rule.
+    """
+    if settings.threshold_rule != "otsu":
+        return None
+    inside = inside_box(slices.box, slices.image.shape[-1], settings.map_size)[:, 0]
+    found = []
+    for maps in (mined.start, mined.walked):
+        scores = _competed(maps * slices.label[:, :, None, None], settings)
+        levels = torch.full(slices.label.shape, torch.nan, device=scores.device)
+        for c in range(scores.shape[1]):
+            present = (slices.label[:, c] > 0).nonzero().flatten()
+            for rows in (present,) if whole else present.split(1):
+                levels[rows, c] = otsu_threshold(scores[rows, c][inside[rows]])
+        found.append(levels)
+    return Levels(*found)
+
+
+def _competed(scores: Tensor, settings: Refinement) -> Tensor:
+    return compete(scores, settings.background_power) if settings.competition == "share" else scores
+
+
+def score(mined: Mined, slices: Slices, settings: Refinement, levels: Levels | None) -> Refined:
+    """Bring maps to the frame: upsampled, smoothed, gated, in competition, about one threshold.
+
+    Args:
+        mined: of B slices.
+        slices: the same.
+        settings: the numbers of PAM.
+        levels: of ``find_levels``, for the same slices.
+    """
+    size = slices.image.shape[-1]
+    frame = inside_box(slices.box, size, size)
+    both = []
+    for maps, level in zip((mined.cam, mined.walked), levels or (None, None), strict=True):
+        scores = gated_scores(maps, slices.label, size, settings.sigma) * frame
+        scores = _competed(scores, settings)
+        both.append(scores if level is None else centre_scores(scores, level, settings.threshold))
+    return Refined(mined.cam, mined.affinity, mined.walked, both[0], both[1])

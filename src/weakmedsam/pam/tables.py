@@ -1,0 +1,65 @@
+"""The tables PAM leaves behind: Dice of activation maps per test case, quality of pseudo-labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from weakmedsam.contracts import PseudoLabelKeys
+from weakmedsam.pam.pseudo_label_io import read_quality
+from weakmedsam.system.atomic_io import write_table
+
+
+class CaseDice(NamedTuple):
+    """Dice of one class in one test volume, NaN where it is in neither map nor mask.
+
+    Attributes:
+        case: the case's name.
+        class_name: the class's name.
+        cam_dice: of the thresholded class activation map.
+        pam_dice: of the refined one.
+    """
+
+    case: str
+    class_name: str
+    cam_dice: float
+    pam_dice: float
+
+
+def gather_cases(cases: list[CaseDice]) -> list[CaseDice]:
+    """Those of all ranks, sorted, one of each; every rank of a distributed run must call it."""
+    shares: list[Any] = [cases]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        shares = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(shares, cases)
+    # A sampler that pads lets two ranks score one case.
+    unique = {(case.case, case.class_name): case for share in shares for case in share}
+    return [unique[key] for key in sorted(unique)]
+
+
+def write_cases(path: Path, cases: list[CaseDice]) -> None:
+    """Write ``cam_cases.csv``."""
+    columns = ("case", "class", "cam_dice", "pam_dice")
+    write_table(path, columns, [dict(zip(columns, case, strict=True)) for case in cases])
+
+
+def write_quality(folder: Path, class_names: list[str]) -> None:
+    """Write ``quality.csv`` from the pseudo-label files of a folder: means per case and class.
+
+    ``stability`` is there if it was measured in some file.
+    """
+    rows: list[dict[str, object]] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        quality = torch.from_numpy(read_quality(path))
+        stability = torch.from_numpy(read_quality(path, PseudoLabelKeys.stability))
+        for c, name in enumerate(class_names):
+            slices = int((~quality[:, c].isnan()).sum())
+            row = {"case": path.stem, "class": name, "slices": slices}
+            row["quality"] = float(quality[:, c].nanmean())
+            rows.append(row | {"stability": float(stability[:, c].nanmean())})
+    columns = ["case", "class", "slices", "quality"]
+    if any(row["stability"] == row["stability"] for row in rows):  # NaN is not itself
+        columns.append("stability")
+    write_table(folder / "quality.csv", columns, [{name: row[name] for name in columns} for row in rows])

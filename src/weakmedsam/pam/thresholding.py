@@ -1,0 +1,167 @@
+"""From refined maps to pseudo-labels: thresholds, confidence and quality.
+
+Source: WeakMedSAM (arXiv 2503.04106): the refined map, upsampled and smoothed, times the image-level
+label, thresholded at 0.5. Confidence and quality are this project's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weakmedsam.contracts import BACKGROUND
+
+
+class PseudoLabel(NamedTuple):
+    """The pseudo-labels of B slices.
+
+    Attributes:
+        label: (B, H, W) uint8, 0 = background, 1..C.
+        confidence: (B, H, W) float32 in [0, 1].
+        quality: (B, C) float32 in [0, 1], NaN where the class is absent: ``agreement`` of the activation
+            before and after refinement, times ``stability`` where that was measured.
+        stability: (B, C) float32 in [0, 1], agreement with the pseudo-label of the mirrored image; NaN
+            where the class is absent or nothing was mirrored.
+    """
+
+    label: Tensor
+    confidence: Tensor
+    quality: Tensor
+    stability: Tensor
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of (B, C, H, W) maps, sigma in pixels, borders repeated."""
+    if sigma <= 0:
+        return maps
+    reach = max(1, round(3 * sigma))
+    at = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
+    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(maps.shape[1], 1, 1, -1)
+    padded = F.pad(maps, (reach,) * 4, mode="replicate")
+    groups = maps.shape[1]
+    return F.conv2d(F.conv2d(padded, kernel, groups=groups), kernel.transpose(2, 3), groups=groups)
+
+
+def gated_scores(maps: Tensor, label: Tensor, size: int, sigma: float = 1.0) -> Tensor:
+    """Maps on the working frame, empty for every class the slice does not have.
+
+    Args:
+        maps: (B, C, h, w) in [0, 1].
+        label: (B, C) image-level label (given, or predicted), in [0, 1].
+        size: side of the frame, pixels.
+        sigma: of the smoothing, pixels.
+
+    Returns:
+        (B, C, size, size) in [0, 1].
+    """
+    maps = F.interpolate(maps.float(), size=(size, size), mode="bilinear", align_corners=False)
+    return smooth(maps, sigma).clamp(0, 1) * label[:, :, None, None]
+
+
+def compete(scores: Tensor, power: float = 1.0) -> Tensor:
+    """Let the classes of a pixel, and the background, share it.
+
+    ``s_c / (sum_c' s_c' + (1 - max_c' s_c') ** power)``: the second summand is the background's score, as
+    AffinityNet states it (Ahn and Kwak, CVPR 2018, eq. 2). With power 1 the score of a pixel of a single
+    class stays as it is.
+
+    Args:
+        scores: (B, C, H, W) in [0, 1], 0 for a class that is absent, which so takes no part.
+        power: above 0; the higher, the less there is of background. AffinityNet uses 4 to 24.
+
+    Returns:
+        (B, C, H, W) in [0, 1]; with the background's share they sum to 1.
+    """
+    background = (1 - scores.amax(dim=1, keepdim=True)) ** power
+    total = scores.sum(dim=1, keepdim=True) + background
+    return scores / total.clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def otsu_threshold(values: Tensor, bins: int = 256) -> float:
+    """The threshold that parts values best into two: the largest variance between the parts.
+
+    No mask is needed. Source: Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979) 62-66,
+    eq. 18.
+
+    Args:
+        values: any shape, in [0, 1].
+        bins: of the histogram over [0, 1].
+
+    Returns:
+        In (0, 1), the border between two bins; half-way where several are equally good. NaN where all
+        values lie in one bin.
+    """
+    counts = torch.histc(values.float().flatten(), bins, 0, 1).double()
+    centres = (torch.arange(bins, dtype=torch.float64, device=values.device) + 0.5) / bins
+    below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
+    above = below[-1] - below
+    apart = sums / below - (sums[-1] - sums) / above
+    between = (below * above * apart**2).nan_to_num(0.0, 0.0, 0.0)[:-1]
+    if not between.max() > 0:
+        return float("nan")
+    best = (between >= between.max() * (1 - 1e-12)).nonzero()
+    return float((best[0] + best[-1]) / 2 + 1) / bins
+
+
+def centre_scores(scores: Tensor, found: Tensor, threshold: float) -> Tensor:
+    """Move each class's own threshold to the common one, by two straight lines through 0 and 1.
+
+    Margins, and with them the confidence of ``threshold_scores``, are then those of the own threshold.
+
+    Args:
+        scores: (B, C, H, W) in [0, 1].
+        found: (B, C) each class's own threshold, in (0, 1); NaN leaves the class as it is.
+        threshold: the common one, in (0, 1).
+    """
+    own = found.where(found.isfinite(), threshold).to(scores)[:, :, None, None]
+    above = threshold + (scores - own) / (1 - own) * (1 - threshold)
+    return torch.where(scores > own, above, scores / own * threshold)
+
+
+def threshold_scores(scores: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
+    """The winning class of each pixel, and how sure it is.
+
+    Args:
+        scores: (B, C, H, W) of ``gated_scores``.
+        threshold: the background's score; the paper uses 0.5.
+
+    Returns:
+        label (B, H, W) uint8; confidence (B, H, W): the margin between the winner and the runner-up
+        (classes and background), 0 on the border between two, 1 at the sure ends. A pixel of a slice
+        without any class is background with confidence 1.
+    """
+    best, winner = scores.max(dim=1)
+    label = torch.where(best > threshold, winner + 1, BACKGROUND).to(torch.uint8)
+    above, below = (best - threshold) / (1 - threshold), (threshold - best) / threshold
+    confidence = torch.where(best > threshold, above, below)
+    if scores.shape[1] > 1:
+        second = scores.topk(2, dim=1).values[:, 1]
+        confidence = torch.where(
+            best > threshold, torch.minimum(confidence, (best - second) / (1 - threshold)), confidence
+        )
+    return label, confidence.clamp(0, 1)
+
+
+def agreement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
+    """Dice between two labels of each slice: before and after refinement, or of an image and its mirror.
+
+    A walk that has to redraw most of what the classifier saw is not to be trusted.
+
+    Args:
+        before: (B, H, W) class ids, e.g. without refinement.
+        after: (B, H, W) class ids, e.g. with it.
+        label: (B, C) image-level label.
+
+    Returns:
+        (B, C) in [0, 1], NaN where the class is absent.
+    """
+    columns = []
+    for c in range(label.shape[1]):
+        a, b = (before == c + 1).flatten(1), (after == c + 1).flatten(1)
+        dice = 2 * (a & b).sum(1) / (a.sum(1) + b.sum(1)).clamp_min(1)
+        columns.append(torch.where(label[:, c] > 0.5, dice, torch.nan))
+    return torch.stack(columns, dim=1).float()

@@ -1,0 +1,1 @@
+"""Report pages about one run and about several; imports no torch."""

@@ -1,0 +1,279 @@
+"""A run's folder as plain data: what the report shows, read from JSON, CSV and YAML files.
+
+Every part may be missing, so that a half-finished run can be read; what is there but damaged is an
+error that names the file. Neither torch nor Lightning is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weakmedsam.contracts import in_round, split_round
+from weakmedsam.errors import DataError
+from weakmedsam.report.readers import (
+    NAN,
+    History,
+    Row,
+    read_history,
+    read_rows,
+)
+from weakmedsam.system.json_files import parse_mapping, read_object, read_text
+
+STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
+"""A run's stages in order; each has a folder of that name."""
+
+LATER = ("pseudo_labels", "segment", "test_maps", "test", "refined")
+"""What another round makes anew."""
+
+BESIDE = ("test_maps", "ceiling")
+"""Stages that nothing builds on: scores of activation maps, and the network trained on expert masks."""
+
+_CLASS_METRICS = ("val/auroc/", "val/ap/", "val/cam_dice/", "val/pam_dice/", "val/dice/", "val/agreement/")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage left behind.
+
+    Attributes:
+        name: one of ``STAGES``, or of a later round.
+        state: "done" (its stage.json is there), "unfinished" (its folder is), "not run"; of a later round also "out of
+            date": what it was made of has been made anew.
+        settings: resolved options, nested.
+        command: the command that ran it.
+        seconds: how long it took; NaN where unknown.
+        finished: ISO time of its end.
+        versions: versions of the packages it used.
+        git: the commit of the source.
+    """
+
+    name: str
+    state: str = "not run"
+    settings: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    seconds: float = NAN
+    finished: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
+    git: str = ""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What chooses the checkpoint of a training stage: a metric, and "min" or "max"."""
+
+    metric: str
+    mode: str
+
+    def kept_epoch(self, history: History) -> float:
+        """Epoch of the best value so far; NaN where there is none."""
+        sign = -1.0 if self.mode == "min" else 1.0
+        pairs = zip(history.epochs, history.series.get(self.metric, ()), strict=False)
+        values = [(sign * value, -epoch) for epoch, value in pairs if not math.isnan(value)]
+        return -max(values)[1] if values else NAN
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was measured of one round's pseudo-labels and network.
+
+    Attributes:
+        number: 1 or more.
+        quality: rows of pseudo_labels/quality.csv; from round 2 on that of pseudo_labels_2, and so with the others.
+        cases: rows of test/cases.csv.
+        map_cases: rows of cam_cases.csv, of test_maps/ (the first round's also of test/): Dice of what PAM started
+            from and of what it made of that, on the test cases.
+        refined: rows of refined/cases.csv.
+        summary: test/summary.json.
+    """
+
+    number: int
+    quality: list[Row]
+    cases: list[Row]
+    refined: list[Row]
+    map_cases: list[Row]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a report says of a run.
+
+    Attributes:
+        folder: the run's directory, ``runs/<dataset>/<experiment>``.
+        stages: stage name -> ``Stage``, all of ``STAGES`` and of the rounds, and of ``BESIDE`` what was run.
+        histories: "classify", "segment", "segment_2", ... -> ``History``.
+        configs: the same, and "pseudo_labels", "refined", "pseudo_labels_2", ... -> text of config.yaml, where there is
+            one.
+        monitors: of trained stages -> what chooses the checkpoint, where the config names it.
+        rounds: one or more, begun or done.
+        ceiling: rows of ceiling/test/cases.csv.
+        expert: the segmentation network was trained on expert masks (``supervision: expert``).
+        random: the backbone started from random numbers (``weights: none``).
+    """
+
+    folder: Path
+    stages: dict[str, Stage]
+    histories: dict[str, History]
+    configs: dict[str, str]
+    monitors: dict[str, Monitor]
+    rounds: tuple[Round, ...]
+    ceiling: list[Row]
+    expert: bool
+    random: bool
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set: the folder above."""
+        return self.folder.parent.name
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment: the run's own folder."""
+        return self.folder.name
+
+    @property
+    def last(self) -> Round:
+        """The round whose figures are the run's: the last that is scored; where none is, the last that is trained."""
+        trained = [one for one in self.rounds if self.stages[in_round("segment", one.number)].state == "done"]
+        return ([one for one in self.rounds if one.cases] or trained or self.rounds[:1])[-1]
+
+    def latest(self, kind: str) -> str:
+        """Name of that round's ``pseudo_labels``, ``segment``, ``test`` or ``refined``; of another stage its own."""
+        return in_round(kind, self.last.number) if kind in LATER else kind
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order in which the files name them."""
+        columns = (name for history in self.histories.values() for name in history.series)
+        named = [name[len(stem) :] for name in columns for stem in _CLASS_METRICS if name.startswith(stem)]
+        named += [str(row["class"]) for row in (*self.last.cases, *self.rounds[0].quality)]
+        return list(dict.fromkeys(named))
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Args:
+        folder: ``runs/<dataset>/<experiment>``; may be empty.
+
+    Raises:
+        DataError: there is no such folder, or a file in it cannot be read; the message names it.
+    """
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one."
+        )
+    numbers = range(1, _count_rounds(folder) + 1)
+    names = (*STAGES, *(in_round(kind, n) for n in numbers[1:] for kind in LATER))
+    trained = ("classify", *(in_round("segment", n) for n in numbers))
+    mined = tuple(in_round(kind, n) for kind in ("pseudo_labels", "refined") for n in numbers)
+    texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *mined)}
+    configs = {name: parse_mapping(folder / name / "config.yaml", text) for name, text in texts.items()}
+    monitors = {name: _find_monitor(configs[name]) for name in trained}
+    stages = {name: _read_stage(folder, name) for name in (*names, *BESIDE)}
+    stages = {name: found for name, found in stages.items() if name in names or found.state != "not run"}
+    return Run(
+        folder=folder,
+        stages=stages,
+        histories={name: read_history(_within(folder, name) / "history.csv") for name in trained},
+        configs={name: text for name, text in texts.items() if text},
+        monitors={name: monitor for name, monitor in monitors.items() if monitor},
+        rounds=tuple(_read_round(folder, n) for n in numbers),
+        ceiling=read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
+        expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
+        # From the configuration: a stage's settings hold YAML values that an option may have overruled.
+        random=_backbone_options(configs["classify"]).get("weights") == "none",
+    )
+
+
+def _fits(folder: Path, name: str) -> bool:
+    """Whether a stage of a later round was made of what is there now."""
+    after = read_object(folder / name / "settings.json").get("after")
+    if not isinstance(after, dict):
+        return False
+    return all(
+        read_object(folder / stage / "stage.json").get("made") == made for stage, made in after.items()
+    )
+
+
+def _count_rounds(folder: Path) -> int:
+    """How many rounds there are of the network that is there now; later ones of an earlier network do not count."""
+    number = 1
+    while _fits(folder, in_round("pseudo_labels", number + 1)):
+        number += 1
+    return number
+
+
+def _within(folder: Path, name: str) -> Path:
+    """A stage's folder; of a later round's that is out of date one that is not there, so that nothing is read of it."""
+    fits = split_round(name)[1] == 1 or _fits(folder, name)
+    return folder / name if fits else folder / name / "out of date"
+
+
+def _read_round(folder: Path, number: int) -> Round:
+    kinds = ("pseudo_labels", "test_maps", "test", "refined")
+    labels, maps, test, refined = (_within(folder, in_round(kind, number)) for kind in kinds)
+    tables = (read_rows(place / "cam_cases.csv", ("cam_dice", "pam_dice")) for place in (maps, test))
+    return Round(
+        number,
+        quality=read_rows(labels / "quality.csv", ("quality",)),
+        cases=read_rows(test / "cases.csv", ("dice",)),
+        refined=read_rows(refined / "cases.csv", ("dice",)),
+        map_cases=next((rows for rows in tables if rows), []),
+        summary=read_object(test / "summary.json"),
+    )
+
+
+def _supervised_by_experts(options: Any) -> bool:
+    """Whether ``supervision: expert`` stands anywhere in nested options."""
+    if not isinstance(options, dict):
+        return False
+    return options.get("supervision") == "expert" or any(map(_supervised_by_experts, options.values()))
+
+
+def _backbone_options(config: Any) -> dict[str, Any]:
+    """``model.init_args.backbone.init_args``; empty where it is not there."""
+    for key in ("model", "init_args", "backbone", "init_args"):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _read_stage(run: Path, name: str) -> Stage:
+    folder = run / name
+    path = folder / "stage.json"
+    begun = folder.is_dir() and any(folder.iterdir())
+    if begun and _within(run, name) != folder:
+        return Stage(name, "out of date")
+    if not path.exists():
+        return Stage(name, "unfinished" if begun else "not run")
+    facts = read_object(path)
+    settings, versions = (facts.get(key) or {} for key in ("settings", "versions"))
+    if not isinstance(settings, dict) or not isinstance(versions, dict):
+        raise DataError(f"{path}: `settings` and `versions` must be objects")
+    seconds = facts.get("seconds")
+    return Stage(
+        name=folder.name,
+        state="done",
+        settings=settings,
+        command=str(facts.get("command") or ""),
+        seconds=float(seconds) if isinstance(seconds, int | float) else NAN,
+        finished=str(facts.get("finished") or ""),
+        versions=versions,
+        git=str(facts.get("git") or ""),
+    )
+
+
+def _find_monitor(config: dict[str, Any]) -> Monitor | None:
+    """The first ModelCheckpoint with a metric among the trainer's callbacks."""
+    trainer = config.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    for callback in callbacks if isinstance(callbacks, list) else ():
+        if isinstance(callback, dict) and str(callback.get("class_path")).endswith("ModelCheckpoint"):
+            options = callback.get("init_args") or {}
+            if options.get("monitor"):
+                return Monitor(str(options["monitor"]), str(options.get("mode") or "min"))
+    return None

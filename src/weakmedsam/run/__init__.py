@@ -1,0 +1,1 @@
+"""A run: its stages, their state and order; imports no torch."""

@@ -1,0 +1,303 @@
+"""The stages of a run: which YAMLs, which options, which command, and what each must leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from weakmedsam.contracts import in_round
+from weakmedsam.errors import ConfigError
+from weakmedsam.run.checkpoints import resume_options
+
+EXPERIMENTS = Path("experiments")
+ANOTHER_ROUND = EXPERIMENTS / "another_round.yaml"
+"""What a later round sets otherwise."""
+REFINED = EXPERIMENTS / "refined.yaml"
+"""What PAM sets otherwise on predictions of test cases."""
+
+
+class Request(NamedTuple):
+    """What the user asked for.
+
+    Attributes:
+        dataset: of ``experiments/data/<dataset>.yaml``.
+        experiment: name of the run.
+        backbone: of ``experiments/backbone/<backbone>.yaml``.
+        data_dir: folder of the scans, None = the YAML's.
+        runs: folder of all runs.
+        options: further command-line options, (key, values) in order.
+        trainer: of ``experiments/trainer/<trainer>.yaml``, None = what the stages' YAMLs say.
+        logger: of ``experiments/logger/<logger>.yaml``, None = what the stages' YAMLs say.
+        launcher: words that start the processes of a stage with a trainer, in place of this interpreter:
+            ``srun python``, ``torchrun --nproc-per-node 8``.
+        rounds: of pseudo-labels and segmentation network, 1 or more; see ``another_round``.
+    """
+
+    dataset: str
+    experiment: str
+    backbone: str
+    data_dir: str | None
+    runs: Path
+    options: list[tuple[str, list[str]]]
+    trainer: str | None = None
+    logger: str | None = None
+    launcher: tuple[str, ...] = ()
+    rounds: int = 1
+
+    @property
+    def folder(self) -> Path:
+        """Everything of the run lies here."""
+        return self.runs / self.dataset / self.experiment
+
+
+class Stage(NamedTuple):
+    """One stage of the chain.
+
+    Attributes:
+        name: of its folder.
+        title: what the terminal says it does.
+        after: the stages whose results it reads.
+        configs: YAML files, merged left to right.
+        takes: option groups (``--<group>.…``) that concern it.
+        command: the argument lists to run, given the request and the common arguments.
+        results: patterns of the files in its folder that are its result: a stage that leaves none of a pattern has
+            failed, one whose files are lost or damaged is made anew.
+        needs_test_masks: there is nothing for it to do where no test case has an expert mask.
+        trains: it trains, so that the number of processes decides its result.
+    """
+
+    name: str
+    title: str
+    after: tuple[str, ...]
+    configs: Callable[[Request], list[Path]]
+    takes: tuple[str, ...]
+    command: Callable[[Request, list[str]], list[list[str]]]
+    results: tuple[str, ...]
+    needs_test_masks: bool = False
+    trains: bool = False
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Patterns of all that has to stay as it was written: the results, and what they were made by."""
+        return (*self.results, *(("config.yaml",) if "trainer" in self.takes else ()))
+
+
+def _classify_configs(request: Request) -> list[Path]:
+    return [
+        EXPERIMENTS / "classify.yaml",
+        *_data_config(request),
+        EXPERIMENTS / f"backbone/{request.backbone}.yaml",
+    ]
+
+
+def _segment_configs(request: Request) -> list[Path]:
+    return [EXPERIMENTS / "segment.yaml", *_data_config(request)]
+
+
+def _data_config(request: Request) -> list[Path]:
+    return [EXPERIMENTS / f"data/{request.dataset}.yaml"]
+
+
+def _root(folder: Path) -> list[str]:
+    return ["--trainer.default_root_dir", str(folder)]
+
+
+def _prepare(request: Request, common: list[str]) -> list[list[str]]:
+    return [["prepare", *common, "--summary", str(request.folder / "prepare/data.json")]]
+
+
+def _classify(request: Request, common: list[str]) -> list[list[str]]:
+    folder = request.folder / "classify"
+    return [["fit", *common, *_root(folder), *resume_options(folder)]]
+
+
+def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    return [["predict", *common, *_root(request.folder / "pseudo_labels"), "--ckpt_path", str(best)]]
+
+
+def _segment(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
+    folder = request.folder / in_round("segment", number)
+    return [["fit", *common, *pseudo_labelled(request, number), *_root(folder), *resume_options(folder)]]
+
+
+def pseudo_labelled(request: Request, number: int = 1) -> list[str]:
+    """Options with which a segmentation network learns the run's pseudo-labels of a round."""
+    folder = request.folder / in_round("pseudo_labels", number)
+    return ["--data.supervision", "pseudo", "--data.pseudo_labels_dir", str(folder)]
+
+
+def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
+    folder = request.folder / "ceiling"
+    common = [*common, "--data.supervision", "expert"]
+    best = folder / "checkpoints/best.ckpt"
+    return [
+        ["fit", *common, *_root(folder), *resume_options(folder)],
+        ["test", *common, *_root(folder / "test"), "--ckpt_path", str(best)],
+    ]
+
+
+def _test_maps(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    return [["test", *common, *_root(request.folder / "test_maps"), "--ckpt_path", str(best)]]
+
+
+def _best_segmenter(request: Request, number: int) -> str:
+    return str(request.folder / in_round("segment", number) / "checkpoints/best.ckpt")
+
+
+def _test(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
+    folder = request.folder / in_round("test", number)
+    return [["test", *common, *_root(folder), "--ckpt_path", _best_segmenter(request, number)]]
+
+
+def _from_network(
+    request: Request, common: list[str], kind: str, number: int = 1, of: int = 1
+) -> list[list[str]]:
+    """PAM from what the network of round ``of`` predicts: pseudo-labels, or the score of test cases."""
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    start = ["--model.pam.start", _best_segmenter(request, of)]
+    command = "predict" if kind == "pseudo_labels" else "test"
+    folder = request.folder / in_round(kind, number)
+    return [[command, *common, *start, *_root(folder), "--ckpt_path", str(best)]]
+
+
+def _refined_configs(request: Request) -> list[Path]:
+    return [*_classify_configs(request), REFINED]
+
+
+def _labels_again_configs(request: Request) -> list[Path]:
+    return [*_pseudo_configs(request), ANOTHER_ROUND]
+
+
+def _maps_again_configs(request: Request) -> list[Path]:
+    return [*_classify_configs(request), ANOTHER_ROUND]
+
+
+def _pseudo_configs(request: Request) -> list[Path]:
+    first, *rest = _classify_configs(request)
+    return [first, EXPERIMENTS / "pseudo_labels.yaml", *rest]
+
+
+def _features(request: Request, common: list[str]) -> list[list[str]]:
+    best = request.folder / "classify/checkpoints/best.ckpt"
+    return [["validate", *common, *_root(request.folder / "features"), "--ckpt_path", str(best)]]
+
+
+def _features_configs(request: Request) -> list[Path]:
+    first, *rest = _classify_configs(request)
+    return [first, EXPERIMENTS / "features.yaml", *rest]
+
+
+_ALL = ("data", "trainer", "seed_everything", "throughput", "preemption")
+_MODEL = (*_ALL, "model")
+_NETWORK = ("checkpoints/best.ckpt",)
+# fmt: off
+STAGES = (
+    Stage("prepare", "turn volumes into a slice store", (), _data_config, ("data",), _prepare,
+          ("data.json",)),
+    Stage("classify", "train the classification network (SCE)", ("prepare",), _classify_configs, _MODEL, _classify,
+          _NETWORK, trains=True),
+    Stage("pseudo_labels", "make pseudo-labels (PAM)", ("classify",), _pseudo_configs, _MODEL, _pseudo_labels,
+          ("*.safetensors", "quality.csv")),
+    Stage("features", "store what PAM starts from", ("classify",), _features_configs, _MODEL, _features,
+          ("*.safetensors", "features.json", "scores.json")),
+    Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment,
+          _NETWORK, trains=True),
+    Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps,
+          ("cam_cases.csv",), needs_test_masks=True),
+    Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test,
+          ("cases.csv", "summary.json"), needs_test_masks=True),
+    Stage("refined", "refine and score what it predicts on test cases (PAM)", ("classify", "segment"),
+          _refined_configs, _MODEL, partial(_from_network, kind="refined"), ("cases.csv", "summary.json"),
+          needs_test_masks=True),
+    Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling,
+          (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
+)
+# fmt: on
+"""In order. ``model`` options concern the classification network; the segmentation network's are given
+as ``--segment.model.…``, and so is any option meant for one stage only."""
+
+TARGETS = {
+    "prepare": ("prepare",),
+    "classify": ("prepare", "classify"),
+    "pseudo-labels": ("prepare", "classify", "pseudo_labels"),
+    "features": ("prepare", "classify", "features"),
+    "segment": ("prepare", "classify", "pseudo_labels", "segment"),
+    "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
+    "report": (),
+    "ceiling": ("prepare", "ceiling"),
+    "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
+}
+
+
+def another_round(number: int) -> tuple[Stage, ...]:
+    """The stages of a round after the first: self-training, see ``self_training.py``.
+
+    Args:
+        number: of the round, 2 or more.
+    """
+    labels, network = in_round("pseudo_labels", number), in_round("segment", number)
+    before = in_round("segment", number - 1)
+    again = partial(_from_network, number=number)
+    # fmt: off
+    return (
+        Stage(labels, f"refine what {before} predicts (PAM)", ("classify", before), _labels_again_configs, _MODEL,
+              partial(again, kind="pseudo_labels", of=number - 1), ("*.safetensors", "quality.csv")),
+        Stage(network, "train a segmentation network on that", (labels,), _segment_configs, _ALL,
+              partial(_segment, number=number), _NETWORK, trains=True),
+        Stage(in_round("test_maps", number), f"score what is refined of {before} on test cases", ("classify", before),
+              _maps_again_configs, _MODEL, partial(again, kind="test_maps", of=number - 1), ("cam_cases.csv",),
+              needs_test_masks=True),
+        Stage(in_round("test", number), f"score {network} on test cases", (network,), _segment_configs, _ALL,
+              partial(_test, number=number), ("cases.csv", "summary.json"), needs_test_masks=True),
+        Stage(in_round("refined", number), f"refine and score what {network} predicts on test cases (PAM)",
+              ("classify", network), _refined_configs, _MODEL, partial(again, kind="refined", of=number),
+              ("cases.csv", "summary.json"), needs_test_masks=True),
+    )
+    # fmt: on
+
+
+def chosen_stages(target: str, rounds: int) -> list[Stage]:
+    """The stages that a target runs, in order.
+
+    Args:
+        target: one of ``TARGETS``.
+        rounds: how often pseudo-labels are made; of ``pseudo-labels`` and ``segment`` the last round's are meant.
+
+    Raises:
+        ConfigError: no round.
+    """
+    if rounds < 1:
+        raise ConfigError(f"ROUNDS={rounds}: there is at least one round")
+    wanted = TARGETS[target]
+    first = wanted if rounds == 1 or "pseudo_labels" not in wanted else (*wanted, "segment")
+    chosen = [stage for stage in STAGES if stage.name in first]
+    for number in range(2, rounds + 1 if "pseudo_labels" in wanted else 2):
+        names = {in_round(name, number) for name in (wanted if number == rounds else first)}
+        chosen += [stage for stage in another_round(number) if stage.name in names]
+    return chosen
+
+
+def stage_configs(stage: Stage, request: Request) -> list[Path]:
+    """The YAML files of a stage, merged left to right.
+
+    The trainer's file comes last, so that it wins; the logger's behind the stage's own, so that a stage
+    that logs nothing keeps to it.
+
+    Raises:
+        ConfigError: a file that is not there; the message lists those that are.
+    """
+    first, *rest = stage.configs(request)
+    files = [first, *rest]
+    if "trainer" in stage.takes:
+        logger = [EXPERIMENTS / f"logger/{request.logger}.yaml"] if request.logger else []
+        trainer = [EXPERIMENTS / f"trainer/{request.trainer}.yaml"] if request.trainer else []
+        files = [first, *logger, *rest, *trainer]
+    for path in files:
+        if not path.is_file():
+            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+            raise ConfigError(f"{path} does not exist; there are: {known}")
+    return files

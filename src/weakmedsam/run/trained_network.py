@@ -1,0 +1,169 @@
+"""Which network of a run segments new scans, and what it is told apart by. Without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weakmedsam.config_diff import DEVICE_KEYS, NEUTRAL_KEYS, deciding
+from weakmedsam.contracts import in_round
+from weakmedsam.errors import ConfigError, DataError
+from weakmedsam.run.overrides import pam_of, parse_options
+from weakmedsam.run.stages import REFINED
+from weakmedsam.system.json_files import parse_mapping, read_object, read_text
+
+CONFIGURED = ("model.init_args", "data.init_args", "trainer")
+"""What is read of a stage's configuration."""
+
+
+class Network(NamedTuple):
+    """What segments.
+
+    Attributes:
+        config: of the stage whose model it is, nested.
+        checkpoint: with its weights.
+        made: what its parts are known by; those of another training have others.
+        said: which it is, for the terminal.
+    """
+
+    config: dict[str, Any]
+    checkpoint: Path
+    made: list[Any]
+    said: str
+
+
+def is_current(run: Path, stage: str) -> bool:
+    """Whether a stage is finished, and of the stages before it as they are now; what was removed does not count."""
+    stamp = _stamp(run, stage)
+    if stamp is None:
+        return False
+    return all(
+        (_stamp(run, name) or {}).get("made") == made and is_current(run, name)
+        for name, made in stamp["settings"]["after"].items()
+        # The store may be filled anew without a change.
+        if name != "prepare" and (run / name).is_dir()
+    )
+
+
+def last_round(run: Path) -> int:
+    """Number of the run's last round whose segmentation network follows from the rounds before it as they are now.
+
+    Raises:
+        ConfigError: it has no network.
+    """
+    if _stamp(run, "segment") is None:
+        raise ConfigError(
+            f"{run} has no trained segmentation network: name the DATASET and EXPERIMENT of a run, or make it first "
+            "(make train)"
+        )
+    number = 1
+    while is_current(run, in_round("segment", number + 1)):
+        number += 1
+    return number
+
+
+def find_network(run: Path, plain: bool) -> Network:
+    """The run's last segmentation network, refined by PAM or not.
+
+    Args:
+        run: its folder.
+        plain: the network's own segmentations; otherwise PAM walks what it predicts, with the settings of the round's
+            stage ``refined``, or, where there is none of this network (no test case had a mask, say), default ones.
+
+    Raises:
+        ConfigError: the run has no network, was trained without PAM or is being trained, or files of it are gone.
+    """
+    number = last_round(run)
+    segment, refined = (run / in_round(name, number) for name in ("segment", "refined"))
+    checkpoint = segment / "checkpoints/best.ckpt"
+    made = [_stamp(run, segment.name)["made"]]
+    if plain:
+        return Network(
+            read_settings(segment / "config.yaml", *CONFIGURED), checkpoint, made, f"{segment}, not refined"
+        )
+    settings = refined if is_current(run, refined.name) else run / "classify"
+    config = read_settings(settings / "config.yaml", *CONFIGURED)
+    said = str(settings)
+    pam = config["model"]["init_args"].get("pam")
+    if pam is None:
+        raise ConfigError(
+            f"{settings} was trained without PAM (model.pam: null): PLAIN=1 segments by the network alone"
+        )
+    if settings != refined:
+        if not REFINED.is_file():
+            raise ConfigError(
+                f"{REFINED}: there is no such file here; run the command in the repository's folder"
+            )
+        pam["init_args"] |= pam_of(REFINED)
+        said = str(REFINED)
+    pam["init_args"]["start"] = str(checkpoint)
+    classified = _stamp(run, "classify")
+    if classified is None:
+        raise ConfigError(f"{run / 'classify'} is not finished: finish it (make train), or take PLAIN=1")
+    made.append(classified["made"])
+    said = f"{segment}, refined by PAM with the settings of {said}"
+    return Network(config, run / "classify/checkpoints/best.ckpt", made, said)
+
+
+def _stamp(run: Path, stage: str) -> Any:
+    """What a finished stage says of itself; None of another, and where that is damaged."""
+    try:
+        found = read_object(run / stage / "stage.json")
+    except DataError:
+        return None
+    settings = found.get("settings")
+    after = settings.get("after") if isinstance(settings, dict) else None
+    return found if "made" in found and isinstance(after, dict) else None
+
+
+def read_settings(path: Path, *needed: str) -> dict[str, Any]:
+    """A YAML or JSON file of a run.
+
+    Args:
+        path: the file.
+        needed: keys that it has to have, ``a.b`` of nested ones; there, mappings.
+
+    Raises:
+        ConfigError: it is gone, or damaged.
+    """
+    mend = "`make train` of the run makes it anew"
+    if not path.exists():
+        raise ConfigError(f"{path} is gone: {mend}")
+    try:
+        found = parse_mapping(path, read_text(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    for key in needed:
+        held: Any = found
+        for part in key.split("."):
+            held = held.get(part) if isinstance(held, dict) else None
+        if not isinstance(held, dict | list):
+            raise ConfigError(f"{path} is damaged, it has no {key}: {mend}")
+    return found
+
+
+def class_names(run: Path, network: Network) -> list[str]:
+    """Names of the classes, id 1 first: as the network's own settings say, or its data set.
+
+    Raises:
+        ConfigError: neither does.
+    """
+    own = network.config["data"]["init_args"].get("classes")
+    return list(read_settings(run / "prepare/data.json", "classes")["classes"] if own is None else own)
+
+
+def name_maker(network: Network, options: list[str]) -> str:
+    """A short text that differs where segmentations can: by weights, by settings, by what was typed.
+
+    Not by where the run lies, which may be moved, nor by devices.
+    """
+    held = deciding(network.config)
+    held["data"]["init_args"].pop("data_dir", None)
+    (held["model"]["init_args"].get("pam") or {"init_args": {}})["init_args"].pop("start", None)
+    typed = [
+        o for o in parse_options(options) if o[0].rpartition(".")[2] not in {*NEUTRAL_KEYS, *DEVICE_KEYS}
+    ]
+    parts = [network.made, held["model"], held["data"], held["trainer"].get("precision"), typed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

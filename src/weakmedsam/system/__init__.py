@@ -1,0 +1,1 @@
+"""Files, locks, signals and errors of the operating system; imports no torch."""

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from weakmedsam.classification.local_encoder import LocalEncoder
+from weakmedsam.errors import ConfigError
+
+
+def test_features_have_the_cells_asked_for_at_any_frame():
+    for side in (16, 40, 64, 256):  # smaller than the frame, reduced to 32, equal, reduced
+        encoder = LocalEncoder(side, frame=64, cells=8, widths=(8, 8, 12)).eval()
+        assert encoder.feature_dim == 12
+        assert encoder(torch.rand(2, 1, side, side)).shape == (2, 12, 8, 8)
+
+
+def test_a_cell_hears_nothing_from_farther_than_its_field():
+    encoder = LocalEncoder(128, cells=16).eval()
+    image = torch.rand(1, 1, 128, 128)
+    for cell, first, last in ((0, 0, 45), (8, 27, 109)):  # 82 pixels about the cell's middle, 8 c + 4
+        changed = torch.rand(1, 1, 128, 128)
+        changed[..., first:last, :] = image[..., first:last, :]
+        with torch.no_grad():
+            before, after = encoder(image), encoder(changed)
+            assert torch.equal(before[..., cell, :], after[..., cell, :])
+            changed[..., first + 5 : last - 5, :] += 1
+            assert not torch.equal(before[..., cell, :], encoder(changed)[..., cell, :])
+
+
+def test_mirroring_weights_and_image_mirrors_the_map():
+    encoder = LocalEncoder(32, cells=8, widths=(8, 8)).eval()
+    image = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        there = encoder(image)
+        for parameter in encoder.parameters():
+            if parameter.ndim == 4:
+                parameter.copy_(parameter.flip(3))
+        # Only a map that lies in the middle of its cells comes back: with strides of 3 x 3 it does not.
+        assert torch.allclose(encoder(image.flip(3)).flip(3), there, atol=1e-5)
+
+
+def test_a_frame_that_cannot_be_halved_to_its_cells_is_refused():
+    for arguments in ({"image_size": 8}, {"widths": (8, 8)}, {"widths": ()}, {"cells": 0}, {"cells": 256}):
+        with pytest.raises(ConfigError, match=r"model\.local_encoder.*cells"):
+            LocalEncoder(**{"image_size": 128, "frame": 128, "cells": 16, **arguments})

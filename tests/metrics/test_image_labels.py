@@ -1,0 +1,46 @@
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from weakmedsam.metrics.image_labels import LabelScores
+
+NAMES = ["lesion", "cyst"]
+
+
+def drawn(slices):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(slices, 2, generator=generator)
+    return logits, (torch.rand(slices, 2, generator=generator) < 0.4).float()
+
+
+def test_they_are_those_of_scikit_learn_whatever_the_batches():
+    scores, (logits, label) = LabelScores(NAMES), drawn(50)
+    scores.update(logits[:20], label[:20])
+    scores.update(logits[20:].bfloat16(), label[20:])
+    figures = scores.finish()
+    logits = torch.cat([logits[:20], logits[20:].bfloat16().float()])
+    for name, metric in (("auroc", roc_auc_score), ("ap", average_precision_score)):
+        theirs = [metric(label[:, c], logits[:, c]) for c in range(2)]
+        assert [float(figures[f"{name}/{c}"]) for c in NAMES] == pytest.approx(theirs, abs=1e-5)
+        assert float(figures[name]) == pytest.approx(sum(theirs) / 2, abs=1e-5)
+
+
+def test_what_is_not_defined_is_nan_and_not_in_the_mean():
+    scores, (logits, label) = LabelScores(NAMES), drawn(50)
+    label[:, 1] = 0
+    scores.update(logits, label)
+    figures = scores.finish()
+    assert figures["auroc/cyst"].isnan()
+    assert figures["ap/cyst"].isnan()
+    assert figures["auroc"] == figures["auroc/lesion"]
+    assert figures["ap"] == figures["ap/lesion"]
+
+
+def test_what_is_finished_is_forgotten():
+    scores, (logits, label) = LabelScores(NAMES), drawn(50)
+    scores.update(-logits, label)
+    scores.finish()
+    scores.update(logits, label)
+    assert float(scores.finish()["auroc/cyst"]) == pytest.approx(
+        roc_auc_score(label[:, 1], logits[:, 1]), abs=1e-5
+    )

@@ -1,0 +1,33 @@
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from weakmedsam.system.fast_import import INTERRUPTED, many_imports
+
+
+def test_what_is_imported_is_out_of_the_collectors_way_and_what_comes_later_is_not():
+    code = (
+        "import gc\nfrom weakmedsam.system.fast_import import many_imports\n"
+        "with many_imports():\n    assert not gc.isenabled()\n    import json.tool\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
+def test_an_import_that_fails_leaves_the_collector_on():
+    with pytest.raises(ModuleNotFoundError), many_imports():
+        import no_such_module  # type: ignore[import-not-found]  # noqa: F401
+    assert gc.isenabled()
+
+
+def test_ctrl_c_leaves_without_a_traceback():
+    code = (
+        "import os, signal, time\nfrom weakmedsam.system.fast_import import INTERRUPTED, interruptible\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a command in the background ignores it
+        "with interruptible():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
