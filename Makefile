@@ -45,7 +45,7 @@ PYTHON ?= python3
 UV := uv==0.13.9
 BIN := .venv/bin
 STAMP := .venv/.installed
-CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info .constraints.tmp
+CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist docs/_build *.egg-info .constraints.tmp
 SOURCES := src data_modules benchmarks tests
 
 # A text as one word of the shell, whatever is in it; a variable's value so, as it was given: make does not expand it.
@@ -125,14 +125,14 @@ report: $(STAMP)
 	$(if $(word 2,$(value RUNS)),if test -d $(call given,RUNS); then $(call pipeline,report); else \
 	$(BIN)/python -m weakmedsam.report.compare_cli $(call each,RUNS) --runs runs; fi,$(call pipeline,report)))
 
-## Segment new SCANS with a trained run's network, in their own space (README)
+## Segment new SCANS with a trained run's network, in their own space (docs/prediction.md)
 predict: $(STAMP)
 	@test -n $(call quote,$(strip $(value SCANS))) || { \
 		echo "predict needs SCANS, a folder of NIfTI files: make predict SCANS=/new/scans" >&2; exit 1; }
 	@$(BIN)/python -m weakmedsam.run.predict --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
 		--dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) --runs $(call given,RUNS) $(more)
 
-## Sweep over settings on W&B, or here with LOCAL=1 (docs/scale.md)
+## Sweep over settings on W&B, or here with LOCAL=1 (docs/sweeps.md)
 sweep: $(STAMP)
 	@$(BIN)/python -m weakmedsam.sweep $(call given,SWEEP) --dataset $(call given,DATASET) \
 		--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
@@ -163,9 +163,10 @@ bench: $(STAMP)
 	@for name in $(filter-out costs,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
-## Write docs/configuration.md, the reference of all settings, from the code
+## Write docs/configuration.md from the code and build the documentation site, docs/_build/html; warnings are errors
 docs: $(STAMP)
 	@$(BIN)/python -m weakmedsam.settings_reference
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d docs/_build/doctrees docs docs/_build/html
 
 ## Find or fetch the official weights of BACKBONE, verified; training does so by itself (docs/weights.md)
 weights: $(STAMP)

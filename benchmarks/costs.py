@@ -235,7 +235,7 @@ def page_of(rows: list[list[str]], batch: int, device: str, bf16: bool) -> str:
     """The table as a Markdown page that says how it was made."""
     where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
     lines = [
-        "# What every backbone costs",
+        "# Costs of the backbones",
         "",
         "Made by `python -m benchmarks.costs`, with random weights. An image is one slice at the size given",
         "(resized inside where the backbone has a size of its own). FLOP: of matrix products and convolutions,",
@@ -243,7 +243,7 @@ def page_of(rows: list[list[str]], batch: int, device: str, bf16: bool) -> str:
         "each stage in a fresh process. Prompts are 16 points on an image whose embedding is known. The training",
         "step is forward, backward and AdamW with the policy `published`.",
         "",
-        f"Here: {where}, threads: {torch.get_num_threads()}, torch {torch.__version__.split('+')[0]}, "
+        f"Measured on: {where}, threads: {torch.get_num_threads()}, torch {torch.__version__.split('+')[0]}, "
         f"{'bf16 autocast' if bf16 else 'float32'}, batch {batch}.",
         "",
         "| " + " | ".join(COLUMNS) + " |",

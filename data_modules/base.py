@@ -384,7 +384,7 @@ class SliceDataModule(LightningDataModule):
     def _workers_augment(self) -> bool:
         """On processors each worker augments what it reads, with one thread.
 
-        The training process's threads would wait for each other in it (docs/scale.md).
+        The training process's threads would wait for each other in it (docs/performance.md).
         """
         on_cpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
         return on_cpu and self.num_workers > 0

@@ -3,7 +3,7 @@
 Two targets, ``lesion`` and ``cyst``, and a distractor: a bright ring-shaped vessel that appears in most
 slices with a lesion and in few others, and is in no mask. Image-level labels alone hardly tell it from
 the lesion; sub-classes are meant to, because it is missing in some of the lesion's slices. How far they do:
-docs/study.md.
+docs/results.md.
 """
 
 from __future__ import annotations

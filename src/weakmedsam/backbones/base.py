@@ -30,7 +30,7 @@ class Backbone(nn.Module, ABC):
     Attributes:
         name: the name in ``experiments/backbone/<name>.yaml``.
         image_size: side of the square input frame, pixels; points are given in it.
-        feature_dim: D.
+        feature_dim: channels of the features, D.
     """
 
     name: str

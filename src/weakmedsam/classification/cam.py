@@ -97,7 +97,7 @@ def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
 def mirror_axes(columns: bool, rows: bool) -> list[tuple[int, ...]]:
     """Axes along which each view of an image is mirrored, the plain view first: 1, 2 or 4 views.
 
-    A cell may speak for its neighbour, always to the same side (docs/study.md). In a mirror image that is
+    A cell may speak for its neighbour, always to the same side (docs/results.md). In a mirror image that is
     the other side; the mean of the views, each mirrored back, lies in the middle. It takes a network
     that has been trained on mirror images.
 

@@ -5,7 +5,7 @@ common in networks break that: attention over the whole image, and normalisation
 whole image (group, layer and instance norm over rows and columns). Through either, every cell learns
 what kind of slice it lies in, and a slice is then recognised by whatever is easiest, anywhere. On the
 left atrium, one network with batch norm and with group norm, all else equal: the activation map's Dice
-was 0.35 and 0.15 (docs/study.md), while group norm classified better.
+was 0.35 and 0.15 (docs/results.md), while group norm classified better.
 
 So this encoder has small kernels only, and batch norm, whose statistics are constants once trained. It
 is what SAMUS's convolutional branch (arXiv 2309.06824) is to its transformer, kept apart from it.
