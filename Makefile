@@ -45,7 +45,7 @@ PYTHON ?= python3
 UV := uv==0.13.9
 BIN := .venv/bin
 STAMP := .venv/.installed
-CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist docs/_build *.egg-info .constraints.tmp
+CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist docs/_build *.egg-info .constraints.tmp
 SOURCES := src data_modules benchmarks tests
 
 # A text as one word of the shell, whatever is in it; a variable's value so, as it was given: make does not expand it.
@@ -144,10 +144,11 @@ sweep: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-## Check style, docstrings, annotations and format
+## Check style, docstrings, annotations, format and who imports whom
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 ## Check types
 types: $(STAMP)

@@ -24,7 +24,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.system.atomic_io import read_table
 from weakmedsam.system.signals import REQUEUE, Relay
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 EPOCHS = 4
 
 

@@ -22,7 +22,7 @@ from weakmedsam.callbacks.feature_bank import FeatureBank
 from weakmedsam.errors import CheckpointError, ConfigError
 from weakmedsam.sce.figures import ClusterRow, draw_clusters
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
