@@ -16,7 +16,16 @@ TORCH_FREE = [
     *(
         f"data_modules.{name}"
         for name in (
-            *("store", "splits", "cases", "volumes", "resampling", "store_index", "prepare", "phantom_drawing"),
+            *(
+                "store",
+                "splits",
+                "cases",
+                "volumes",
+                "resampling",
+                "store_index",
+                "prepare",
+                "phantom_drawing",
+            ),
             *("scan_io", "nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness"),
         )
     ),

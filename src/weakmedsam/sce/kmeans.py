@@ -1,8 +1,8 @@
-"""k-means on many points in bounded memory: starts on a sample, then a few passes over everything.
+"""k-means on many points in bounded memory: initialisations on a sample, then a few passes over all points.
 
 FAISS measures the distances, on the CPU or on one GPU; scikit-learn's greedy k-means++ (Arthur and
-Vassilvitskii 2007) says where each start begins. FAISS's own random start ended at 2 to 4 times the best
-inertia on separated blobs.
+Vassilvitskii 2007) initialises the centroids. FAISS's own initialisations end at a higher inertia
+(docs/negative_results.md).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class KMeans:
         seed: of the sample and of the starts; the same seed gives the same clusters.
         spherical: points and centroids have unit length, so that directions are clustered (Dhillon and
             Modha 2001); otherwise Euclidean.
-        restarts: k-means++ starts, of which the best one stays.
+        restarts: number of initialisations by k-means++; the lowest inertia is kept.
         points_per_centroid: starts are made on a random sample of so many points for each cluster. FAISS
             has the same number as its default.
         iterations: Lloyd iterations of each start.
