@@ -20,7 +20,7 @@ from benchmarks.pam import seconds
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
-from weakmedsam.pam.config import Refinement
+from weakmedsam.pam.config import Affinity, Occlusion, Prompts, Refinement, Threshold, Walk
 from weakmedsam.pam.occlusion import evidence_lost, same_as
 from weakmedsam.pam.prompt_masks import Slices, ask, place_prompts
 from weakmedsam.pam.refiner import mine
@@ -50,8 +50,9 @@ def main() -> None:
     table, figures = Table("prompts a side", "masks", "erasing", "all", "share", "painted"), {}
     for side in (4, 8):
         settings = Refinement(
-            side, "with_intensity", 0.67, contrast=15.0, steps=32, walk="volume", erasing=0.3, threshold=0.75
-        )
+            Prompts(side), Affinity("with_intensity", 0.67, contrast=15.0), Walk(32, extent="volume"),
+            Occlusion(0.3), threshold=Threshold(0.75),
+        )  # fmt: skip
         prompts = place_prompts(slices, settings)
         masks = ask(model.backbone, slices, prompts, settings).masks
         assert masks is not None

@@ -38,6 +38,7 @@ from weakmedsam.figures import Row, draw_grid
 from weakmedsam.geometry import min_max
 from weakmedsam.metrics.overlap_surface import VolumeDice
 from weakmedsam.pam.affinity import edge_weights, grid_points, half_disc, prompt_maps, random_walk
+from weakmedsam.pam.config import Affinity, Prompts, Walk
 from weakmedsam.pam.thresholding import threshold_scores
 from weakmedsam.pam.volumes import draw_row
 
@@ -160,7 +161,7 @@ def callback_overhead(slices: int, positive: float, repeats: int) -> tuple[float
     """
     torch.manual_seed(0)
     model = WeakMedSAM(SAMUS(weights="none"), ["a"]).eval()
-    miner = PromptAffinityMining(GRID, radius=RADIUS, beta=BETA, steps=STEPS)
+    miner = PromptAffinityMining(Prompts(GRID), Affinity(radius=RADIUS, beta=BETA), Walk(STEPS))
     image, box = torch.rand(slices, 1, SIZE, SIZE), torch.tensor([[0, SIZE, 0, SIZE]]).expand(slices, 4)
     truth = torch.randint(0, 2, (slices, SIZE, SIZE))
     chosen = torch.arange(max(1, round(positive * slices)))
@@ -171,7 +172,7 @@ def callback_overhead(slices: int, positive: float, repeats: int) -> tuple[float
         label = torch.ones(len(chosen), 1)
         refined = miner.refine(model, image[chosen], seen.rows(chosen), label, box[chosen])
         before, after = (
-            threshold_scores(scores, miner.settings.threshold)[0]
+            threshold_scores(scores, miner.settings.threshold.value)[0]
             for scores in (refined.before, refined.after)
         )
         for metric, ids in zip(dice, (before, after), strict=True):

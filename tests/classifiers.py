@@ -4,9 +4,10 @@ import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from pam_settings import pam_callback
 from tiny import TinyBackbone
 
-from weakmedsam.callbacks import History, PromptAffinityMining, SubClassExploration
+from weakmedsam.callbacks import History, SubClassExploration
 from weakmedsam.classification.module import WeakMedSAM
 
 NAMES = ["lesion", "cyst"]
@@ -15,7 +16,7 @@ NAMES = ["lesion", "cyst"]
 def module(sce=True, pam=False, **changes):
     torch.manual_seed(0)
     settings = {"sub_classes": 3, "learning_rate": 1e-2, **changes}
-    miner = PromptAffinityMining(map_size=16, radius=2.0) if pam else None
+    miner = pam_callback(walk__map_size=16, affinity__radius=2.0) if pam else None
     return WeakMedSAM(
         TinyBackbone(), NAMES, sce=SubClassExploration() if sce else None, pam=miner, **settings
     )

@@ -36,6 +36,9 @@ def run_processes(words: Sequence[object], processes: int = 1, timeout: float = 
         AssertionError: a process failed; the message has what all have printed.
     """
     shared = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    shared["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     if processes > 1:
         shared |= {
             "MASTER_ADDR": "127.0.0.1",

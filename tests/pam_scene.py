@@ -1,9 +1,10 @@
 """A drawn scene for the tests of PAM."""
 
 import torch
+from pam_settings import pam_settings
 from tiny import SIZE, TinyBackbone
 
-from weakmedsam.pam.refiner import Refinement, Slices
+from weakmedsam.pam.refiner import Slices
 
 
 def drawn(slices):
@@ -53,7 +54,9 @@ def scene(slices=1):
     return Slices(drawing / 2, cam, drawing, torch.ones(slices, 2), box)
 
 
-SCENE = Refinement(grid=8, map_size=SIZE, radius=3.0, steps=8, sigma=0.0)
+SCENE = pam_settings(
+    prompts__grid=8, walk__map_size=SIZE, affinity__radius=3.0, walk__steps=8, threshold__sigma=0.0
+)
 
 
 def dice(ids, truth):

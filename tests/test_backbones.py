@@ -41,9 +41,9 @@ def words(backbone, scans, folder):
         "--data.num_workers": 0,
         "--data.batch_size": 24,  # all training slices: one step
         "--data.split_fractions": "[0.6, 0.2, 0.2]",
-        "--model.pam.map_size": 16,
-        "--model.pam.radius": 2.0,
-        "--model.pam.grid": 2,
+        "--model.pam.walk.map_size": 16,
+        "--model.pam.affinity.radius": 2.0,
+        "--model.pam.prompts.grid": 2,
         "--trainer.max_epochs": 1,
         "--trainer.enable_progress_bar": "false",
         "--trainer.default_root_dir": folder,

@@ -96,7 +96,7 @@ def test_numbers_can_be_set_flat(call, tmp_path):
         *(
             "--model.sub_classes",
             "4",
-            "--model.pam.beta",
+            "--model.pam.affinity.beta",
             "2.5",
             "--model.sce.source",
             "pass",
@@ -106,7 +106,7 @@ def test_numbers_can_be_set_flat(call, tmp_path):
     )
     assert made.model.subclass_head.out_channels == 2 * 4 + 1
     sce, pam = made.model.configure_callbacks()
-    assert (sce.source, pam.settings.beta) == ("pass", 2.5)
+    assert (sce.source, pam.settings.affinity.beta) == ("pass", 2.5)
     assert made.model.backbone.image_size == 64
     folders = {getattr(callback, "dirpath", None) for callback in made.trainer.callbacks}
     assert str(tmp_path / "checkpoints") in folders

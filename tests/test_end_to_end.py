@@ -39,9 +39,9 @@ def command(launcher, folder, target="train", runs=None):
         "--data.prepare_workers": 1,
         "--data.split_fractions": "[0.6, 0.2, 0.2]",
         "--model.sub_classes": 2,
-        "--model.pam.grid": 2,
+        "--model.pam.prompts.grid": 2,
         "--model.pam.every_n_epochs": 1,
-        "--model.pam.map_size": 16,
+        "--model.pam.walk.map_size": 16,
         "--trainer.max_epochs": 2,
         "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
     }

@@ -103,7 +103,7 @@ def test_every_file_is_run_by_some_test():
 @pytest.mark.parametrize("data", names("data"))
 def test_every_data_set_trains_a_step_of_each_stage(call, data):
     one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
-    small = ["--model.sub_classes", "2", "--model.pam.grid", "2", "--model.pam.map_size", "16"]
+    small = ["--model.sub_classes", "2", "--model.pam.prompts.grid", "2", "--model.pam.walk.map_size", "16"]
     run = call("fit", ["classify"], data, *one, *small)
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
     network = ["--model.network_args", "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision", "expert"]
@@ -121,7 +121,12 @@ def on_predictions(call):
     run = call("fit", ["segment"], "phantom", *one, "--data.supervision", "expert")
     segmenter = (run / "checkpoints").rename(run.parent / "of_segment") / "last.ckpt"
     run = call("fit", ["classify"], "phantom", *one)
-    start = ["--model.pam.start", str(segmenter), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    start = [
+        "--model.pam.start.checkpoint",
+        str(segmenter),
+        "--ckpt_path",
+        str(run / "checkpoints/last.ckpt"),
+    ]
 
     def walk(command, configs, name):
         run = call(command, configs, "phantom", *start, more=[name])
@@ -197,7 +202,7 @@ def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
 
 def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(call):
     more = ["published"]
-    step = ["--trainer.max_steps", "1", "--trainer.logger", "false", "--model.pam.map_size", "16"]
+    step = ["--trainer.max_steps", "1", "--trainer.logger", "false", "--model.pam.walk.map_size", "16"]
     run = call("fit", ["classify"], "phantom", *step, more=more)
     weights = run / "checkpoints/last.ckpt"
     held = torch.load(weights, weights_only=True)
@@ -205,7 +210,7 @@ def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(c
     assert not held["weakmedsam"]["local_encoder"]
     settings = yaml.safe_load((EXPERIMENTS / "study/pam.yaml").read_text())
     named = settings["trainer"]["callbacks"][0]["init_args"]["settings"]
-    small = ["--model.pam.map_size", "16", "--model.pam.grid", "2"]
+    small = ["--model.pam.walk.map_size", "16", "--model.pam.prompts.grid", "2"]
     call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *small, more=[*more, "study/pam"])
     assert {row["setting"] for row in read_table(run / "refinements_mean.csv")} == set(named)
 

@@ -17,7 +17,7 @@ from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration, Thro
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError, check_range
-from weakmedsam.pam.refiner import Refinement
+from weakmedsam.pam.config import Prompts, Refinement, Walk
 from weakmedsam.segmentation.module import Segmenter
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,11 @@ def segmenter(**changes):
 
 FLOATS = {float, "float", int, "int", "int | None"}
 MAKERS = {
-    "pam": (Refinement, [f.name for f in fields(Refinement) if f.type in FLOATS]),
+    **{
+        group.name: (type(getattr(Refinement(), group.name)), numbers)
+        for group in fields(Refinement)
+        if (numbers := [f.name for f in fields(getattr(Refinement(), group.name)) if f.type in FLOATS])
+    },
     "augment": (Augmentation, [f.name for f in fields(Augmentation)]),
     "phantom": (PhantomParameters, ["contrast", "noise", "bias", "co_occurrence", "distractor_rate"]),
     "segmenter": (segmenter, ["background_weight", "dice_weight", "ignore_below", "min_quality", "learning_rate",
@@ -71,7 +75,9 @@ WHOLES = {
     "data": (folder, ["image_size", "min_pixels", "seed", "batch_size", "num_workers", "prepare_workers"]),
     "classifier": (classifier, ["max_sub_classes", "sub_classes"]),
     "sce": (SubClassExploration, ["every_n_epochs", "seed", "restarts", "points_per_centroid", "pictures"]),
-    "mining": (PromptAffinityMining, ["grid", "map_size", "peaks", "every_n_epochs", "pictures", "slice_reach"]),
+    "mining": (PromptAffinityMining, ["every_n_epochs", "pictures"]),
+    "points": (Prompts, ["grid", "peaks"]),
+    "steps": (Walk, ["map_size", "slice_reach"]),
     "local": (LocalEncoder, ["image_size", "frame", "cells"]),
     "phantom": (PhantomParameters, ["slices", "size", "modes", "seed"]),
 }  # fmt: skip

@@ -9,7 +9,19 @@ import yaml
 from weakmedsam import settings_reference as reference
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.affinity import AFFINITIES
-from weakmedsam.settings_reference import PAGE, Named, describe, find_named, load, main, page, table
+from weakmedsam.pam.config import Refinement, dotted
+from weakmedsam.run.stages import EXPERIMENTS
+from weakmedsam.settings_reference import (
+    PAGE,
+    Named,
+    describe,
+    fill_options,
+    find_named,
+    load,
+    main,
+    page,
+    table,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +47,7 @@ def test_every_argument_has_a_meaning():
 def test_every_value_that_a_file_sets_is_there_with_the_file():
     text = page()
     section = text[text.index("### `model.pam`") :]
-    row = next(line for line in section.splitlines() if line.startswith("| `threshold`"))
+    row = next(line for line in section.splitlines() if line.startswith("| `value`"))
     assert row.count("`0.5`") == 1
     assert row.rstrip("| ").endswith("| `0.75` in classify; `0.4` in refined")
     study = yaml.safe_load(Path("experiments/study/pam.yaml").read_text(encoding="utf-8"))
@@ -91,16 +103,14 @@ def test_a_page_that_is_out_of_date_ends_with_what_to_do(tmp_path, monkeypatch):
     main(["--check"])
 
 
-def test_the_page_on_pam_gives_the_defaults_of_the_yaml_and_every_affinity():
+def test_the_page_on_pam_has_every_setting_and_every_affinity():
     text = (ROOT / "docs/pam.md").read_text()
-    held = yaml.safe_load((ROOT / "experiments/classify.yaml").read_text())
-    held = held["model"]["init_args"]["pam"]["init_args"]
-    written = {}
-    for line in text.splitlines():
-        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
-        if len(cells) == 5 and cells[0] in held:
-            written[cells[0]] = yaml.safe_load(cells[3])
-    assert written == {key: value for key, value in held.items() if key in written}
-    assert held.keys() - written.keys() == {"affinity", "every_n_epochs", "flips", "pictures"}
-    assert f"`{held['affinity']}` (default)" in text
+    pam = next(named for named in find_named(EXPERIMENTS) if named.key == "model.pam")
+    assert fill_options(text, pam) == text, "make docs"
+    keys = dotted(Refinement())
+    assert [key for key in keys if f"| `{key}` |" not in text] == []
+    assert "| `affinity.contrast` | number | `10` |" in text
+    assert "`15` in classify; `1` in published" in text
     assert all(f"| `{name}` " in text for name in AFFINITIES)
+    with pytest.raises(ConfigError, match=r"docs/pam\.md: options: Wlak is none of Prompts, .*Walk"):
+        fill_options(text.replace("options: Walk", "options: Wlak"), pam)

@@ -8,21 +8,22 @@ import pytest
 import yaml
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from pam_settings import pam_callback, pam_settings
 from segmenters import Disks
 from tiny import TinyBackbone, tiny_phantom
 
 from weakmedsam import cli, sweep
-from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration
+from weakmedsam.callbacks import SubClassExploration
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.feature_cache import Head, write_head
-from weakmedsam.pam.refiner import Refinement
 from weakmedsam.run.overrides import parse_options
 from weakmedsam.run.stages import Request
 from weakmedsam.segmentation.module import Segmenter
 from weakmedsam.sweep import PROGRAMS, claim, fit_to_store, plan, read_definition
 from weakmedsam.sweep_ledger import draw, words_of
-from weakmedsam.sweep_run import pam_settings, with_null
+from weakmedsam.sweep_run import pam_settings as read_words
+from weakmedsam.sweep_run import with_null
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "experiments/sweeps").glob("*.yaml"))
@@ -84,9 +85,9 @@ def test_every_drawn_setting_of_pam_is_one(tmp_path):
     found = plan("pam", request_for(tmp_path))
     for seed in range(20):
         values = draw(found.definition, [], seed)
-        taken = pam_settings(words_of(values))  # as W&B's agent hands them to sweep_run
+        taken = read_words(words_of(values))  # as W&B's agent hands them to sweep_run
         assert {f"model.pam.{name}": value for name, value in taken.items()} == values
-        Refinement(**taken)
+        pam_settings(**taken)
 
 
 @pytest.mark.parametrize(
@@ -101,16 +102,17 @@ def test_every_drawn_setting_of_pam_is_one(tmp_path):
 def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, monkeypatch, drawn, missing):
     monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
     definition = yaml.safe_load((ROOT / "experiments/sweeps/pam.yaml").read_text())
-    definition["parameters"]["model.pam.grid"] = drawn
+    definition["parameters"]["model.pam.prompts.grid"] = drawn
     written(tmp_path, text=yaml.safe_dump(definition))
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
-    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": 0.3}, [4, 6]))
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"occlusion.weight": 0.3}, [4, 6]))
     if missing is None:
         fit_to_store(found)
     else:
         with pytest.raises(
-            ConfigError, match=re.escape(f"own.yaml: model.pam.grid {missing} is not among the grids [4, 6]")
+            ConfigError,
+            match=re.escape(f"own.yaml: model.pam.prompts.grid {missing} is not among the grids [4, 6]"),
         ):
             fit_to_store(found)
 
@@ -121,13 +123,13 @@ def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypat
     written(tmp_path, text=(ROOT / "experiments/sweeps/pam.yaml").read_text())
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
-    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": erasing}, [4, 6, 8]))
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"occlusion.weight": erasing}, [4, 6, 8]))
     left = fit_to_store(found).definition["parameters"]
     gone = found.definition["parameters"].keys() - left.keys()
-    assert gone == (set() if erasing else {"model.pam.erasing", "model.pam.erasing_share"})
-    assert ("not swept: model.pam.erasing, model.pam.erasing_share" in capsys.readouterr().out) == (
-        not erasing
-    )
+    assert gone == (set() if erasing else {"model.pam.occlusion.weight", "model.pam.occlusion.share"})
+    assert (
+        "not swept: model.pam.occlusion.weight, model.pam.occlusion.share" in capsys.readouterr().out
+    ) == (not erasing)
     assert (
         read_definition(tmp_path / "own.yaml")["parameters"].keys() == found.definition["parameters"].keys()
     )
@@ -136,11 +138,11 @@ def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypat
 def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
     definition = yaml.safe_load((ROOT / "experiments/sweeps/pam.yaml").read_text())
-    definition["parameters"] = {"model.pam.erasing": {"min": 0.1, "max": 1.0}}
+    definition["parameters"] = {"model.pam.occlusion.weight": {"min": 0.1, "max": 1.0}}
     written(tmp_path, text=yaml.safe_dump(definition))
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
-    write_head(found.features, Head(["lesion"], ["a"], 32, {"erasing": 0.0}, [4]))
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"occlusion.weight": 0.0}, [4]))
     with pytest.raises(
         ConfigError, match=r"own\.yaml sweeps erasing alone, but .*write it with a value above 0"
     ):
@@ -149,7 +151,9 @@ def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, mo
 
 def test_the_grids_of_the_sweep_are_those_that_are_stored():
     stored = yaml.safe_load((ROOT / "experiments/features.yaml").read_text())["trainer"]["callbacks"][0]
-    drawn = read_definition(ROOT / "experiments/sweeps/pam.yaml")["parameters"]["model.pam.grid"]["values"]
+    drawn = read_definition(ROOT / "experiments/sweeps/pam.yaml")["parameters"]["model.pam.prompts.grid"][
+        "values"
+    ]
     assert stored["init_args"]["grids"] == drawn
 
 
@@ -177,7 +181,7 @@ def train(folder, model, data):
 
 def test_each_metric_of_a_sweep_is_logged_once_an_epoch(tmp_path):
     data = tiny_phantom(tmp_path)
-    pam, sce = PromptAffinityMining(grid=2, map_size=16, radius=2.0), SubClassExploration()
+    pam, sce = pam_callback(prompts__grid=2, walk__map_size=16, affinity__radius=2.0), SubClassExploration()
     seen = train(
         tmp_path, WeakMedSAM(TinyBackbone(), data.class_names, sub_classes=2, sce=sce, pam=pam), data
     )
@@ -209,13 +213,13 @@ PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
         ({"method": "annealing"}, "W&B does not take it: 'annealing' is not one of"),
         ({"parameters": {"model.sub_classes": {"min": 8, "max": 2}}}, "min 8 is not less than max 2"),
         ({"program": "prepare"}, "program is 'prepare'; choose one of classify, segment, pam"),
-        (PAM, "model.pam.affinity cannot be swept on stored"),
+        (PAM, "model.pam.affinity.kind cannot be swept on stored"),
         (
-            PAM | {"parameters": {"model.pam.map_size": {"values": [32, 64]}}},
-            "model.pam.map_size cannot be swept on stored features; there are model.pam.grid, model.pam.intensity_",
+            PAM | {"parameters": {"model.pam.walk.map_size": {"values": [32, 64]}}},
+            "model.pam.walk.map_size cannot be swept on stored features; there are model.pam.prompts.grid, model.pam.",
         ),
         (
-            PAM | {"parameters": {"model.pam.beta": {"values": [2, 4]}}},
+            PAM | {"parameters": {"model.pam.affinity.beta": {"values": [2, 4]}}},
             "early_terminate never acts",
         ),
     ],
@@ -275,7 +279,7 @@ def test_nested_parameters_are_drawn_by_their_options_as_wandb_draws_them(tmp_pa
         "model": {
             "parameters": {
                 "learning_rate": {"values": [1e-3, 2e-3]},
-                "pam": {"parameters": {"beta": {"value": 2}}},
+                "pam": {"parameters": {"affinity.beta": {"value": 2}}},
             }
         },
         "data.percentiles": {"values": [[0.5, 99.5], [1.0, 99.0]]},
@@ -283,7 +287,7 @@ def test_nested_parameters_are_drawn_by_their_options_as_wandb_draws_them(tmp_pa
     }
     found = read_definition(written(tmp_path, method="grid", parameters=nested))
     assert set(found["parameters"]) == {
-        *("model.learning_rate", "model.pam.beta", "data.percentiles", "data.split_file"),
+        *("model.learning_rate", "model.pam.affinity.beta", "data.percentiles", "data.split_file"),
     }
     drawn = []
     while (

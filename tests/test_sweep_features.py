@@ -5,16 +5,23 @@ import json
 import pytest
 import torch
 from lightning import Trainer
+from pam_settings import pam_callback
 from tiny import TinyBackbone, tiny_phantom
 
-from weakmedsam.callbacks import KeepFeatures, PromptAffinityMining
+from weakmedsam.callbacks import KeepFeatures
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.pam import prompt_masks as answers
 from weakmedsam.pam.affinity import grid_points
 from weakmedsam.pam.feature_cache import StoredPrompts, read_head, read_parts, score
 
-SETTINGS = {"grid": 3, "map_size": 16, "radius": 3.0, "contrast": 20.0, "threshold": 0.6}
+SETTINGS = {
+    "prompts.grid": 3,
+    "walk.map_size": 16,
+    "affinity.radius": 3.0,
+    "affinity.contrast": 20.0,
+    "threshold.value": 0.6,
+}
 
 
 def validate(folder, data, pam, *callbacks):
@@ -32,7 +39,7 @@ def validate(folder, data, pam, *callbacks):
 def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     data = tiny_phantom(folder)
-    _, figures = validate(folder / "kept", data, PromptAffinityMining(**SETTINGS), KeepFeatures([2, 5]))
+    _, figures = validate(folder / "kept", data, pam_callback(**SETTINGS), KeepFeatures([2, 5]))
     return folder, data, figures
 
 
@@ -53,9 +60,16 @@ def test_the_runs_own_settings_give_the_runs_own_dice(stored):
 @pytest.mark.parametrize("grid", [3, 5])
 def test_other_settings_give_what_a_new_run_with_them_gives(stored, grid):
     folder, data, figures = stored
-    changes = {"beta": 0.5, "steps": 16, "radius": 2.0, "contrast": 2.0, "threshold": 0.3, "sigma": 2.0}
-    changes |= {"grid": grid}
-    _, theirs = validate(folder / f"new{grid}", data, PromptAffinityMining(**SETTINGS | changes))
+    changes = {
+        "affinity.beta": 0.5,
+        "walk.steps": 16,
+        "affinity.radius": 2.0,
+        "affinity.contrast": 2.0,
+        "threshold.value": 0.3,
+        "threshold.sigma": 2.0,
+    }
+    changes |= {"prompts.grid": grid}
+    _, theirs = validate(folder / f"new{grid}", data, pam_callback(**SETTINGS | changes))
     ours = score(folder / "kept", changes)
     assert theirs["val/pam_dice"] != pytest.approx(
         figures["val/pam_dice"], abs=0.006
@@ -66,24 +80,24 @@ def test_other_settings_give_what_a_new_run_with_them_gives(stored, grid):
 
 def test_what_erasing_takes_is_stored_with_the_masks_where_the_run_erases(stored, tmp_path):
     folder, data, _ = stored
-    pam = SETTINGS | {"erasing": 0.05, "steps": 0, "sigma": 0.0}
-    changes = {"erasing": 1.0, "erasing_share": 0.4, "grid": 5}
-    _, figures = validate(tmp_path / "kept", data, PromptAffinityMining(**pam), KeepFeatures([5]))
-    _, theirs = validate(tmp_path / "new", data, PromptAffinityMining(**pam | changes))
+    pam = SETTINGS | {"occlusion.weight": 0.05, "walk.steps": 0, "threshold.sigma": 0.0}
+    changes = {"occlusion.weight": 1.0, "occlusion.share": 0.4, "prompts.grid": 5}
+    _, figures = validate(tmp_path / "kept", data, pam_callback(**pam), KeepFeatures([5]))
+    _, theirs = validate(tmp_path / "new", data, pam_callback(**pam | changes))
     assert figures["val/pam_dice"] != pytest.approx(theirs["val/pam_dice"], abs=0.006)
     for run, changed in ((figures, {}), (theirs, changes)):
         ours = score(tmp_path / "kept", changed)
         assert ours["val/pam_dice"] == pytest.approx(run["val/pam_dice"], abs=0.004)
-    with pytest.raises(DataError, match=r"erasing: .*kept was written with erasing 0"):
-        score(folder / "kept", {"erasing": 0.5})
+    with pytest.raises(DataError, match=r"occlusion\.weight: .*kept was written with weight 0"):
+        score(folder / "kept", {"occlusion.weight": 0.5})
 
 
 def test_chunks_change_nothing(stored, monkeypatch):
     folder, _, _ = stored
-    whole = score(folder / "kept", {"grid": 5}, chunk=50)
-    assert score(folder / "kept", {"grid": 5}, chunk=1) == pytest.approx(whole)
+    whole = score(folder / "kept", {"prompts.grid": 5}, chunk=50)
+    assert score(folder / "kept", {"prompts.grid": 5}, chunk=1) == pytest.approx(whole)
     monkeypatch.setattr(answers, "PAIRS", 30)  # the grid is asked for in parts
-    assert score(folder / "kept", {"grid": 5}, chunk=4) == pytest.approx(whole)
+    assert score(folder / "kept", {"prompts.grid": 5}, chunk=4) == pytest.approx(whole)
 
 
 def test_a_slice_is_not_encoded_again(stored):
@@ -105,18 +119,18 @@ def test_a_slice_is_not_encoded_again(stored):
 
 def test_what_cannot_be_scored_is_refused(stored, tmp_path):
     folder, data, _ = stored
-    with pytest.raises(DataError, match=r"model\.pam\.map_size decides what is stored"):
-        score(folder / "kept", {"map_size": 32})
+    with pytest.raises(DataError, match=r"model\.pam\.walk\.map_size decides what is stored"):
+        score(folder / "kept", {"walk.map_size": 32})
     with pytest.raises(
         DataError, match=r"grid: 4 is not stored in .*kept, \[2, 3, 5\] are; name it in .*features\.yaml"
     ):
-        score(folder / "kept", {"grid": 4})
+        score(folder / "kept", {"prompts.grid": 4})
     with pytest.raises(ConfigError, match=r"KeepFeatures\.grids is 0"):
         KeepFeatures([0])
-    with pytest.raises(ConfigError, match=r"model\.pam\.radius is 0\.5"):
-        score(folder / "kept", {"radius": 0.5})
+    with pytest.raises(ConfigError, match=r"model\.pam\.affinity\.radius is 0\.5"):
+        score(folder / "kept", {"affinity.radius": 0.5})
     with pytest.raises(DataError, match="no stored features; `make sweep SWEEP=pam`"):
         score(tmp_path, {})
-    for pam in (None, PromptAffinityMining(**SETTINGS | {"affinity": "summed"})):
-        with pytest.raises(ConfigError, match="affinity: per_prompt"):
+    for pam in (None, pam_callback(**SETTINGS | {"affinity.kind": "summed"})):
+        with pytest.raises(ConfigError, match=r"affinity\.kind: per_prompt"):
             validate(tmp_path, data, pam, KeepFeatures())

@@ -74,7 +74,7 @@ def scored(monkeypatch):
     return asked
 
 
-PAM = {"model.pam.beta": {"min": 0.5, "max": 8.0}, "model.pam.steps": {"values": [0, 4, 16]}}
+PAM = {"model.pam.affinity.beta": {"min": 0.5, "max": 8.0}, "model.pam.walk.steps": {"values": [0, 4, 16]}}
 
 
 def test_eight_settings_of_pam_give_a_table_and_a_picture(tmp_path, scored, capsys):
@@ -82,12 +82,12 @@ def test_eight_settings_of_pam_give_a_table_and_a_picture(tmp_path, scored, caps
     run_local(sweep, 8)
     rows = read_table(sweep.folder / "table.csv")
     assert [row["run"] for row in rows] == [str(n) for n in range(8)]
-    assert len({row["model.pam.beta"] for row in rows}) == 8
+    assert len({row["model.pam.affinity.beta"] for row in rows}) == 8
     for row, changes in zip(rows, scored, strict=True):
         assert float(row["val/pam_dice"]) == pytest.approx(changes["beta"] / 10, rel=1e-5)
-        assert int(row["model.pam.steps"]) == changes["steps"]
+        assert int(row["model.pam.walk.steps"]) == changes["steps"]
     best = max(scored, key=lambda changes: changes["beta"])
-    assert f"--model.pam.beta={best['beta']}" in capsys.readouterr().out.replace("\n", " ")
+    assert f"--model.pam.affinity.beta={best['beta']}" in capsys.readouterr().out.replace("\n", " ")
     assert (sweep.folder / "parallel.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -164,15 +164,17 @@ def test_after_a_kill_of_the_sweep_alone_its_run_ends_before_the_sweep_goes_on(t
 
 
 def test_a_grid_ends_when_it_is_through(tmp_path, scored):
-    grid = {"model.pam.beta": {"values": [1.0, 2.0]}, "model.pam.steps": {"values": [0, 4]}}
+    grid = {"model.pam.affinity.beta": {"values": [1.0, 2.0]}, "model.pam.walk.steps": {"values": [0, 4]}}
     sweep = sweep_of(tmp_path, grid, "pam", method="grid")
     run_local(sweep, 20)
     rows = read_table(sweep.folder / "table.csv")
-    assert len({(row["model.pam.beta"], row["model.pam.steps"]) for row in rows}) == len(rows) == 4
+    assert (
+        len({(row["model.pam.affinity.beta"], row["model.pam.walk.steps"]) for row in rows}) == len(rows) == 4
+    )
 
 
 def test_bayes_learns_from_the_runs_before(tmp_path, scored):
-    sweep = sweep_of(tmp_path, {"model.pam.beta": {"min": 0.0, "max": 8.0}}, "pam", method="bayes")
+    sweep = sweep_of(tmp_path, {"model.pam.affinity.beta": {"min": 0.0, "max": 8.0}}, "pam", method="bayes")
     run_local(sweep, 12)
     betas = [changes["beta"] for changes in scored]
     assert sum(betas[6:]) / 6 > 5.5  # by chance 4, with a deviation of 0.9
@@ -255,7 +257,7 @@ def test_less_can_be_better(tmp_path, scored, capsys):
     sweep = sweep_of(tmp_path, PAM, "pam", metric={"name": "val/pam_dice", "goal": "minimize"})
     run_local(sweep, 4)
     least = min(changes["beta"] for changes in scored)
-    assert f"--model.pam.beta={least}" in capsys.readouterr().out.replace("\n", " ")
+    assert f"--model.pam.affinity.beta={least}" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_the_same_seed_draws_the_same():
@@ -292,8 +294,15 @@ def test_a_run_of_wandbs_agent_has_a_folder_of_its_own_and_goes_on_there(tmp_pat
 def test_a_setting_of_pam_drawn_by_wandbs_agent_is_scored_and_logged(tmp_path, scored, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "p1")
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    main([str(tmp_path), str(tmp_path / "features"), "--model.pam.beta=2.5", "--model.pam.steps=4"])
-    assert scored == [{"beta": 2.5, "steps": 4}]
+    main(
+        [
+            str(tmp_path),
+            str(tmp_path / "features"),
+            "--model.pam.affinity.beta=2.5",
+            "--model.pam.walk.steps=4",
+        ]
+    )
+    assert scored == [{"affinity.beta": 2.5, "walk.steps": 4}]
     assert json.loads((tmp_path / "trials/p1/scores.json").read_text())["val/pam_dice"] == 0.25
 
 

@@ -20,7 +20,7 @@ DEVICE_KEYS = ("devices", "num_nodes")
 """Keys of a trainer that decide nothing where nothing is trained: each rank does its share."""
 
 LOCATION_KEYS = (
-    *("default_root_dir", "dirpath", "save_dir", "store_dir", "pseudo_labels_dir", "ckpt_path", "start"),
+    *("default_root_dir", "dirpath", "save_dir", "store_dir", "pseudo_labels_dir", "ckpt_path", "checkpoint"),
 )
 """Keys that say where a run lies or reads: they differ between any two runs and decide nothing."""
 
@@ -75,6 +75,15 @@ def _without_free(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: _without_free(part) for key, part in value.items() if key not in NEUTRAL_KEYS}
+
+
+def dotted_keys(settings: Mapping[str, Any]) -> list[str]:
+    """Keys of nested settings, dotted: ``{"walk": {"steps": 8}}`` -> ``["walk.steps"]``."""
+    return [
+        ".".join([key, *rest])
+        for key, value in settings.items()
+        for rest in ([[name] for name in dotted_keys(value)] if isinstance(value, Mapping) else [[]])
+    ]
 
 
 def shared(one: Any, other: Any) -> Any:

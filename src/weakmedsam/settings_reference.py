@@ -10,6 +10,7 @@ import argparse
 import enum
 import importlib
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ from weakmedsam.system.atomic_io import write_whole
 from weakmedsam.system.yaml_files import read_yaml
 
 PAGE = Path("docs/configuration.md")
+PAM_PAGE = Path("docs/pam.md")
+OPTIONS = re.compile(r"<!-- options: (\w+) -->\n.*?(?=<!-- end options -->)", re.DOTALL)
+"""A table of docs/pam.md: of the data class of that name."""
+
 SEGMENT = "weakmedsam.segmentation.module."
 MODEL = ("model", "model.sce", "model.pam")
 OWN = ("weakmedsam", "data_modules")
@@ -36,7 +41,7 @@ INTRODUCTION = """# Settings
 
 Written by `make docs` from the code and the files in `experiments/`; a test holds it up to date. Each table is
 what one class takes. Options on the command line are the keys joined by dots, without `init_args`:
-`--model.pam.beta 2`, `--data.augment.rotation 5`. Before an option a stage's name keeps it to that stage:
+`--model.pam.affinity.beta 2`, `--data.augment.rotation 5`. Before an option a stage's name keeps it to that stage:
 `--segment.trainer.max_epochs 20`. The last column names the files that set another value than the code.
 
 Stages, in order: {stages}.
@@ -148,10 +153,36 @@ def table(named: Named) -> list[str]:
     rows, nested = _rows(kind, named.values)
     lines += [*rows, ""] if rows else ["Takes nothing.", ""]
     for name, inner in nested.items():
-        values = {file: v[name] for file, v in named.values.items() if isinstance(v.get(name), dict)}
-        inner_rows, _ = _rows(inner, values)
-        lines += [f"`{named.key}.{name}`: {_sentence(inner)}", "", *inner_rows, ""]
+        lines += [f"`{named.key}.{name}`: {_sentence(inner)}", "", *_group(named, name, inner), ""]
     return lines
+
+
+def _group(named: Named, name: str, kind: type) -> list[str]:
+    """Rows of the table of an argument that is a data class."""
+    values = {file: v[name] for file, v in named.values.items() if isinstance(v.get(name), dict)}
+    return _rows(kind, values)[0]
+
+
+def fill_options(text: str, named: Named) -> str:
+    """A page with its option tables written anew, each from the data class that its marker names.
+
+    Args:
+        text: Markdown with ``<!-- options: Walk -->`` ... ``<!-- end options -->``.
+        named: the class that takes the data classes.
+
+    Raises:
+        ConfigError: a marker of a data class that it does not take.
+    """
+    groups = {kind.__name__: (name, kind) for name, kind in _rows(load(named.path), {})[1].items()}
+
+    def fill(found: re.Match[str]) -> str:
+        if found[1] not in groups:
+            raise ConfigError(f"{PAM_PAGE}: options: {found[1]} is none of {', '.join(groups)}")
+        name, kind = groups[found[1]]
+        rows = [row.replace("| `", f"| `{name}.", 1) for row in _group(named, name, kind)]
+        return "\n".join([f"<!-- options: {found[1]} -->", *rows, ""])
+
+    return OPTIONS.sub(fill, text)
 
 
 def _sentence(kind: type) -> str:
@@ -240,18 +271,21 @@ def page(folder: Path = EXPERIMENTS) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Write the page, or with ``--check`` see that it is up to date."""
+    """Write the pages, or with ``--check`` see that they are up to date."""
     parser = argparse.ArgumentParser(
         prog="python -m weakmedsam.settings_reference", description="Write the settings' page."
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; status 1 where it is out of date"
     )
-    text = page()
-    if not parser.parse_args(words).check:
-        write_whole(PAGE, text)
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(f"{PAGE} is out of date: make docs")
+    pam = next(named for named in find_named(EXPERIMENTS) if named.key == "model.pam")
+    pages = {PAGE: page(), PAM_PAGE: fill_options(PAM_PAGE.read_text(encoding="utf-8"), pam)}
+    check = parser.parse_args(words).check
+    for path, text in pages.items():
+        if not check:
+            write_whole(path, text)
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path} is out of date: make docs")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ PROGRAMS = {
 }
 
 
-_ERASED = ("model.pam.erasing", "model.pam.erasing_share")
+_ERASED = ("model.pam.occlusion.weight", "model.pam.occlusion.share")
 
 
 class Sweep(NamedTuple):
@@ -162,12 +162,10 @@ def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a parameter that is not PAM's or decides what is stored, or an early end.
     """
-    from dataclasses import fields
-
+    from weakmedsam.pam.config import SETTINGS
     from weakmedsam.pam.feature_cache import STORED
-    from weakmedsam.pam.refiner import Refinement
 
-    known = [f"model.pam.{field.name}" for field in fields(Refinement) if field.name not in STORED]
+    known = [f"model.pam.{name}" for name in SETTINGS if name not in STORED]
     wrong = [name for name in definition["parameters"] if name not in known]
     if wrong:
         raise ConfigError(
@@ -193,21 +191,23 @@ def fit_to_store(sweep: Sweep) -> Sweep:
         return sweep
     head, parameters = read_head(features), sweep.definition["parameters"]
     unanswered = [name for name in _ERASED if name in parameters]
-    if unanswered and not head.settings.get("erasing"):
+    if unanswered and not head.settings.get("occlusion.weight"):
         parameters = {name: drawn for name, drawn in parameters.items() if name not in unanswered}
         if not parameters:
             raise ConfigError(
                 f"{SWEEPS / sweep.name}.yaml sweeps erasing alone, but {features} was written with "
-                "model.pam.erasing 0 and does not hold what erasing takes: write it with a value above 0"
+                "model.pam.occlusion.weight 0 and does not hold what erasing takes: write it with a value above 0"
             )
-        print(f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.erasing 0")
+        print(
+            f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.occlusion.weight 0"
+        )
         sweep = sweep._replace(definition=sweep.definition | {"parameters": parameters})
     _check_grids(sweep, head.grids)
     return sweep
 
 
 def _check_grids(sweep: Sweep, held: list[int]) -> None:
-    drawn = sweep.definition["parameters"].get("model.pam.grid")
+    drawn = sweep.definition["parameters"].get("model.pam.prompts.grid")
     if drawn is None:
         return
     wanted = drawn.get("values", [drawn["value"]] if "value" in drawn else None)
@@ -216,7 +216,7 @@ def _check_grids(sweep: Sweep, held: list[int]) -> None:
     missing = sorted(set(wanted) - set(held))
     if missing:
         raise ConfigError(
-            f"{SWEEPS / sweep.name}.yaml: model.pam.grid {missing} is not among the grids {held} whose prompt "
+            f"{SWEEPS / sweep.name}.yaml: model.pam.prompts.grid {missing} is not among the grids {held} whose prompt "
             f"masks are stored; add it to KeepFeatures's grids in {EXPERIMENTS / 'features.yaml'}"
         )
 

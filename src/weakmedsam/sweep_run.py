@@ -30,7 +30,7 @@ def with_null(words: list[str]) -> list[str]:
 
 
 def pam_settings(words: list[str]) -> dict[str, Any]:
-    """``["--model.pam.beta=4"]`` -> ``{"beta": 4}``."""
+    """``["--model.pam.affinity.beta=4"]`` -> ``{"affinity.beta": 4}``."""
     pairs = [word.removeprefix("--model.pam.").partition("=") for word in words]
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 

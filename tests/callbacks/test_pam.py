@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from classifiers import module, trainer
+from pam_settings import pam_callback, pam_settings
 from safetensors.numpy import load_file
 from tiny import tiny_phantom
 
@@ -89,7 +90,8 @@ def test_beside_a_local_encoder_only_slices_that_are_prompted_are_encoded(scans,
 def test_activation_is_averaged_over_the_mirrors_that_training_uses(scans, tmp_path, columns, rows, views):
     model, data = module(sce=False, pam=True), tiny_phantom(scans)
     data.augment = Augmentation(flip_columns=columns, flip_rows=rows)
-    next(part for part in model.configure_callbacks() if hasattr(part, "views")).views = "mirrored"
+    miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
+    miner.settings = pam_settings(miner.settings, views__activation="mirrored")
     trainer(tmp_path).validate(model, data, verbose=False)
     assert len(model.views) == views
     # One encoding for the embedding and one for each mirrored view's features.
@@ -97,8 +99,8 @@ def test_activation_is_averaged_over_the_mirrors_that_training_uses(scans, tmp_p
 
 
 def test_unknown_views_are_refused():
-    with pytest.raises(ConfigError, match=r"model\.pam\.views.*plain, mirrored"):
-        PromptAffinityMining(views="turned")
+    with pytest.raises(ConfigError, match=r"model\.pam\.views\.activation.*plain, mirrored"):
+        pam_callback(views__activation="turned")
 
 
 def test_one_file_a_training_volume_never_a_test_one(run, scans):
@@ -151,7 +153,7 @@ def test_test_scores_volumes_on_the_scans_own_slices(scans, tmp_path):
 
 def test_a_perfect_activation_scores_high_and_an_absent_class_stays_empty():
     model = module(sce=False, pam=True)
-    miner = PromptAffinityMining(map_size=16, radius=2.0, steps=0, sigma=0.0)
+    miner = pam_callback(walk__map_size=16, affinity__radius=2.0, walk__steps=0, threshold__sigma=0.0)
     cam = torch.zeros(1, 2, 8, 8)
     cam[0, :, 2:5, 3:6] = 1.0
     embedding = torch.randn(1, 16, 8, 8)
@@ -167,7 +169,7 @@ def test_a_perfect_activation_scores_high_and_an_absent_class_stays_empty():
 def mining(**changes):
     """The model of the other tests with PAM under other settings."""
     model = module(pam=True)
-    miner = PromptAffinityMining(map_size=16, radius=2.0, **changes)
+    miner = pam_callback(walk__map_size=16, affinity__radius=2.0, **changes)
     model._callbacks = [part for part in model._callbacks if not isinstance(part, PromptAffinityMining)]
     model._callbacks.append(miner)
     return model
@@ -179,7 +181,7 @@ def quality_of(folder):
 
 
 def test_stability_is_measured_on_request_and_lowers_the_quality(scans, tmp_path):
-    plain, flipped = mining(), mining(flips=True)
+    plain, flipped = mining(), mining(views__stability=True)
     predict(tmp_path / "plain", scans, model=plain)
     predict(tmp_path / "flipped", scans, model=flipped)
     without, measured = quality_of(tmp_path / "plain"), quality_of(tmp_path / "flipped")
@@ -203,9 +205,14 @@ def test_stability_is_measured_on_request_and_lowers_the_quality(scans, tmp_path
 @pytest.mark.parametrize(
     "changes",
     [
-        {"walk": "volume", "vote": "after", "threshold_rule": "otsu", "competition": "share"},
-        {"affinity": "intensity", "walk": "volume", "steps": None, "restart": 0.1},
-        {"prompts": "peaks", "vote": "before", "vote_normalise": "coverage"},
+        {
+            "walk__extent": "volume",
+            "vote__when": "after",
+            "threshold__rule": "otsu",
+            "threshold__competition": "share",
+        },
+        {"affinity__kind": "intensity", "walk__extent": "volume", "walk__steps": None, "walk__restart": 0.1},
+        {"prompts__placement": "peaks", "vote__when": "before", "vote__normalise": "coverage"},
     ],
 )
 def test_options_go_through_validation_test_and_pseudo_labels(scans, tmp_path, changes):
@@ -223,12 +230,12 @@ def test_options_go_through_validation_test_and_pseudo_labels(scans, tmp_path, c
 
 def test_the_volume_walk_differs_from_the_slices_and_is_stamped(scans, tmp_path):
     predict(tmp_path / "slice", scans, model=mining())
-    predict(tmp_path / "volume", scans, model=mining(walk="volume"))
+    predict(tmp_path / "volume", scans, model=mining(walk__extent="volume"))
     names = [path.name for path in sorted((tmp_path / "slice").glob("*.safetensors"))]
     pairs = [[load_file(tmp_path / kind / name) for kind in ("slice", "volume")] for name in names]
     assert any((a["confidence"] != b["confidence"]).any() for a, b in pairs)
     assert all(np.array_equal(a["quality"] > -1, b["quality"] > -1) for a, b in pairs)
-    assert read_origin(tmp_path / "volume" / names[0]).settings["walk"] == "volume"
+    assert read_origin(tmp_path / "volume" / names[0]).settings["walk"]["extent"] == "volume"
 
 
 def test_a_file_of_another_case_a_damaged_one_and_a_folder_are_made_anew(run, scans, tmp_path):

@@ -11,7 +11,7 @@ from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.prompt_masks import Slices
 
-TINY = {"map_size": 16, "radius": 2.0}
+TINY = {"walk.map_size": 16, "affinity.radius": 2.0}
 
 
 def read(path):
@@ -30,7 +30,7 @@ def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path,
     once = len(asked)
     asked.clear()
     compare = CompareRefinements(
-        {"same": TINY, "walkless": {**TINY, "steps": 0}, "long": {**TINY, "steps": 40}}
+        {"same": TINY, "walkless": {**TINY, "walk.steps": 0}, "long": {**TINY, "walk.steps": 40}}
     )
     run = trainer(tmp_path / "both", 3, compare)
     run.test(module(), tiny_phantom(tmp_path), verbose=False)
@@ -52,7 +52,7 @@ def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path,
 def test_beside_a_local_encoder_slices_are_encoded_once_if_some_setting_prompts(tmp_path, affinities, times):
     local = LocalEncoder(32, cells=8, widths=(8, 16))
     model, data = module(local_encoder=local, pooling="log_sum_exp"), tiny_phantom(tmp_path)
-    compare = CompareRefinements({name: {**TINY, "affinity": name} for name in affinities})
+    compare = CompareRefinements({name: {**TINY, "affinity.kind": name} for name in affinities})
     trainer(tmp_path / "both", 3, compare).test(model, data, verbose=False)
     labelled = sum(int(batch["label"].any(dim=1).sum()) for batch in data.test_dataloader())
     assert labelled > 0
@@ -93,7 +93,7 @@ def test_what_erasing_takes_is_asked_once_for_a_slice_and_its_masks():
 
 
 def test_a_setting_that_is_wrong_is_named():
-    with pytest.raises(ConfigError, match=r"settings\.long: stepps unknown.*steps"):
-        CompareRefinements({"long": {"stepps": 3}})
-    with pytest.raises(ConfigError, match=r"settings\.wide: model\.pam\.radius is 0"):
-        CompareRefinements({"wide": {"radius": 0}})
+    with pytest.raises(ConfigError, match=r"settings\.long: walk\.stepps is no setting.*walk\.steps"):
+        CompareRefinements({"long": {"walk.stepps": 3}})
+    with pytest.raises(ConfigError, match=r"settings\.wide: model\.pam\.affinity\.radius is 0"):
+        CompareRefinements({"wide": {"affinity.radius": 0}})

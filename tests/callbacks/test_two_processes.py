@@ -26,7 +26,7 @@ OPTIONS = {
     "--data.batch_size": 4,
     "--data.split_fractions": "[0.6, 0.2, 0.2]",  # one test volume: a rank has none
     "--model.sub_classes": 2,
-    "--model.pam.grid": 2,
+    "--model.pam.prompts.grid": 2,
     "--trainer.max_epochs": 1,
     "--trainer.accelerator": "cpu",
     "--trainer.enable_progress_bar": "false",
@@ -71,7 +71,7 @@ PIPELINE = {
     "--data.prepare_workers": 1,
     "--data.split_fractions": "[0.4, 0.3, 0.3]",
     "--model.sub_classes": 2,
-    "--model.pam.grid": 2,
+    "--model.pam.prompts.grid": 2,
     "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
     "--trainer.max_epochs": 1,
     "--trainer.accelerator": "cpu",

@@ -16,6 +16,7 @@ from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import CheckpointError, ConfigError
 from weakmedsam.geometry import inside_box
+from weakmedsam.pam.config import Affinity, Prompts
 
 
 @pytest.fixture(scope="module")
@@ -232,5 +233,5 @@ def test_settings_out_of_range_are_refused():
         WeakMedSAM(TinyBackbone(), NAMES, sub_classes="some")
     with pytest.raises(ConfigError, match=r"sce\.source: 'disk' is unknown; choose one of bank, pass"):
         SubClassExploration(source="disk")
-    with pytest.raises(ConfigError, match=r"pam\.affinity: 'both' is unknown"):
-        PromptAffinityMining(affinity="both")
+    with pytest.raises(ConfigError, match=r"pam\.affinity\.kind: 'both' is unknown"):
+        PromptAffinityMining(Prompts(), Affinity("both"))

@@ -28,6 +28,7 @@ from tests.fakes import RAS, SHAPE, draw_scan, fake_folder, save_nifti
 from weakmedsam.errors import DataError, MemoryShortError
 
 ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 
 
 def cases_of(root: Path, number: int = 4) -> list[Case]:
@@ -108,7 +109,10 @@ def test_processes_write_what_one_writes_and_show_how_far_they_are(root, tmp_pat
 
 def run_script(text: str, path: Path, *arguments: object) -> subprocess.CompletedProcess:
     path.write_text(textwrap.dedent(text))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "tests", HERE))),
+    }
     return subprocess.run(
         [sys.executable, str(path), *map(str, arguments)],
         capture_output=True,
@@ -124,7 +128,7 @@ def test_a_killed_preparation_is_continued_to_the_same_files(root, tmp_path, rea
         from pathlib import Path
         import numpy as np
         from data_modules.prepare import prepare
-        from tests.test_prepare import cases_of, spec_of
+        from test_prepare import cases_of, spec_of
         save, calls = np.savez_compressed, []
         def kill_at_third(path, **arrays):
             calls.append(path)
@@ -170,7 +174,7 @@ def test_workers_end_with_a_killed_parent(root, tmp_path):
         import multiprocessing, os, signal, sys, threading, time
         from pathlib import Path
         from data_modules.prepare import prepare
-        from tests.test_prepare import cases_of, spec_of
+        from test_prepare import cases_of, spec_of
         def kill_when_started():
             while len(children := multiprocessing.active_children()) < 2:
                 time.sleep(0.01)
@@ -203,7 +207,7 @@ def test_an_unguarded_script_is_not_run_again_by_workers(root, tmp_path):
         import sys
         from pathlib import Path
         from data_modules.prepare import prepare
-        from tests.test_prepare import cases_of, spec_of
+        from test_prepare import cases_of, spec_of
         print("started")
         root = Path(sys.argv[1])
         print(len(prepare(cases_of(root), spec_of(root), sys.argv[2], workers=2).entries))

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from classifiers import module, trainer
+from pam_settings import pam_callback
 from saved_segmenter import CLASSES, save
 from tiny import tiny_phantom
 
 from data_modules.nifti_files import nifti_stem
 from data_modules.scan_io import find_scans, find_unsegmented
 from data_modules.scan_module import UnseenScans
-from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.segmentation.module import Segmenter
 
@@ -93,11 +93,15 @@ def test_however_a_file_turns_its_axes_the_segmentation_is_the_same_in_space(dra
 
 def refined(folder, drawn, scans, start, **settings):
     torch.manual_seed(0)
-    miner = {"affinity": "intensity", "walk": "volume", "sigma": 0.0, "map_size": 32, "rescale": False}
+    miner = {
+        "affinity__kind": "intensity",
+        "walk__extent": "volume",
+        "threshold__sigma": 0.0,
+        "walk__map_size": 32,
+        "walk__rescale": False,
+    }
     model = module()
-    model._callbacks.append(
-        PromptAffinityMining(start=str(start), presence="predicted", **(miner | settings))
-    )
+    model._callbacks.append(pam_callback(start=str(start), presence="predicted", **(miner | settings)))
     data = unseen(drawn, scans, folder / "out")
     trainer(folder).predict(model, data, return_predictions=False)
     return ids_in(folder / "out")
@@ -116,9 +120,10 @@ def test_pam_refines_them_as_it_does_in_the_test(drawn, images, tmp_path, monkey
     torch.manual_seed(0)
     model = module()
     model._callbacks.append(
-        PromptAffinityMining(
-            start=str(tmp_path / "best.ckpt"), presence="predicted", affinity="intensity", walk="volume", sigma=0.0,
-            map_size=32, rescale=False,
+        pam_callback(
+            start=str(tmp_path / "best.ckpt"), presence="predicted", affinity__kind="intensity", walk__extent="volume",
+            threshold__sigma=0.0,
+            walk__map_size=32, walk__rescale=False,
         )
     )  # fmt: skip
     trained = tiny_phantom(drawn)
@@ -203,6 +208,6 @@ def test_prediction_of_a_data_sets_own_cases_is_refused_with_the_way_to_go(drawn
     assert model.class_names == CLASSES
     if refine:
         model = module()
-        model._callbacks.append(PromptAffinityMining(start=str(tmp_path / "best.ckpt"), presence="predicted"))
+        model._callbacks.append(pam_callback(start=str(tmp_path / "best.ckpt"), presence="predicted"))
     with pytest.raises(ConfigError, match=r"make predict SCANS="):
         trainer(tmp_path).predict(model, tiny_phantom(drawn), return_predictions=False)

@@ -1,10 +1,9 @@
 """Grey values beside masks: what weighs how much where pixels are compared."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from pam_scene import SCENE, BoxBackbone, scene
+from pam_settings import pam_settings
 
 from weakmedsam.pam import prompt_masks as answers
 from weakmedsam.pam.affinity import edge_weights, half_disc
@@ -13,10 +12,10 @@ from weakmedsam.pam.refiner import refine
 
 @pytest.mark.parametrize(("share", "alone"), [(0.0, "per_prompt"), (1.0, "intensity")])
 def test_with_all_the_weight_masks_or_grey_values_stand_alone(share, alone):
-    settings = replace(SCENE, affinity="with_intensity", intensity_share=share)
+    settings = pam_settings(SCENE, affinity__kind="with_intensity", affinity__intensity_share=share)
     for ours, theirs in zip(
         refine(BoxBackbone(), scene(), settings, 4),
-        refine(BoxBackbone(), scene(), replace(SCENE, affinity=alone), 4),
+        refine(BoxBackbone(), scene(), pam_settings(SCENE, affinity__kind=alone), 4),
         strict=True,
     ):
         assert torch.allclose(ours, theirs, atol=1e-5)

@@ -4,6 +4,7 @@ from classifiers import module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pam_scene import SCENE, BoxBackbone, dice, scene
+from pam_settings import pam_settings
 from tiny import SIZE
 
 from weakmedsam.errors import ConfigError
@@ -16,7 +17,7 @@ from weakmedsam.pam.occlusion import (
     smallest_telling,
     with_telling_mask,
 )
-from weakmedsam.pam.refiner import Refinement, mine, refine
+from weakmedsam.pam.refiner import mine, refine
 
 BOX = torch.tensor([[0, SIZE, 0, SIZE]])
 EVERYWHERE = torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool)
@@ -158,7 +159,7 @@ def test_a_mirrored_image_loses_the_same(seed, axis):
 
 # Within PAM
 
-ERASING = {"affinity": "per_prompt", "erasing": 0.5}
+ERASING = {"affinity__kind": "per_prompt", "occlusion__weight": 0.5}
 
 
 def beside():
@@ -175,7 +176,7 @@ def test_an_activation_beside_its_target_is_brought_onto_it(walk):
     slices = beside()
     losses = by_erasing(grey_and_bright)
     plain, moved = (
-        mine(BoxBackbone(), slices, Refinement(**{**vars(SCENE), **ERASING, "erasing": e, "walk": walk}), 4,
+        mine(BoxBackbone(), slices, pam_settings(SCENE, **{**ERASING, "occlusion__weight": e, "walk__extent": walk}), 4,
              thickness=1.0, losses=losses).walked
         for e in (0.0, 0.5)
     )  # fmt: skip
@@ -188,7 +189,7 @@ def test_an_activation_beside_its_target_is_brought_onto_it(walk):
 @pytest.mark.parametrize("affinity", ["intensity", "none", "summed_masks", "with_intensity"])
 def test_masks_are_asked_for_whatever_pixels_are_compared_by(affinity):
     slices = beside()
-    settings_ = Refinement(**{**vars(SCENE), "affinity": affinity, "erasing": 0.9})
+    settings_ = pam_settings(SCENE, **{"affinity__kind": affinity, "occlusion__weight": 0.9})
     after = refine(BoxBackbone(), slices, settings_, 4, by_erasing(grey_and_bright)).after
     assert dice(after[0, 0] > 0.5, slices.embedding[0, 0] == 1) > 0.8
 
@@ -196,8 +197,8 @@ def test_masks_are_asked_for_whatever_pixels_are_compared_by(affinity):
 @pytest.mark.parametrize("vote", ["alone", "before", "after"])
 def test_a_vote_goes_by_what_erasing_found(vote):
     slices = beside()
-    voted = {**vars(SCENE), **ERASING, "vote": vote, "vote_power": 8.0}
-    after = refine(BoxBackbone(), slices, Refinement(**voted), 4, by_erasing(grey_and_bright)).after
+    voted = {**ERASING, "vote__when": vote, "vote__power": 8.0}
+    after = refine(BoxBackbone(), slices, pam_settings(SCENE, **voted), 4, by_erasing(grey_and_bright)).after
     assert dice(after[0, 0] > 0.5, slices.embedding[0, 0] == 1) > 0.8
 
 
@@ -205,7 +206,7 @@ def test_a_mask_that_is_not_trusted_is_not_taken():
     """The first kind of box answers with a low quality: only the second class can be moved."""
     slices = beside()
     backbone = BoxBackbone(torch.tensor([0.9, 0.2, 0.9]))
-    chosen = Refinement(**{**vars(SCENE), **ERASING, "min_quality": 0.5, "steps": 0})
+    chosen = pam_settings(SCENE, **{**ERASING, "prompts__min_quality": 0.5, "walk__steps": 0})
     walked = mine(backbone, slices, chosen, 4, losses=by_erasing(grey_and_bright)).walked
     assert dice(walked[0, 0] > 0.4, slices.embedding[0, 0] == 1) < 0.2
     assert dice(walked[0, 1] > 0.4, slices.embedding[0, 0] == 2) > 0.5
@@ -234,7 +235,7 @@ def test_chunks_change_nothing():
     slices = scene(5)
     slices = slices._replace(image=slices.image * torch.linspace(0.9, 1, 5).view(5, 1, 1, 1))
     for walk in ("slice", "volume"):
-        chosen = Refinement(**{**vars(SCENE), **ERASING, "walk": walk})
+        chosen = pam_settings(SCENE, **{**ERASING, "walk__extent": walk})
         whole, parts = (
             mine(BoxBackbone(), slices, chosen, chunk, thickness=1.0, losses=by_erasing(grey_and_bright))
             for chunk in (5, 2)
@@ -254,12 +255,12 @@ def test_evidence_is_the_forward_passes_logits_some_slices_at_a_time(pooling):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"erasing": 1.5}, r"erasing is 1.5; it must be in \[0, 1\]"),
-        ({"erasing": -0.1}, "erasing is -0.1"),
-        ({"erasing_share": 0.0}, r"erasing_share is 0.0; it must be in \(0, 1\]"),
-        ({"erasing_share": 1.2}, "erasing_share is 1.2"),
+        ({"occlusion__weight": 1.5}, r"occlusion\.weight is 1.5; it must be in \[0, 1\]"),
+        ({"occlusion__weight": -0.1}, "occlusion.weight is -0.1"),
+        ({"occlusion__share": 0.0}, r"occlusion\.share is 0.0; it must be in \(0, 1\]"),
+        ({"occlusion__share": 1.2}, "occlusion.share is 1.2"),
     ],
 )
 def test_bad_settings_are_refused_by_their_key(changes, message):
     with pytest.raises(ConfigError, match=rf"model\.pam\.{message}"):
-        Refinement(**changes)
+        pam_settings(**changes)

@@ -109,11 +109,11 @@ def test_file_round_trip(tmp_path):
         torch.tensor([[torch.nan, 0.5]]),
     )
     path = tmp_path / "case.safetensors"
-    write_pseudo_label(path, labels, Origin("a", {"beta": 4.0}, "of"))
+    write_pseudo_label(path, labels, Origin("a", {"affinity__beta": 4.0}, "of"))
     tensors = load_file(path)
     assert tensors["label"].tolist() == [[[0, 2]]]
     assert tensors["confidence"].tolist() == [[[255, 128]]]
-    assert read_origin(path) == Origin("a", {"beta": 4.0}, "of")
+    assert read_origin(path) == Origin("a", {"affinity__beta": 4.0}, "of")
     assert np.array_equal(read_quality(path), [[np.nan, 0.75]], equal_nan=True)
     assert np.array_equal(read_quality(path, "stability"), [[np.nan, 0.5]], equal_nan=True)
     assert [p.name for p in tmp_path.iterdir()] == ["case.safetensors"]

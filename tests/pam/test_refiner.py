@@ -1,28 +1,30 @@
 import inspect
 import math
-from dataclasses import asdict, replace
+from dataclasses import fields
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pam_scene import SCENE, BoxBackbone, dice, drawn, scene
+from pam_settings import pam_settings
 from tiny import SIZE
 
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam import prompt_masks as answers
 from weakmedsam.pam import refiner as refining
-from weakmedsam.pam.refiner import Refinement, Slices, find_levels, mine, refine, score
+from weakmedsam.pam.config import Refinement, dotted
+from weakmedsam.pam.refiner import Slices, find_levels, mine, refine, score
 from weakmedsam.pam.thresholding import threshold_scores
 
-SMALL = Refinement(map_size=16, radius=2.0)
+SMALL = pam_settings(walk__map_size=16, affinity__radius=2.0)
 
 
 def test_a_perfect_activation_stays_and_an_absent_class_is_empty():
     backbone, slices = drawn(1)
     cam = torch.zeros(1, 2, 8, 8)
     cam[0, :, 2:5, 3:6] = 1.0
-    unwalked = Refinement(map_size=16, radius=2.0, steps=0, sigma=0.0)
+    unwalked = pam_settings(walk__map_size=16, affinity__radius=2.0, walk__steps=0, threshold__sigma=0.0)
     refined = refine(backbone, slices._replace(cam=cam, label=torch.tensor([[1.0, 0.0]])), unwalked, 4)
     inside = refined.after[0, 0] > 0.5
     assert inside[8:20, 12:24].float().mean() > 0.9
@@ -65,52 +67,73 @@ def test_chunking_changes_nothing():
     ("settings", "message"),
     [
         (
-            {"affinity": "both"},
-            "affinity: 'both' is unknown; choose one of per_prompt, with_intensity, summed",
+            {"affinity__kind": "both"},
+            "affinity.kind: 'both' is unknown; choose one of per_prompt, with_intensity, summed",
         ),
-        ({"grid": 0}, "grid is 0"),
-        ({"map_size": 1}, "map_size is 1"),
-        ({"radius": 1.0}, "radius is 1.0"),
-        ({"radius": 65.0}, "radius is 65.0; it must be above 1 and at most map_size"),
-        ({"intensity_share": 1.1}, "intensity_share is 1.1; it must be in"),
-        ({"beta": math.nan}, "beta is nan"),
-        ({"contrast": -1.0}, "contrast is -1.0"),
-        ({"steps": -1}, "steps is -1"),
-        ({"threshold": 1.0}, "threshold is 1.0"),
-        ({"sigma": -0.5}, "sigma is -0.5"),
-        ({"prompts": "corner"}, "prompts: 'corner' is unknown; choose one of grid, content, peaks"),
-        ({"walk": "cube"}, "walk: 'cube' is unknown; choose one of slice, volume"),
-        ({"vote": "twice"}, "vote: 'twice' is unknown; choose one of none, alone, before, after"),
-        ({"vote_normalise": "area"}, "vote_normalise: 'area' is unknown"),
-        ({"competition": "all"}, "competition: 'all' is unknown; choose one of none, share"),
-        ({"threshold_rule": "mean"}, "threshold_rule: 'mean' is unknown; choose one of fixed, otsu"),
-        ({"restart": 1.0}, "restart is 1.0"),
-        ({"steps": None}, "steps is null, but without restart"),
-        ({"content_share": 1.5}, "content_share is 1.5"),
-        ({"peaks": 0}, "peaks is 0"),
-        ({"min_quality": -0.1}, "min_quality is -0.1"),
-        ({"slice_reach": 0}, "slice_reach is 0"),
-        ({"vote_power": -1.0}, "vote_power is -1.0"),
-        ({"background_power": 0.0}, "background_power is 0.0"),
-        ({"walk": "volume", "prompts": "peaks"}, "walk: volume compares what a prompt says"),
+        ({"prompts__grid": 0}, "prompts.grid is 0"),
+        ({"walk__map_size": 1}, "walk.map_size is 1"),
+        ({"affinity__radius": 1.0}, "affinity.radius is 1.0"),
+        ({"affinity__radius": 65.0}, "affinity.radius is 65.0; it must be in"),
+        ({"affinity__intensity_share": 1.1}, "affinity.intensity_share is 1.1; it must be in"),
+        ({"affinity__beta": math.nan}, "affinity.beta is nan"),
+        ({"affinity__contrast": -1.0}, "affinity.contrast is -1.0"),
+        ({"walk__steps": -1}, "walk.steps is -1"),
+        ({"threshold__value": 1.0}, "threshold.value is 1.0"),
+        ({"threshold__sigma": -0.5}, "threshold.sigma is -0.5"),
+        (
+            {"prompts__placement": "corner"},
+            "prompts.placement: 'corner' is unknown; choose one of grid, content, peaks",
+        ),
+        ({"walk__extent": "cube"}, "walk.extent: 'cube' is unknown; choose one of slice, volume"),
+        ({"vote__when": "twice"}, "vote.when: 'twice' is unknown; choose one of none, alone, before, after"),
+        ({"vote__normalise": "area"}, "vote.normalise: 'area' is unknown"),
+        (
+            {"threshold__competition": "all"},
+            "threshold.competition: 'all' is unknown; choose one of none, share",
+        ),
+        ({"threshold__rule": "mean"}, "threshold.rule: 'mean' is unknown; choose one of fixed, otsu"),
+        ({"walk__restart": 1.0}, "walk.restart is 1.0"),
+        ({"walk__steps": None}, "walk.steps is null, but without restart"),
+        ({"prompts__content_share": 1.5}, "prompts.content_share is 1.5"),
+        ({"prompts__peaks": 0}, "prompts.peaks is 0"),
+        ({"prompts__min_quality": -0.1}, "prompts.min_quality is -0.1"),
+        ({"walk__slice_reach": 0}, "walk.slice_reach is 0"),
+        ({"vote__power": -1.0}, "vote.power is -1.0"),
+        ({"threshold__background_power": 0.0}, "threshold.background_power is 0.0"),
+        (
+            {"walk__extent": "volume", "prompts__placement": "peaks"},
+            "walk.extent: volume compares what a prompt says",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_their_key(settings, message):
     with pytest.raises(ConfigError, match=rf"model\.pam\.{message}"):
-        Refinement(**settings)
+        pam_settings(**settings)
 
 
-def test_the_callback_has_the_same_settings_and_defaults():
+def test_the_callback_takes_every_group_whole_with_the_same_defaults():
     arguments = inspect.signature(PromptAffinityMining).parameters
-    others = ("views", "start", "presence", "pictures", "every_n_epochs")
-    defaults = {name: argument.default for name, argument in arguments.items() if name not in others}
-    assert defaults == asdict(Refinement())
-    changed = Refinement(
-        9, "summed", 0.3, 3.0, 2.0, 1.0, None, 32, 0.4, 2.0, False, 0.2, "content", 0.3, 5, 0.4, True, "volume", 2,
-        0.5, 0.6, "before", 3.0, "coverage", "share", 2.0, "otsu", True,
-    )  # fmt: skip
-    assert all(value != asdict(Refinement())[name] for name, value in asdict(changed).items())
-    assert PromptAffinityMining(**asdict(changed)).settings == changed
+    groups = {field.name: getattr(Refinement(), field.name) for field in fields(Refinement)}
+    assert {name: arguments[name].default for name in groups} == groups
+    assert PromptAffinityMining().settings == Refinement()
+
+
+def test_every_setting_can_be_changed_by_its_dotted_key():
+    changed = {
+        "prompts.grid": 6, "prompts.placement": "content", "affinity.kind": "intensity", "walk.steps": None,
+        "walk.restart": 0.1, "walk.extent": "volume", "occlusion.weight": 0.5, "vote.when": "after",
+        "threshold.rule": "otsu", "views.stability": True,
+    }  # fmt: skip
+    settings = Refinement().changed(changed)
+    assert {key: dotted(settings)[key] for key in changed} == changed
+    same = {key: value for key, value in dotted(Refinement()).items() if key not in changed}
+    assert {key: dotted(settings)[key] for key in same} == same
+    with pytest.raises(ConfigError, match=r"walk\.stepps is no setting of PAM; there are .*walk\.steps"):
+        settings.changed({"walk.stepps": 3})
+    with pytest.raises(
+        ConfigError, match=r"radius is 40\.0; it must be above 1 and at most model\.pam\.walk\.map_size, 32"
+    ):
+        settings.changed({"affinity.radius": 40.0, "walk.map_size": 32})
 
 
 def test_every_affinity_fills_the_box_and_stops_at_its_border():
@@ -119,31 +142,31 @@ def test_every_affinity_fills_the_box_and_stops_at_its_border():
     start = dice(slices.cam[0, 0] > 0.5, truth)
     assert start < 0.6
     for changes in (
-        {"affinity": "per_prompt"},
-        {"affinity": "with_intensity"},
-        {"affinity": "summed_masks"},
-        {"affinity": "summed", "contrast": 1.0},
-        {"affinity": "intensity"},
-        {"affinity": "per_prompt", "steps": None, "restart": 0.05},
-        {"affinity": "per_prompt", "prompts": "content"},
-        {"affinity": "per_prompt", "prompts": "peaks"},
-        {"affinity": "per_prompt", "min_quality": 0.5, "weigh_by_quality": True},
-        {"affinity": "intensity", "vote": "before"},
-        {"affinity": "per_prompt", "vote": "after"},
-        {"affinity": "none", "vote": "alone"},
-        {"vote": "alone", "vote_normalise": "coverage"},
-        {"threshold_rule": "otsu"},
+        {"affinity__kind": "per_prompt"},
+        {"affinity__kind": "with_intensity"},
+        {"affinity__kind": "summed_masks"},
+        {"affinity__kind": "summed", "affinity__contrast": 1.0},
+        {"affinity__kind": "intensity"},
+        {"affinity__kind": "per_prompt", "walk__steps": None, "walk__restart": 0.05},
+        {"affinity__kind": "per_prompt", "prompts__placement": "content"},
+        {"affinity__kind": "per_prompt", "prompts__placement": "peaks"},
+        {"affinity__kind": "per_prompt", "prompts__min_quality": 0.5, "prompts__weigh_by_quality": True},
+        {"affinity__kind": "intensity", "vote__when": "before"},
+        {"affinity__kind": "per_prompt", "vote__when": "after"},
+        {"affinity__kind": "none", "vote__when": "alone"},
+        {"vote__when": "alone", "vote__normalise": "coverage"},
+        {"threshold__rule": "otsu"},
     ):
-        after = refine(BoxBackbone(), slices, replace(SCENE, **changes), 4).after
+        after = refine(BoxBackbone(), slices, pam_settings(SCENE, **changes), 4).after
         assert dice(after[0, 0] > 0.5, truth) > start + 0.2, changes
         assert (after[0, 0] > 0.5)[~truth].float().mean() < 0.02, changes
 
 
 def test_without_an_affinity_or_a_vote_nothing_is_asked_and_nothing_moves():
     backbone, slices = BoxBackbone(), scene()
-    refined = refine(backbone, slices, replace(SCENE, affinity="none"), 4)
+    refined = refine(backbone, slices, pam_settings(SCENE, affinity__kind="none"), 4)
     assert torch.equal(refined.after, refined.before)
-    refine(backbone, slices, replace(SCENE, affinity="intensity"), 4)
+    refine(backbone, slices, pam_settings(SCENE, affinity__kind="intensity"), 4)
     assert backbone.asked == 0
 
 
@@ -151,7 +174,7 @@ def test_content_and_peaks_ask_less_than_the_grid():
     asked = {}
     for prompts in ("grid", "content", "peaks"):
         backbone = BoxBackbone()
-        refine(backbone, scene(), replace(SCENE, prompts=prompts, peaks=3), 4)
+        refine(backbone, scene(), pam_settings(SCENE, prompts__placement=prompts, prompts__peaks=3), 4)
         asked[prompts] = backbone.asked
     assert asked == {"grid": 64, "content": 15, "peaks": 6}
 
@@ -160,19 +183,27 @@ def test_masks_of_low_predicted_quality_count_nowhere():
     slices = scene()
     bad = BoxBackbone(torch.tensor([0.9, 0.9, 0.2]))  # of ground, first and second box
     for affinity in ("per_prompt", "summed_masks", "summed"):
-        settings = replace(SCENE, affinity=affinity, contrast=1.0, prompts="peaks", min_quality=0.5)
+        settings = pam_settings(
+            SCENE,
+            affinity__kind=affinity,
+            affinity__contrast=1.0,
+            prompts__placement="peaks",
+            prompts__min_quality=0.5,
+        )
         one = mine(bad, slices._replace(label=torch.tensor([[0.0, 1.0]])), settings, 4)
         # Prompts of the second class all fall into the second box: none is left, so nothing moves.
         assert torch.equal(one.walked[0, 1], one.start[0, 1])
-    voted = mine(bad, slices, replace(SCENE, vote="alone", min_quality=0.5), 4).walked
+    voted = mine(bad, slices, pam_settings(SCENE, vote__when="alone", prompts__min_quality=0.5), 4).walked
     assert voted[0, 1][slices.embedding[0, 0] == 2].max() < 1e-3
-    weighed = mine(bad, slices, replace(SCENE, vote="alone", weigh_by_quality=True), 4).walked
+    weighed = mine(
+        bad, slices, pam_settings(SCENE, vote__when="alone", prompts__weigh_by_quality=True), 4
+    ).walked
     assert weighed[0, 1][slices.embedding[0, 0] == 2].min() > 0.9
 
 
 def test_a_fine_grid_is_decoded_in_pieces_of_bounded_size(monkeypatch):
     monkeypatch.setattr(answers, "PAIRS", 24)
-    settings = replace(SCENE, grid=12, affinity="summed", contrast=1.0)
+    settings = pam_settings(SCENE, prompts__grid=12, affinity__kind="summed", affinity__contrast=1.0)
     pieces, whole = BoxBackbone(), BoxBackbone()
     some = mine(pieces, scene(2), settings, 2).walked
     assert pieces.largest <= 24
@@ -188,14 +219,14 @@ def test_a_fine_grid_is_decoded_in_pieces_of_bounded_size(monkeypatch):
 def test_classes_that_overlap_share_a_pixel_with_the_background():
     slices = scene()
     slices.cam[0, 1] = 0.6 * slices.cam[0, 0]
-    settings = replace(SCENE, steps=0, competition="share")
+    settings = pam_settings(SCENE, walk__steps=0, threshold__competition="share")
     both = refine(BoxBackbone(), slices, settings, 4).before[0]
     inside = slices.cam[0, 0] == 1
     # min-max brings each map to 1: of two full scores and no background, each has a half.
     assert torch.allclose(both[:, inside], torch.tensor(0.5))
     alone = slices._replace(label=torch.tensor([[1.0, 0.0]]))
     single = refine(BoxBackbone(), alone, settings, 4).before[0]
-    plain = refine(BoxBackbone(), alone, replace(settings, competition="none"), 4).before[0]
+    plain = refine(BoxBackbone(), alone, pam_settings(settings, threshold__competition="none"), 4).before[0]
     assert torch.allclose(single, plain, atol=1e-6)
 
 
@@ -204,9 +235,11 @@ def test_otsu_needs_no_fixed_threshold():
     slices.cam[0, 0] = 0.2 * (slices.embedding[0, 0] == 1) + 0.1 * torch.rand(SIZE, SIZE)
     slices.cam[0, 0, 0, 0] = 1.0  # one hot pixel scales all else below the fixed threshold
     truth = slices.embedding[0, 0] == 1
-    settings = replace(SCENE, steps=0)
+    settings = pam_settings(SCENE, walk__steps=0)
     fixed = refine(BoxBackbone(), slices, settings, 4).before[0, 0] > 0.5
-    found = refine(BoxBackbone(), slices, replace(settings, threshold_rule="otsu"), 4).before[0, 0] > 0.5
+    found = (
+        refine(BoxBackbone(), slices, pam_settings(settings, threshold__rule="otsu"), 4).before[0, 0] > 0.5
+    )
     assert dice(fixed, truth) < 0.1
     assert dice(found, truth) > 0.9
 
@@ -215,7 +248,7 @@ def test_one_threshold_a_volume_or_one_a_slice():
     slices = scene(3)
     slices.cam[0] *= torch.linspace(0.2, 1.0, SIZE)
     slices.label[2, 1] = 0
-    settings = replace(SCENE, steps=0, threshold_rule="otsu")
+    settings = pam_settings(SCENE, walk__steps=0, threshold__rule="otsu")
     mined = mine(BoxBackbone(), slices, settings, 4)
     volume = find_levels(mined, slices, settings, whole=True).after
     assert (volume[:, 0] == volume[0, 0]).all()
@@ -231,13 +264,13 @@ def volume(thick=0.3, **changes):
     ground = torch.zeros_like(slices.cam[:1, 0])
     slices.cam[[0, 1, 3, 4], 0] = 0.3 * torch.rand(4, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     slices.cam[[0, 1, 3, 4], 0, 0, 0] = ground[:, 0, 0] + 0.31
-    settings = replace(SCENE, walk="volume", radius=2.5, **changes)
+    settings = pam_settings(SCENE, walk__extent="volume", affinity__radius=2.5, **changes)
     return mine(BoxBackbone(), slices, settings, 2, torch.arange(5), thick), slices, settings
 
 
 def test_a_volume_is_walked_as_one_and_tells_apart_what_a_slice_cannot():
-    mined, slices, settings = volume(steps=6)
-    single = mine(BoxBackbone(), slices, replace(settings, walk="slice"), 2)
+    mined, slices, settings = volume(walk__steps=6)
+    single = mine(BoxBackbone(), slices, pam_settings(settings, walk__extent="slice"), 2)
     truth = slices.embedding[:, 0] == 1
     contrast = []
     for maps in (single.walked, mined.walked):
@@ -250,7 +283,13 @@ def test_a_volume_is_walked_as_one_and_tells_apart_what_a_slice_cannot():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"affinity": "intensity"}, {"vote": "before"}, {"vote": "after"}, {"prompts": "content"}],
+    [
+        {},
+        {"affinity__kind": "intensity"},
+        {"vote__when": "before"},
+        {"vote__when": "after"},
+        {"prompts__placement": "content"},
+    ],
 )
 def test_in_a_volume_chunks_change_nothing_and_far_slices_are_walked_by_themselves(changes):
     mined, slices, settings = volume(**changes)
@@ -258,7 +297,7 @@ def test_in_a_volume_chunks_change_nothing_and_far_slices_are_walked_by_themselv
     for a, b in zip(mined, whole, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     apart = mine(BoxBackbone(), slices, settings, 2, torch.arange(5), 100.0).walked
-    single = mine(BoxBackbone(), slices, replace(settings, walk="slice"), 2).walked
+    single = mine(BoxBackbone(), slices, pam_settings(settings, walk__extent="slice"), 2).walked
     assert torch.allclose(apart, single, atol=1e-5)
     gaps = mine(BoxBackbone(), slices, settings, 2, torch.tensor([0, 2, 4, 6, 8]), 0.3).walked
     assert torch.allclose(gaps, single, atol=1e-5)
@@ -282,23 +321,26 @@ def test_a_slice_without_the_class_takes_no_part_in_its_walk():
 
 def test_confidence_is_that_of_the_own_threshold():
     slices = scene()
-    settings = replace(SCENE, steps=0, threshold_rule="otsu")
+    settings = pam_settings(SCENE, walk__steps=0, threshold__rule="otsu")
     mined = mine(BoxBackbone(), slices, settings, 4)
     levels = find_levels(mined, slices, settings, whole=True)
     raw = score(mined, slices, settings, None).after[:, :1]
     own = score(mined, slices, settings, levels).after[:, :1]
-    label, confidence = threshold_scores(own, settings.threshold)
+    label, confidence = threshold_scores(own, settings.threshold.value)
     expected = threshold_scores(raw, float(levels.after[0, 0]))
     assert torch.equal(label, expected[0])
     assert torch.allclose(confidence, expected[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("changes", [{}, {"vote": "before", "competition": "share"}, {"prompts": "content"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"vote__when": "before", "threshold__competition": "share"}, {"prompts__placement": "content"}],
+)
 def test_a_mirrored_slice_is_refined_to_the_mirror_image(axis, changes):
     slices = scene()
     slices.cam.copy_(F.avg_pool2d(torch.rand(1, 2, SIZE + 2, SIZE + 2), 3, 1))
-    settings = replace(SCENE, **changes)
+    settings = pam_settings(SCENE, **changes)
     after = refine(BoxBackbone(), slices, settings, 4).after
     turned = Slices(slices.image.flip(axis), slices.cam.flip(axis), slices.embedding.flip(axis), *slices[3:])
     mirrored = refine(BoxBackbone(), turned, settings, 4).after
@@ -309,7 +351,7 @@ def test_with_intensity_sees_borders_that_only_one_of_the_two_sees():
     slices = scene()
     truth = slices.embedding[0, 0] == 1
     # Half by masks, half by grey values: twice the contrast of each alone, both borders stand.
-    settings = replace(SCENE, affinity="with_intensity", contrast=20.0)
+    settings = pam_settings(SCENE, affinity__kind="with_intensity", affinity__contrast=20.0)
     dark = slices._replace(image=torch.zeros_like(slices.image))
     blind = slices._replace(embedding=torch.zeros_like(slices.embedding))
     for case in (dark, blind):
@@ -318,5 +360,5 @@ def test_with_intensity_sees_borders_that_only_one_of_the_two_sees():
         assert (after > 0.5)[~truth].float().mean() < 0.02
     # A grey value weighs as much as all masks together, however many there are.
     for grid in (4, 8):
-        walked = mine(BoxBackbone(), slices, replace(settings, grid=grid), 4).affinity
+        walked = mine(BoxBackbone(), slices, pam_settings(settings, prompts__grid=grid), 4).affinity
         assert torch.allclose(walked, mine(BoxBackbone(), slices, settings, 4).affinity, atol=0.05)

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from classifiers import module, trainer
+from pam_settings import pam_callback
 from safetensors.numpy import load_file
 from saved_segmenter import BRIGHT, CLASSES, save
 from segmenters import trainer as segmentation_trainer
 from tiny import tiny_phantom
 
-from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.callbacks import wandb_lineage as lineage
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import CheckpointError, ConfigError
@@ -56,7 +56,7 @@ def test_what_is_no_such_checkpoint_is_refused_by_name(tmp_path, content, messag
         save(path, network="monai.networks.nets.BasicUNet", classes=["tumour"], features=[4] * 6)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(CheckpointError, match=rf"model\.pam\.start: .*best\.ckpt.*{message}"):
+    with pytest.raises(CheckpointError, match=rf"model\.pam\.start\.checkpoint: .*best\.ckpt.*{message}"):
         load_segmenter(path, CLASSES, 32)
 
 
@@ -116,7 +116,9 @@ def scans(tmp_path_factory):
 
 def predict(folder, scans, start, **settings):
     torch.manual_seed(0)
-    miner = PromptAffinityMining(start=str(start), affinity="none", sigma=0.0, map_size=32, **settings)
+    miner = pam_callback(
+        start=str(start), affinity__kind="none", threshold__sigma=0.0, walk__map_size=32, **settings
+    )
     model = module()
     model._callbacks.append(miner)
     trainer(folder).predict(model, tiny_phantom(scans), return_predictions=False)
@@ -164,14 +166,14 @@ def test_those_of_another_network_are_made_anew_and_of_the_same_kept(scans, tmp_
 def test_lineage_tells_of_both_networks(monkeypatch, start):
     told = []
     monkeypatch.setattr(lineage, "record", lambda trainer, *what: told.append(what))
-    held = SimpleNamespace(ckpt_path="classify/best.ckpt", callbacks=[PromptAffinityMining(start=start)])
+    held = SimpleNamespace(ckpt_path="classify/best.ckpt", callbacks=[pam_callback(start=start)])
     lineage.Lineage().on_predict_start(held, None)
     assert told == [("uses", "model", Path("classify/best.ckpt"), *([Path(start)] if start else []))]
 
 
 def test_the_mirrored_images_are_looked_at_by_it_too(scans, tmp_path):
     save(tmp_path / "best.ckpt")
-    predict(tmp_path / "labels", scans, tmp_path / "best.ckpt", flips=True)
+    predict(tmp_path / "labels", scans, tmp_path / "best.ckpt", views__stability=True)
     found = [load_file(path)["stability"] for path in (tmp_path / "labels").glob("*.safetensors")]
     # Brightness knows no sides; the classifier, untrained, does.
     assert found
@@ -180,11 +182,9 @@ def test_the_mirrored_images_are_looked_at_by_it_too(scans, tmp_path):
 
 def score(folder, scans, start, **settings):
     torch.manual_seed(0)
-    fixed = {"affinity": "none", "sigma": 0.0, "map_size": 32, "rescale": False}
+    fixed = {"affinity__kind": "none", "threshold__sigma": 0.0, "walk__map_size": 32, "walk__rescale": False}
     model = module()
-    model._callbacks.append(
-        PromptAffinityMining(start=str(start), presence="predicted", **(fixed | settings))
-    )
+    model._callbacks.append(pam_callback(start=str(start), presence="predicted", **(fixed | settings)))
     trainer(folder).test(model, tiny_phantom(scans), verbose=False)
     return list(csv.DictReader((folder / "cases.csv").open()))
 
@@ -217,7 +217,9 @@ def test_that_a_network_learnt_from_other_data_is_said_once_and_nothing_of_the_s
 
 def test_no_label_of_a_test_case_is_used(scans, tmp_path, monkeypatch):
     save(tmp_path / "best.ckpt")
-    as_given = score(tmp_path / "given", scans, tmp_path / "best.ckpt", affinity="intensity", walk="volume")
+    as_given = score(
+        tmp_path / "given", scans, tmp_path / "best.ckpt", affinity__kind="intensity", walk__extent="volume"
+    )
     step = WeakMedSAM.test_step
 
     def without_labels(self, batch, batch_idx):
@@ -226,7 +228,9 @@ def test_no_label_of_a_test_case_is_used(scans, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(WeakMedSAM, "test_step", without_labels)
-    inverted = score(tmp_path / "other", scans, tmp_path / "best.ckpt", affinity="intensity", walk="volume")
+    inverted = score(
+        tmp_path / "other", scans, tmp_path / "best.ckpt", affinity__kind="intensity", walk__extent="volume"
+    )
     assert inverted == as_given
 
 
@@ -245,4 +249,4 @@ def test_a_class_is_present_where_it_is_likelier_than_all_else():
 )
 def test_who_says_what_is_present_is_checked(settings, message):
     with pytest.raises(ConfigError, match=message):
-        PromptAffinityMining(**settings)
+        pam_callback(**settings)

@@ -1,19 +1,23 @@
 """Pseudo-labels and scores of a volume; the activation is the image itself, so that all is known."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from classifiers import module
+from pam_settings import pam_settings
 
 from weakmedsam.classification.module import Activation
 from weakmedsam.contracts import Frame
-from weakmedsam.pam.refiner import Refinement
 from weakmedsam.pam.volumes import label_volume, refine_volume, score_volume, segment_volume
 
 SIZE = 32
-SETTINGS = Refinement(affinity="intensity", map_size=16, radius=2.0, sigma=0.0, flips=True)
+SETTINGS = pam_settings(
+    affinity__kind="intensity",
+    walk__map_size=16,
+    affinity__radius=2.0,
+    threshold__sigma=0.0,
+    views__stability=True,
+)
 
 
 def volume():
@@ -66,7 +70,9 @@ def test_a_network_that_knows_sides_does_not():
 
     labels, _ = label_volume(model, leaning(batch), batch, SETTINGS, leaning)
     assert labels.stability[1:, 0].max() < 0.9
-    plain, _ = label_volume(model, leaning(batch), batch, replace(SETTINGS, flips=False), leaning)
+    plain, _ = label_volume(
+        model, leaning(batch), batch, pam_settings(SETTINGS, views__stability=False), leaning
+    )
     assert torch.allclose(labels.quality[1:, 0], plain.quality[1:, 0] * labels.stability[1:, 0])
 
 
@@ -84,7 +90,9 @@ def test_slices_of_both_kinds_are_scored_on_the_scans_own_grid():
 def test_a_volume_comes_in_pieces(walk):
     batch, model = volume(), module(pam=True)
     model.slices_per_step = 2
-    settings = Refinement(affinity="intensity", map_size=16, radius=2.0, walk=walk)
+    settings = pam_settings(
+        affinity__kind="intensity", walk__map_size=16, affinity__radius=2.0, walk__extent=walk
+    )
     rows = torch.tensor([1, 2, 3])
     seen = Activation(*(part[rows] for part in look(batch)))
     pieces = list(refine_volume(model, seen, batch, settings))
@@ -103,7 +111,7 @@ def test_a_volume_without_any_class_is_background_for_sure():
     assert labels.stability.isnan().all()
 
 
-PLAIN = Refinement(affinity="none", map_size=16, sigma=0.0, rescale=False)
+PLAIN = pam_settings(affinity__kind="none", walk__map_size=16, threshold__sigma=0.0, walk__rescale=False)
 
 
 def faint(height, cells=16):
@@ -117,7 +125,10 @@ def faint(height, cells=16):
 def test_what_is_not_scaled_keeps_its_height(rescale, height):
     batch, model = volume(), module(pam=True)
     seen = faint(0.3).rows(batch["label"].any(dim=1).nonzero().flatten())
-    scores = [part.after for _, part in refine_volume(model, seen, batch, replace(PLAIN, rescale=rescale))]
+    scores = [
+        part.after
+        for _, part in refine_volume(model, seen, batch, pam_settings(PLAIN, walk__rescale=rescale))
+    ]
     assert torch.cat(scores).amax((1, 2, 3)).allclose(torch.tensor(height))
 
 
@@ -125,7 +136,14 @@ def test_a_slice_of_which_the_start_is_not_sure_stays_empty_beside_one_of_which_
     batch, model = volume(), module(pam=True)
     seen, settings = (
         faint(0.9),
-        replace(PLAIN, affinity="intensity", walk="volume", radius=2.0, steps=8, threshold=0.4),
+        pam_settings(
+            PLAIN,
+            affinity__kind="intensity",
+            walk__extent="volume",
+            affinity__radius=2.0,
+            walk__steps=8,
+            threshold__value=0.4,
+        ),
     )
     seen.cam[1] *= 0.5  # above the threshold; the label says that the class is there
     ids = segment_volume(model, seen, batch, settings)
@@ -139,7 +157,7 @@ def test_padding_does_not_say_what_is_present():
     batch, model = volume(), module(pam=True)
     seen = faint(0.45)
     seen.cam[:, :, 0, 0] = 0.9  # four pixels above the scan
-    assert segment_volume(model, seen, batch, replace(PLAIN, threshold=0.4)).eq(0).all()
+    assert segment_volume(model, seen, batch, pam_settings(PLAIN, threshold__value=0.4)).eq(0).all()
     seen.cam[2] *= 2
-    ids = segment_volume(model, seen, batch, replace(PLAIN, threshold=0.4))
+    ids = segment_volume(model, seen, batch, pam_settings(PLAIN, threshold__value=0.4))
     assert ids.flatten(1).any(1).tolist() == [False, False, True, False]

@@ -61,23 +61,24 @@ def test_no_round_is_refused():
 def test_options_of_a_later_round():
     options = parse_options(
         words(
-            "--pseudo_labels_2.model.pam.beta 3 --pseudo_labels_2.model.pam.steps 5 --segment_2.trainer.max_epochs 5",
-            "--model.sub_classes 4 --model.pam.steps 16 --classify.model.pam.threshold 0.9",
-            "--pseudo_labels.model.pam.init_args.steps 7 --pseudo_labels.model.pam.beta 2",
+            "--pseudo_labels_2.model.pam.affinity.beta 3 --pseudo_labels_2.model.pam.walk.steps 5 "
+            "--segment_2.trainer.max_epochs 5",
+            "--model.sub_classes 4 --model.pam.walk.steps 16 --classify.model.pam.threshold.value 0.9",
+            "--pseudo_labels.model.pam.init_args.walk.steps 7 --pseudo_labels.model.pam.affinity.beta 2",
             "--segment.model.dice_weight 0 --segment.trainer.max_epochs 3 --test.data.num_workers 0",
         )
     )
     labels, network, maps, test, refined = (options_for(stage, options) for stage in another_round(2))
     # What another_round.yaml sets is this round's own; the rest is shared, and what is said of it alone wins.
-    own = "--model.pam.beta 3 --model.pam.steps 5"
-    assert labels == words("--model.sub_classes 4 --model.pam.beta 2", own)
+    own = "--model.pam.affinity.beta 3 --model.pam.walk.steps 5"
+    assert labels == words("--model.sub_classes 4 --model.pam.affinity.beta 2", own)
     assert maps == labels  # what is scored is made as they are
     assert network == words("--model.dice_weight 0 --trainer.max_epochs 3 --trainer.max_epochs 5")
     assert test == [*network, "--data.num_workers", "0"]
     assert refined == words("--model.sub_classes 4")  # what is walked is neither round's
-    first = "--model.sub_classes 4 --model.pam.steps 16 --model.pam.threshold 0.9"
+    first = "--model.sub_classes 4 --model.pam.walk.steps 16 --model.pam.threshold.value 0.9"
     assert options_for(STAGE["pseudo_labels"], options) == words(
-        first, "--model.pam.init_args.steps 7 --model.pam.beta 2"
+        first, "--model.pam.init_args.walk.steps 7 --model.pam.affinity.beta 2"
     )
     assert options_for(STAGE["segment"], options) == words("--model.dice_weight 0 --trainer.max_epochs 3")
     with pytest.raises(
@@ -98,14 +99,16 @@ def test_a_file_of_settings_for_all_stages_does_not_undo_a_later_rounds_own():
 def test_options_of_refined_predictions():
     options = parse_options(
         words(
-            "--refined_2.model.pam.steps 5 --refined.model.pam.threshold 0.3 --refined.model.pam.steps 4",
-            "--classify.config a.yaml --model.pam.rescale true --model.pam.beta 2 --segment.data.num_workers 0",
+            "--refined_2.model.pam.walk.steps 5 --refined.model.pam.threshold.value 0.3 "
+            "--refined.model.pam.walk.steps 4",
+            "--classify.config a.yaml --model.pam.walk.rescale true --model.pam.affinity.beta 2 "
+            "--segment.data.num_workers 0",
         )
     )
-    shared = "--config a.yaml --model.pam.beta 2 --config experiments/refined.yaml"
-    own = "--model.pam.threshold 0.3 --model.pam.steps 4"
+    shared = "--config a.yaml --model.pam.affinity.beta 2 --config experiments/refined.yaml"
+    own = "--model.pam.threshold.value 0.3 --model.pam.walk.steps 4"
     first, second = (options_for(stage, options) for stage in (STAGE["refined"], another_round(2)[-1]))
     assert sorted(first) == sorted(words(shared, own))
     assert first[-4:] == words(own)
-    assert second == [*first, *words("--model.pam.steps 5")]
+    assert second == [*first, *words("--model.pam.walk.steps 5")]
     assert first.index("experiments/refined.yaml") > first.index("a.yaml")

@@ -95,7 +95,10 @@ def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(
     house.clear()
     run("evaluate", request_for(tmp_path, "--segment.trainer.max_epochs", "2"))
     assert ran(house) == ["fit segment", *TESTS[1:]]
-    run("evaluate", request_for(tmp_path, "--segment.trainer.max_epochs", "2", "--model.pam.beta", "2"))
+    run(
+        "evaluate",
+        request_for(tmp_path, "--segment.trainer.max_epochs", "2", "--model.pam.affinity.beta", "2"),
+    )
     assert ran(house) == ["fit classify", "predict classify", "fit segment", *TESTS]
     folder = tmp_path / "runs/phantom/x"
     assert (folder / "segment.old1/stage.json").is_file()
@@ -114,17 +117,21 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
     labels, network, maps, test, refined = house
     folder = Path("runs/phantom/x")
     assert labels[0] == "predict"
-    assert labels[labels.index("--model.pam.start") + 1].endswith(
+    assert labels[labels.index("--model.pam.start.checkpoint") + 1].endswith(
         str(folder / "segment/checkpoints/best.ckpt")
     )
     assert labels[labels.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
     for command in (labels, maps):
         assert "experiments/another_round.yaml" in command
         assert "experiments/pseudo_labels.yaml" in command or command is maps
-        assert command[command.index("--model.pam.start") + 1].endswith("segment/checkpoints/best.ckpt")
+        assert command[command.index("--model.pam.start.checkpoint") + 1].endswith(
+            "segment/checkpoints/best.ckpt"
+        )
     assert maps[0] == "test"
     assert "experiments/refined.yaml" in refined
-    assert refined[refined.index("--model.pam.start") + 1].endswith("segment_2/checkpoints/best.ckpt")
+    assert refined[refined.index("--model.pam.start.checkpoint") + 1].endswith(
+        "segment_2/checkpoints/best.ckpt"
+    )
     assert refined[refined.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
     assert network[network.index("--data.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
     assert test[test.index("--ckpt_path") + 1].endswith(str(folder / "segment_2/checkpoints/best.ckpt"))
@@ -139,9 +146,9 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
 def test_what_changes_the_first_round_makes_the_second_anew(house, tmp_path):
     run("evaluate", request_for(tmp_path, rounds=2))
     house.clear()
-    run("evaluate", request_for(tmp_path, "--pseudo_labels_2.model.pam.steps", "4", rounds=2))
+    run("evaluate", request_for(tmp_path, "--pseudo_labels_2.model.pam.walk.steps", "4", rounds=2))
     assert ran(house) == ROUND
-    run("evaluate", request_for(tmp_path, "--pseudo_labels.model.pam.steps", "4", rounds=2))
+    run("evaluate", request_for(tmp_path, "--pseudo_labels.model.pam.walk.steps", "4", rounds=2))
     assert ran(house) == ["predict classify", "fit segment", *TESTS[1:], *ROUND]
 
 

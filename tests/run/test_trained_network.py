@@ -58,7 +58,9 @@ def test_pam_has_the_settings_of_the_runs_own_stage(run):
     write_stage(run, "refined", 4, classify=1, segment=3)
     held = find_network(run, plain=False)
     assert held.config["model"]["class_path"] == "refined"
-    assert pam_of(held.config) == PAM["init_args"] | {"start": str(run / "segment/checkpoints/best.ckpt")}
+    assert pam_of(held.config) == PAM["init_args"] | {
+        "start": {"checkpoint": str(run / "segment/checkpoints/best.ckpt")}
+    }
     assert held.checkpoint == run / "classify/checkpoints/best.ckpt"
     assert held.said.endswith("refined by PAM with the settings of " + str(run / "refined"))
 
@@ -70,9 +72,8 @@ def test_or_default_ones_where_there_is_none_of_this_network(run, refined):
     found = find_network(run, plain=False)
     assert found.config["model"]["class_path"] == "classify"
     assert pam_of(found.config) == PAM["init_args"] | OWN | {
-        "start": str(run / "segment/checkpoints/best.ckpt")
+        "start": {"presence": "predicted", "checkpoint": str(run / "segment/checkpoints/best.ckpt")}
     }
-    assert pam_of(found.config)["presence"] == "predicted"
     assert found.said.endswith("experiments/refined.yaml")
 
 

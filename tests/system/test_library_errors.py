@@ -81,7 +81,7 @@ def call(monkeypatch, tmp_path):
         ("model.learning_rate", "${oc.env:NOT_SET_ANYWHERE}", "cannot be resolved"),
         ("model.learning_rate", "1e400", "model.learning_rate is inf"),
         ("model.sub_classes", "1000000000", "in [1, 1,000]"),
-        ("model.pam.grid", "100000", "in [1, 128]"),
+        ("model.pam.prompts.grid", "100000", "in [1, 128]"),
         ("data.image_size", "1000000", "in [8, 4,096]"),
     ],
 )

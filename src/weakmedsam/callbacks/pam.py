@@ -19,12 +19,23 @@ from weakmedsam.classification.cam import mirror_axes
 from weakmedsam.classification.module import Activation, WeakMedSAM
 from weakmedsam.config_diff import KnownData
 from weakmedsam.contracts import SliceBatch, VolumeBatch
-from weakmedsam.errors import ConfigError, DataError, check_range
+from weakmedsam.errors import DataError, check_range
 from weakmedsam.figures import Row, draw_grid
 from weakmedsam.metrics.overlap_surface import VolumeDice
+from weakmedsam.pam.config import (
+    Affinity,
+    Occlusion,
+    Prompts,
+    Refinement,
+    Start,
+    Threshold,
+    Views,
+    Vote,
+    Walk,
+)
 from weakmedsam.pam.occlusion import by_erasing
 from weakmedsam.pam.pseudo_label_io import Origin, read_origin, write_pseudo_label
-from weakmedsam.pam.refiner import Refined, Refinement, Slices, refine
+from weakmedsam.pam.refiner import Refined, Slices, refine
 from weakmedsam.pam.self_training import SegmentedStart
 from weakmedsam.pam.tables import CaseDice, gather_cases, write_cases, write_quality
 from weakmedsam.pam.thresholding import threshold_scores
@@ -39,8 +50,7 @@ from weakmedsam.segmentation.evaluator import Evaluation
 from weakmedsam.segmentation.prediction_writer import check_new_scans, save_segmentation
 from weakmedsam.system.atomic_io import put_away
 
-VIEWS = ("plain", "mirrored")
-PRESENCE = ("given", "predicted")
+_DEFAULT = Refinement()
 
 
 class Mirroring(Protocol):
@@ -84,112 +94,44 @@ class PromptAffinityMining(Callback):
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
     W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
     same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Slices without a class are not prompted, and PAM encodes none twice (``erasing``, ``flips`` and ``views``
-    apart).
+    Slices without a class are not prompted, and PAM encodes none twice (``occlusion`` and ``views`` apart).
     Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
 
     Args:
-        grid: this and all that follow, to ``flips``: see ``refine.Refinement``, which states meaning, range
-            and the paper's values.
+        prompts: point prompts and their masks. This and the groups that follow: ``pam.config`` has every setting.
         affinity: what two pixels are compared by.
-        intensity_share: weight of the grey values beside the masks.
-        radius: of the neighbourhood, cells of the map.
-        beta: exponent of the affinity.
-        contrast: scale of differences before the exponent.
-        steps: of the random walk; None: to the steady state.
-        map_size: side of the map that is walked on, cells.
-        threshold: score above which a pixel belongs to a class.
-        sigma: of the smoothing before the threshold, pixels of the frame.
-        rescale: scale each map to [0, 1] before the walk and after each step.
-        restart: probability of going back to the start at each step.
-        prompts: where prompts are.
-        content_share: what is dark for ``prompts`` "content".
-        peaks: of each class, for ``prompts`` "peaks".
-        min_quality: predicted IoU under which a mask counts nowhere.
-        weigh_by_quality: masks count by their predicted IoU.
-        walk: through slices or volumes.
-        slice_reach: slices either way.
-        erasing: weight of the mask that tells most in the walk's start.
-        erasing_share: of the evidence, that this mask has to take.
-        vote: of the masks, and when.
-        vote_power: exponent of their agreement with the activation.
-        vote_normalise: by coverage or not.
-        competition: of the classes at a pixel.
-        background_power: exponent of the background's score.
-        threshold_rule: fixed, or Otsu's.
-        flips: measure the stability of pseudo-labels on mirrored images.
-        views: what activation is averaged over: the ``plain`` image, as published, or with ``mirrored`` ones
-            too, in the ways that training mirrors (see ``cam.mirror_axes``).
-        start: what is walked: None for the activation, as published, or a segmentation network's checkpoint, for
-            what that predicts (``self_training.py``); ``views`` then has no say.
-        presence: who says which classes a slice has: its image-level label (``given``), or ``start`` (``predicted``):
-            then nothing is known of a scan. The test scores and draws segmentations as the segmentation network's own
-            does (``cases.csv``, ``summary.json``), and prediction segments new scans (``make predict``).
+        walk: the random walk.
+        occlusion: the mask without which a class loses most of its evidence.
+        vote: of the masks, weighted by their agreement with the activation.
+        threshold: from the refined map to the classes of pixels.
+        views: mirrored images.
+        start: what is walked, and who says which classes a slice has.
         every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
             Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
-        pictures: rows of a picture grid, and slices that W&B shows with their masks.
+        pictures: rows of a picture grid, and slices that W&B shows with their masks, 1 to 1,000.
 
     Raises:
-        ConfigError: an unknown word, or a number out of its range.
+        ConfigError: settings that do not go together, or a number out of its range.
     """
 
     def __init__(
         self,
-        grid: int = 4,
-        affinity: str = "per_prompt",
-        intensity_share: float = 0.5,
-        radius: float = 5.0,
-        beta: float = 4.0,
-        contrast: float = 10.0,
-        steps: int | None = 4,
-        map_size: int = 64,
-        threshold: float = 0.5,
-        sigma: float = 1.0,
-        rescale: bool = True,
-        restart: float = 0.0,
-        prompts: str = "grid",
-        content_share: float = 0.1,
-        peaks: int = 8,
-        min_quality: float = 0.0,
-        weigh_by_quality: bool = False,
-        walk: str = "slice",
-        slice_reach: int = 1,
-        erasing: float = 0.0,
-        erasing_share: float = 0.7,
-        vote: str = "none",
-        vote_power: float = 4.0,
-        vote_normalise: str = "none",
-        competition: str = "none",
-        background_power: float = 1.0,
-        threshold_rule: str = "fixed",
-        flips: bool = False,
-        views: str = "plain",
-        start: str | None = None,
-        presence: str = "given",
+        prompts: Prompts = _DEFAULT.prompts,
+        affinity: Affinity = _DEFAULT.affinity,
+        walk: Walk = _DEFAULT.walk,
+        occlusion: Occlusion = _DEFAULT.occlusion,
+        vote: Vote = _DEFAULT.vote,
+        threshold: Threshold = _DEFAULT.threshold,
+        views: Views = _DEFAULT.views,
+        start: Start = Start(),  # noqa: B008
         every_n_epochs: int = 1,
         pictures: int = 6,
     ) -> None:
-        self.settings = Refinement(
-            grid, affinity, intensity_share, radius, beta, contrast, steps, map_size, threshold, sigma, rescale,
-            restart, prompts, content_share, peaks, min_quality, weigh_by_quality, walk, slice_reach, erasing,
-            erasing_share, vote, vote_power, vote_normalise, competition, background_power, threshold_rule, flips,
-        )  # fmt: skip
+        self.settings = Refinement(prompts, affinity, walk, occlusion, vote, threshold, views)
         check_range("model.pam.pictures", pictures, 1, 1000)
         check_range("model.pam.every_n_epochs", every_n_epochs, 1, 1_000_000)
-        if views not in VIEWS:
-            raise ConfigError(f"model.pam.views: {views!r} is unknown; choose one of {', '.join(VIEWS)}")
-        if presence not in PRESENCE:
-            raise ConfigError(
-                f"model.pam.presence: {presence!r} is unknown; choose one of {', '.join(PRESENCE)}"
-            )
-        if presence == "predicted" and start is None:
-            raise ConfigError(
-                "model.pam.presence: predicted is what a segmentation network says; give its best.ckpt as "
-                "model.pam.start"
-            )
-        self.views = views
-        self.start = start
-        self.predicted = presence == "predicted"
+        self.start = start.checkpoint
+        self.predicted = start.presence == "predicted"
         self.every_n_epochs = every_n_epochs
         self._dice: dict[str, VolumeDice] = {}
         self._rows: FixedSlices[Row] = FixedSlices(pictures)
@@ -212,14 +154,14 @@ class PromptAffinityMining(Callback):
         """Tell the module in which mirrors to look, and what to start from."""
         module, data = cast(WeakMedSAM, pl_module), cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
         if self.start is not None:
-            size, cells = module.backbone.image_size, self.settings.map_size
+            size, cells = module.backbone.image_size, self.settings.walk.map_size
             segmented = SegmentedStart(Path(self.start), module.class_names, size, cells)
             if self.predicted and stage == "predict":
                 check_new_scans(data)
             else:
                 segmented.compare_data(cast(KnownData, data))
             module.start, self._start = segmented, fingerprint(segmented.network)
-        if self.views == "mirrored" and data.augment is not None:
+        if self.settings.views.activation == "mirrored" and data.augment is not None:
             module.views = mirror_axes(data.augment.flip_columns > 0, data.augment.flip_rows > 0)
 
     # Validation
@@ -266,8 +208,8 @@ class PromptAffinityMining(Callback):
             batch["box"][chosen],
         )
         truth = batch["mask"][chosen]
-        before, _ = threshold_scores(refined.before, self.settings.threshold)
-        after, _ = threshold_scores(refined.after, self.settings.threshold)
+        before, _ = threshold_scores(refined.before, self.settings.threshold.value)
+        after, _ = threshold_scores(refined.after, self.settings.threshold.value)
         for name, ids in (("cam", before), ("pam", after)):
             self._dice[name].update(ids, truth, batch["index"][chosen])
         if trainer.is_global_zero:
@@ -363,7 +305,7 @@ class PromptAffinityMining(Callback):
         if self.predicted:
             return
         module = cast(WeakMedSAM, pl_module)
-        self._stamp = {**asdict(self.settings), "views": self.views, "network": fingerprint(module)}
+        self._stamp = {**asdict(self.settings), "network": fingerprint(module)}
         if self._start is not None:
             self._stamp["start"] = self._start
         folder = Path(trainer.default_root_dir)

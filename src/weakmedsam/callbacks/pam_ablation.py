@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,21 +102,18 @@ class CompareRefinements(Callback):
     are. No network is chosen and nothing is tuned here: it is for the table of a study.
 
     Args:
-        settings: name -> what differs from ``model.pam``'s defaults in code (the paper's values): keys and
-            values of ``refine.Refinement``.
+        settings: name -> what differs from ``model.pam``'s defaults in code (the paper's values): dotted keys and
+            values of ``pam.config.Refinement``.
 
     Raises:
         ConfigError: an unknown key or a value out of range; names the setting.
     """
 
     def __init__(self, settings: dict[str, dict[str, Any]]) -> None:
-        known = {field.name for field in fields(Refinement)}
         self.settings: dict[str, Refinement] = {}
         for name, values in settings.items():
-            if unknown := sorted(set(values) - known):
-                raise ConfigError(f"settings.{name}: {', '.join(unknown)} unknown; there are {sorted(known)}")
             try:
-                self.settings[name] = Refinement(**values)
+                self.settings[name] = Refinement().changed(values)
             except ConfigError as error:
                 raise ConfigError(f"settings.{name}: {error}") from error
         self._cases: dict[str, list[CaseDice]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,10 +18,10 @@ from weakmedsam.contracts import SliceBatch
 from weakmedsam.errors import ConfigError, DataError, check_range
 from weakmedsam.geometry import inside_box
 from weakmedsam.pam.affinity import grid_points, prompt_maps
+from weakmedsam.pam.config import Refinement, dotted
 from weakmedsam.pam.feature_cache import Head, Part, write_head, write_part
 from weakmedsam.pam.occlusion import Losses, by_erasing
 from weakmedsam.pam.prompt_masks import MASKS, Slices
-from weakmedsam.pam.refiner import Refinement
 from weakmedsam.system.atomic_io import write_whole
 
 
@@ -67,18 +66,19 @@ class KeepFeatures(Callback):
         data = cast(MaskedData, trainer.datamodule)  # type: ignore[attr-defined]
         mining = [c for c in trainer.callbacks if isinstance(c, PromptAffinityMining)]  # type: ignore[attr-defined]
         known = ("per_prompt", "with_intensity")
-        if not mining or mining[0].settings.affinity not in known or mining[0].settings.prompts != "grid":
+        settings = mining[0].settings if mining else None
+        if settings is None or settings.affinity.kind not in known or settings.prompts.placement != "grid":
             raise ConfigError(
-                "model.pam: a sweep of PAM needs it in the run, with prompts: grid and affinity: "
-                f"{' or '.join(known)}"
+                "model.pam: a sweep of PAM needs it in the run, with prompts.placement: grid and "
+                f"affinity.kind: {' or '.join(known)}"
             )
         if not data.has_val_masks:
             raise DataError("no validation case has an expert mask: a sweep of PAM has nothing to score with")
-        self._settings = mining[0].settings
-        self._sides = sorted({self._settings.grid, *self._grids})
+        self._settings = settings
+        self._sides = sorted({self._settings.prompts.grid, *self._grids})
         if trainer.is_global_zero:
             size = module.backbone.image_size
-            head = Head(module.class_names, list(data.val_cases), size, asdict(self._settings), self._sides)
+            head = Head(module.class_names, list(data.val_cases), size, dotted(self._settings), self._sides)
             write_head(Path(trainer.default_root_dir), head)
 
     def on_validation_batch_end(
@@ -106,7 +106,7 @@ class KeepFeatures(Callback):
             cam=activation.cam[rows].float(),
             prompts=prompts,
             lost={side: self._lost(losses, slices, masks) for side, masks in prompts.items()}
-            if self._settings.erasing > 0 and len(rows)
+            if self._settings.occlusion.weight > 0 and len(rows)
             else {},
             label=batch["label"][rows].to(torch.uint8),
             box=batch["box"][rows],
@@ -116,7 +116,7 @@ class KeepFeatures(Callback):
 
     def _masks(self, backbone: Backbone, embedding: Tensor | None, side: int) -> Tensor:
         """(L, side * side, s, s) uint8."""
-        map_size = self._settings.map_size
+        map_size = self._settings.walk.map_size
         if embedding is None:
             return torch.zeros((0, side * side, map_size, map_size), dtype=torch.uint8)
         points = grid_points(side, backbone.image_size).to(embedding.device)

@@ -65,7 +65,7 @@ class Lineage(Callback):
             record(trainer, "makes", "dataset", Path(trainer.default_root_dir))
 
     def _use_network(self, trainer: Trainer) -> None:
-        # PAM may start from a segmentation network (``model.pam.start``).
+        # PAM may start from a segmentation network (``model.pam.start.checkpoint``).
         starts = [c.start for c in trainer.callbacks if isinstance(c, PromptAffinityMining)]  # type: ignore[attr-defined]
         used = [Path(path) for path in (trainer.ckpt_path, *starts) if path is not None]
         if used:

@@ -33,8 +33,8 @@ HEAD = "features.json"
 PROMPTS = "prompts."
 LOST = "lost."
 STORED = (
-    *("affinity", "map_size", "prompts", "content_share", "peaks"),
-    *("min_quality", "weigh_by_quality"),
+    *("affinity.kind", "walk.map_size", "prompts.placement", "prompts.content_share", "prompts.peaks"),
+    *("prompts.min_quality", "prompts.weigh_by_quality"),
 )
 """Settings of PAM that decide the stored prompt masks: they cannot be swept on one store."""
 
@@ -202,27 +202,29 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
     fixed = [name for name in changes if name in STORED]
     if fixed:
         raise DataError(f"model.pam.{fixed[0]} decides what is stored in {folder}; it cannot be swept there")
-    settings = Refinement(**{**head.settings, **changes})  # type: ignore[arg-type]
-    if settings.grid not in head.grids:
+    settings = Refinement().changed({**head.settings, **changes})
+    if settings.prompts.grid not in head.grids:
         raise DataError(
-            f"model.pam.grid: {settings.grid} is not stored in {folder}, {head.grids} are; name it in KeepFeatures's "
-            "grids, in experiments/features.yaml"
+            f"model.pam.prompts.grid: {settings.prompts.grid} is not stored in {folder}, {head.grids} are; name it "
+            "in KeepFeatures's grids, in experiments/features.yaml"
         )
-    if settings.erasing > 0 and not head.settings.get("erasing"):
+    if settings.occlusion.weight > 0 and not head.settings.get("occlusion.weight"):
         raise DataError(
-            f"model.pam.erasing: {folder} was written with erasing 0, so it does not say what erasing takes; write it "
-            "anew with a value above 0"
+            f"model.pam.occlusion.weight: {folder} was written with weight 0, so it does not hold the drops of the "
+            "class logit; write it anew with a value above 0"
         )
     dice = {name: VolumeDice(head.cases, len(head.class_names)) for name in ("cam", "pam")}
     for part in read_parts(folder):
         found = {name: torch.zeros_like(part.mask) for name in dice}
         if len(part.labelled):
-            stored = StoredPrompts(part.prompts[settings.grid], head.image_size)
+            stored = StoredPrompts(part.prompts[settings.prompts.grid], head.image_size)
             image = part.image.float() / 255
             slices = Slices(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
-            refined = refine(stored, slices, settings, chunk, partial(_stored_losses, part, settings.grid))
-            found["cam"][part.labelled], _ = threshold_scores(refined.before, settings.threshold)
-            found["pam"][part.labelled], _ = threshold_scores(refined.after, settings.threshold)
+            refined = refine(
+                stored, slices, settings, chunk, partial(_stored_losses, part, settings.prompts.grid)
+            )
+            found["cam"][part.labelled], _ = threshold_scores(refined.before, settings.threshold.value)
+            found["pam"][part.labelled], _ = threshold_scores(refined.after, settings.threshold.value)
         for name, metric in dice.items():
             metric.update(found[name], part.mask.long(), part.rows)
     return _figures({name: torch.atleast_1d(m.compute()) for name, m in dice.items()}, head.class_names)

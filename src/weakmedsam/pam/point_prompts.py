@@ -17,7 +17,7 @@ from weakmedsam.pam.affinity import grid_points
 PLACEMENTS = ("grid", "content", "peaks")
 
 
-class Prompts(NamedTuple):
+class PromptPoints(NamedTuple):
     """Points to prompt at.
 
     Attributes:
@@ -28,21 +28,21 @@ class Prompts(NamedTuple):
     points: Tensor
     used: Tensor | None
 
-    def rows(self, rows: slice) -> Prompts:
+    def rows(self, rows: slice) -> PromptPoints:
         """Those of some slices."""
         points = self.points if self.points.dim() == 2 else self.points[rows]
-        return Prompts(points, None if self.used is None else self.used[rows])
+        return PromptPoints(points, None if self.used is None else self.used[rows])
 
-    def split(self, size: int) -> list[Prompts]:
+    def split(self, size: int) -> list[PromptPoints]:
         """So many points at a time."""
         pieces = [slice(first, first + size) for first in range(0, self.points.shape[-2], size)]
         return [
-            Prompts(self.points[..., piece, :], None if self.used is None else self.used[:, piece])
+            PromptPoints(self.points[..., piece, :], None if self.used is None else self.used[:, piece])
             for piece in pieces
         ]
 
 
-def content_prompts(image: Tensor, box: Tensor, side: int, share: float = 0.1) -> Prompts:
+def content_prompts(image: Tensor, box: Tensor, side: int, share: float = 0.1) -> PromptPoints:
     """Those points of the grid that lie on the scan and where the image is not dark.
 
     Args:
@@ -61,10 +61,10 @@ def content_prompts(image: Tensor, box: Tensor, side: int, share: float = 0.1) -
     used = (bright & inside_box(box, size, side)[:, 0]).flatten(1)
     kept = used.any(dim=0)
     kept[0] |= ~kept.any()
-    return Prompts(grid_points(side, size).to(image.device)[kept], used[:, kept].float())
+    return PromptPoints(grid_points(side, size).to(image.device)[kept], used[:, kept].float())
 
 
-def peak_prompts(cam: Tensor, label: Tensor, box: Tensor, size: int, peaks: int = 8) -> Prompts:
+def peak_prompts(cam: Tensor, label: Tensor, box: Tensor, size: int, peaks: int = 8) -> PromptPoints:
     """The highest local peaks of the activation of each class that is present.
 
     A peak is a cell on the scan that is as high as any of its eight neighbours; of a level stretch every
@@ -91,4 +91,4 @@ def peak_prompts(cam: Tensor, label: Tensor, box: Tensor, size: int, peaks: int 
     at = torch.stack([cell % cells, cell // cells], dim=-1).flatten(1, 2)
     order = (~used).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, int(used.sum(dim=1).max()))]
     points = at.take_along_dim(order[..., None], dim=1)
-    return Prompts((points + 0.5) * size / cells, used.take_along_dim(order, dim=1).float())
+    return PromptPoints((points + 0.5) * size / cells, used.take_along_dim(order, dim=1).float())

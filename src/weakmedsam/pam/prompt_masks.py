@@ -10,7 +10,7 @@ from torch import Tensor
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.pam.affinity import PROMPTED, grid_points, onto_map, prompt_maps
 from weakmedsam.pam.config import Refinement
-from weakmedsam.pam.point_prompts import Prompts, content_prompts, peak_prompts
+from weakmedsam.pam.point_prompts import PromptPoints, content_prompts, peak_prompts
 
 PAIRS = 256
 """Pairs of slice and prompt whose masks are held at the decoder's own size at once; memory only."""
@@ -60,20 +60,20 @@ class Answers(NamedTuple):
     weight: Tensor | None
 
 
-def place_prompts(some: Slices, settings: Refinement) -> Prompts:
+def place_prompts(some: Slices, settings: Refinement) -> PromptPoints:
     """Where the settings want slices to be prompted."""
     size = some.image.shape[-1]
-    if settings.prompts == "content":
-        return content_prompts(some.image, some.box, settings.grid, settings.content_share)
-    if settings.prompts == "peaks":
-        return peak_prompts(some.cam, some.label, some.box, size, settings.peaks)
-    return Prompts(grid_points(settings.grid, size).to(some.cam.device), None)
+    if settings.prompts.placement == "content":
+        return content_prompts(some.image, some.box, settings.prompts.grid, settings.prompts.content_share)
+    if settings.prompts.placement == "peaks":
+        return peak_prompts(some.cam, some.label, some.box, size, settings.prompts.peaks)
+    return PromptPoints(grid_points(settings.prompts.grid, size).to(some.cam.device), None)
 
 
-def ask(backbone: Backbone, some: Slices, prompts: Prompts, settings: Refinement) -> Answers:
+def ask(backbone: Backbone, some: Slices, prompts: PromptPoints, settings: Refinement) -> Answers:
     """Put prompts to the decoder, some at a time; no more than ``PAIRS`` masks are held at its own size."""
-    size, summed = settings.map_size, torch.zeros((), device=some.cam.device)
-    looks = settings.affinity in ("intensity", "with_intensity")
+    size, summed = settings.walk.map_size, torch.zeros((), device=some.cam.device)
+    looks = settings.affinity.kind in ("intensity", "with_intensity")
     grey = onto_map(some.image.float(), size) if looks else None
     if not settings.prompted:
         return Answers(None, None, grey, None)
@@ -84,29 +84,31 @@ def ask(backbone: Backbone, some: Slices, prompts: Prompts, settings: Refinement
         logits, trust = _masks_of(backbone, some.embedding, asked, settings)
         parts.append(prompt_maps(logits, size))
         trusts += [] if trust is None else [trust]
-        if settings.affinity == "summed":
+        if settings.affinity.kind == "summed":
             trusted = logits if trust is None else logits * trust[..., None, None]
             summed = summed + prompt_maps(trusted, size, "summed")
     masks, trust = torch.cat(parts, dim=1), torch.cat(trusts, dim=1) if trusts else None
-    if settings.affinity == "per_prompt":
+    if settings.affinity.kind == "per_prompt":
         return Answers(masks, trust, masks, trust)
-    if settings.affinity == "with_intensity" and grey is not None:
-        return Answers(masks, trust, *_with_grey(masks, trust, grey, settings.intensity_share))
-    if settings.affinity not in PROMPTED:
+    if settings.affinity.kind == "with_intensity" and grey is not None:
+        return Answers(masks, trust, *_with_grey(masks, trust, grey, settings.affinity.intensity_share))
+    if settings.affinity.kind not in PROMPTED:
         return Answers(masks, trust, grey, None)
     known = None if trust is None else (trust.sum(dim=1, keepdim=True) > 0).float()
-    return Answers(masks, trust, summed if settings.affinity == "summed" else _mean(masks, trust), known)
+    return Answers(masks, trust, summed if settings.affinity.kind == "summed" else _mean(masks, trust), known)
 
 
 def _masks_of(
-    backbone: Backbone, embedding: Tensor, prompts: Prompts, settings: Refinement
+    backbone: Backbone, embedding: Tensor, prompts: PromptPoints, settings: Refinement
 ) -> tuple[Tensor, Tensor | None]:
     """Logits (B, P, h, w) and trust (B, P): whether a point is used, and the quality that is predicted."""
-    if not settings.rated:
+    if not settings.prompts.rated:
         return backbone.masks_at_points(embedding, prompts.points), prompts.used
     logits, quality = backbone.prompted(embedding, prompts.points)
     quality = quality.float().clamp(0, 1)
-    trust = (quality >= settings.min_quality) * (quality if settings.weigh_by_quality else 1.0)
+    trust = (quality >= settings.prompts.min_quality) * (
+        quality if settings.prompts.weigh_by_quality else 1.0
+    )
     return logits, trust if prompts.used is None else trust * prompts.used
 
 

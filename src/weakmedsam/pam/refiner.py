@@ -125,12 +125,12 @@ def mine(
         chunk: slices at once; bounds memory, changes nothing else.
         positions: (B,) rising numbers of the slices in their volume: only those that follow each other
             are neighbours. None: they all do.
-        thickness: ``volume_walk.relative_thickness``. None, or ``settings.walk`` "slice": every slice is
+        thickness: ``volume_walk.relative_thickness``. None, or ``settings.walk.extent`` "slice": every slice is
             walked by itself.
-        losses: what erasing each mask takes from each class; needed where ``settings.erasing`` is above 0.
+        losses: what erasing each mask takes from each class; needed where ``settings.occlusion.weight`` is above 0.
     """
     if settings.prompted:
-        chunk = min(chunk, max(1, MASKS // settings.grid**2))
+        chunk = min(chunk, max(1, MASKS // settings.prompts.grid**2))
     if not settings.volumetric or thickness is None:
         chunks = [slices.rows(slice(i, i + chunk)) for i in range(0, len(slices.cam), chunk)]
         parts = [_mine_slices(backbone, some, settings, losses) for some in chunks]
@@ -152,17 +152,19 @@ def _runs(length: int, positions: Tensor | None) -> list[slice]:
 
 def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement, losses: Losses | None) -> Mined:
     """Each slice by itself."""
-    offsets = half_disc(settings.radius)
+    offsets = half_disc(settings.affinity.radius)
     cam, start, inside = _start(backbone, some, settings)
     answers = ask(backbone, some, place_prompts(some, settings), settings)
     walked = _begun(start, answers, inside, some, settings, losses)
     picture = torch.zeros_like(start[:, 0])
     if answers.maps is not None:
         trust = None if answers.weight is None else answers.weight[..., None, None]
-        weights = edge_weights(answers.maps, offsets, settings.beta, settings.contrast, trust)
+        weights = edge_weights(
+            answers.maps, offsets, settings.affinity.beta, settings.affinity.contrast, trust
+        )
         picture = border_map(weights, offsets, inside)
         walked = _walked(walked, weights, offsets, inside, settings)
-    if settings.vote == "after":
+    if settings.vote.when == "after":
         walked = _voted(walked, answers, inside, settings)
     return Mined(cam, picture, start, walked)
 
@@ -176,7 +178,7 @@ def _mine_run(
     losses: Losses | None,
 ) -> Mined:
     """Adjacent slices of a volume, together. Prompts' masks are held for some slices at a time only."""
-    offsets = half_ball(settings.radius, settings.slice_reach, thickness)
+    offsets = half_ball(settings.affinity.radius, settings.walk.slice_reach, thickness)
     cam, start, inside = _start(backbone, run, settings)
     prompts = place_prompts(run, settings)
     pieces = [slice(i, i + chunk) for i in range(0, len(run.cam), chunk)]
@@ -191,13 +193,18 @@ def _mine_run(
             yield answers.maps, answers.weight
 
     weights = volume_weights(
-        compared(), offsets, settings.radius, thickness, settings.beta, settings.contrast
+        compared(),
+        offsets,
+        settings.affinity.radius,
+        thickness,
+        settings.affinity.beta,
+        settings.affinity.contrast,
     )
     walked = torch.cat(begun)
     # A slice without the class has no say about it: neither its own score nor its neighbours'.
     taking_part = inside & (run.label > 0)[:, :, None, None]
     walked = _walked(_deep(walked), weights, offsets, _deep(taking_part), settings)[0].movedim(0, 1)
-    if settings.vote == "after":
+    if settings.vote.when == "after":
         walked = torch.cat([
             _voted(walked[piece], ask(backbone, run.rows(piece), prompts.rows(piece), settings),
                    inside[piece], settings)
@@ -215,7 +222,7 @@ def _deep(maps: Tensor) -> Tensor:
 
 def _start(backbone: Backbone, some: Slices, settings: Refinement) -> tuple[Tensor, Tensor, Tensor]:
     """The activation over the scan, the same on the map, and the map's cells on the scan."""
-    size, map_size = backbone.image_size, settings.map_size
+    size, map_size = backbone.image_size, settings.walk.map_size
     cam = _over_scan(some.cam.float(), inside_box(some.box, size, some.cam.shape[-1]), settings)
     inside = inside_box(some.box, size, map_size)
     start = F.interpolate(cam, size=(map_size, map_size), mode="bilinear")
@@ -224,7 +231,7 @@ def _start(backbone: Backbone, some: Slices, settings: Refinement) -> tuple[Tens
 
 def _over_scan(maps: Tensor, inside: Tensor, settings: Refinement) -> Tensor:
     """Maps scaled over the cells inside, or as they come; 0 outside."""
-    return min_max_inside(maps, inside) if settings.rescale else maps * inside
+    return min_max_inside(maps, inside) if settings.walk.rescale else maps * inside
 
 
 def _walked(
@@ -236,13 +243,15 @@ def _walked(
 ) -> Tensor:
     if not settings.walks:
         return maps
-    return random_walk(maps, weights, offsets, settings.steps, settings.rescale, inside, settings.restart)
+    return random_walk(
+        maps, weights, offsets, settings.walk.steps, settings.walk.rescale, inside, settings.walk.restart
+    )
 
 
 def _voted(maps: Tensor, answers: Answers, inside: Tensor, settings: Refinement) -> Tensor:
     assert answers.masks is not None
     masks = answers.masks * inside
-    return vote(maps, masks, settings.vote_power, settings.vote_normalise, answers.trust)
+    return vote(maps, masks, settings.vote.power, settings.vote.normalise, answers.trust)
 
 
 def _begun(
@@ -254,15 +263,15 @@ def _begun(
     losses: Losses | None,
 ) -> Tensor:
     """What is walked: the activation, with the mask that tells most, or what the masks vote."""
-    if settings.erasing > 0:
+    if settings.occlusion.weight > 0:
         assert answers.masks is not None
         assert losses is not None
         masks = answers.masks * inside
         if answers.trust is not None:
             masks = masks * (answers.trust > 0)[..., None, None]
-        telling = smallest_telling(masks, losses(some, masks), settings.erasing_share, answers.trust)
-        start = with_telling_mask(start, telling, settings.erasing)
-    if settings.vote in ("alone", "before"):
+        telling = smallest_telling(masks, losses(some, masks), settings.occlusion.share, answers.trust)
+        start = with_telling_mask(start, telling, settings.occlusion.weight)
+    if settings.vote.when in ("alone", "before"):
         start = _voted(start, answers, inside, settings)
     return start
 
@@ -279,9 +288,9 @@ def find_levels(mined: Mined, slices: Slices, settings: Refinement, whole: bool)
     Returns:
         None under the fixed rule.
     """
-    if settings.threshold_rule != "otsu":
+    if settings.threshold.rule != "otsu":
         return None
-    inside = inside_box(slices.box, slices.image.shape[-1], settings.map_size)[:, 0]
+    inside = inside_box(slices.box, slices.image.shape[-1], settings.walk.map_size)[:, 0]
     found = []
     for maps in (mined.start, mined.walked):
         scores = _competed(maps * slices.label[:, :, None, None], settings)
@@ -295,7 +304,11 @@ def find_levels(mined: Mined, slices: Slices, settings: Refinement, whole: bool)
 
 
 def _competed(scores: Tensor, settings: Refinement) -> Tensor:
-    return compete(scores, settings.background_power) if settings.competition == "share" else scores
+    return (
+        compete(scores, settings.threshold.background_power)
+        if settings.threshold.competition == "share"
+        else scores
+    )
 
 
 def score(mined: Mined, slices: Slices, settings: Refinement, levels: Levels | None) -> Refined:
@@ -311,7 +324,7 @@ def score(mined: Mined, slices: Slices, settings: Refinement, levels: Levels | N
     frame = inside_box(slices.box, size, size)
     both = []
     for maps, level in zip((mined.cam, mined.walked), levels or (None, None), strict=True):
-        scores = gated_scores(maps, slices.label, size, settings.sigma) * frame
+        scores = gated_scores(maps, slices.label, size, settings.threshold.sigma) * frame
         scores = _competed(scores, settings)
-        both.append(scores if level is None else centre_scores(scores, level, settings.threshold))
+        both.append(scores if level is None else centre_scores(scores, level, settings.threshold.value))
     return Refined(mined.cam, mined.affinity, mined.walked, both[0], both[1])

@@ -52,25 +52,26 @@ def load_segmenter(
     """
     if not path.is_file():
         raise CheckpointError(
-            f"model.pam.start: {path} does not exist; give the best.ckpt of a segmentation stage"
+            f"model.pam.start.checkpoint: {path} does not exist; give the best.ckpt of a segmentation stage"
         )
-    check_checkpoint(path, "model.pam.start:")
+    check_checkpoint(path, "model.pam.start.checkpoint:")
     held = read_checkpoint(path)
     said = held.get(SIGNATURE) if isinstance(held, dict) else None
     if not isinstance(said, dict) or "made_by" not in said:
         raise CheckpointError(
-            f"model.pam.start: {path} does not say which segmentation network it holds: it is of another stage, or "
-            f"of an earlier version (then remove {path.parent.parent}, and the same command trains it anew)"
+            f"model.pam.start.checkpoint: {path} does not say which segmentation network it holds: it is of "
+            f"another stage, or of an earlier version (then remove {path.parent.parent}, and the same command "
+            "trains it anew)"
         )
     names = list(said["class_names"])
     if names != class_names:
         raise CheckpointError(
-            f"model.pam.start: {path} is of the classes {names}, this run's are {class_names}"
+            f"model.pam.start.checkpoint: {path} is of the classes {names}, this run's are {class_names}"
         )
     if said.get("image_size") not in (None, image_size):
         raise CheckpointError(
-            f"model.pam.start: {path} was trained on frames of {said['image_size']} pixels, the classifier's "
-            f"have {image_size}; give --data.image_size to all stages"
+            f"model.pam.start.checkpoint: {path} was trained on frames of {said['image_size']} pixels, the "
+            f"classifier's have {image_size}; give --data.image_size to all stages"
         )
     segmenter = Segmenter(said["made_by"]["class_path"], names, said["made_by"]["arguments"])
     weights = {
@@ -82,7 +83,9 @@ def load_segmenter(
         segmenter.network.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"model.pam.start: {path} does not fit {said['network']} ({reason})") from error
+        raise CheckpointError(
+            f"model.pam.start.checkpoint: {path} does not fit {said['network']} ({reason})"
+        ) from error
     return segmenter.eval().requires_grad_(False), held.get(RUN_KEY, {}).get("data")
 
 
@@ -117,9 +120,9 @@ class SegmentedStart:
         held, ours = self._learnt_from, data_digest(data)
         if held is not None and held != ours:
             rank_zero_warn(
-                f"model.pam.start: {self._path} was trained on other data ({say_digest(held)}) than this run's "
-                f"({say_digest(ours)}): other scans, another split, or other intensities. If that is not wanted, give "
-                "--data.percentiles, --data.window and --data.split_file to all stages, not to one"
+                f"model.pam.start.checkpoint: {self._path} was trained on other data ({say_digest(held)}) than this "
+                f"run's ({say_digest(ours)}): other scans, another split, or other intensities. If that is not "
+                "wanted, give --data.percentiles, --data.window and --data.split_file to all stages, not to one"
             )
 
     @torch.no_grad()

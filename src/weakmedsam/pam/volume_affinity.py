@@ -19,7 +19,7 @@ from torch import Tensor
 
 from weakmedsam.pam.affinity import Offset, edge_weights, half_disc
 
-WALKS = ("slice", "volume")
+EXTENTS = ("slice", "volume")
 
 
 def relative_thickness(spacing: tuple[float, float, float], side: int, cells: int) -> float:

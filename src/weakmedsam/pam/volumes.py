@@ -57,7 +57,7 @@ def refine_volume(
     image = batch["image"][rows]
     embedding = module.embedding(activation, image) if settings.prompted else None
     slices = Slices(image, activation.cam, embedding, batch["label"][rows], box)
-    thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.map_size)
+    thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.walk.map_size)
     chunk = module.slices_per_step
     asked = module.backbone if backbone is None else backbone
     erased = by_erasing(module.evidence) if losses is None else losses
@@ -95,7 +95,7 @@ def score_volume(
     labelled = activation.rows(labelled_rows(batch))
     for rows, refined in refine_volume(module, labelled, batch, settings, backbone, losses):
         for name, scores in (("cam", refined.before), ("pam", refined.after)):
-            ids, _ = threshold_scores(to_native(scores, batch["frame"]), settings.threshold)
+            ids, _ = threshold_scores(to_native(scores, batch["frame"]), settings.threshold.value)
             counts[name] = counts[name] + overlap_counts(ids, truth[rows], len(names)).sum(0).cpu()
     cam, pam = (dice_from_counts(counts[name]).tolist() for name in ("cam", "pam"))
     return [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, strict=True)]
@@ -121,7 +121,7 @@ def segment_volume(
     ids = torch.zeros(len(batch["image"]), frame.height, frame.width, dtype=torch.uint8)
     for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
         native = to_native(refined.after, frame)
-        ids[rows.cpu()] = threshold_scores(native, settings.threshold)[0].cpu()
+        ids[rows.cpu()] = threshold_scores(native, settings.threshold.value)[0].cpu()
     return ids
 
 
@@ -148,8 +148,8 @@ def label_volume(
     largest = -1
     labelled = activation.rows(labelled_rows(batch))
     for some, refined in refine_volume(module, labelled, batch, settings):
-        after, confidence = threshold_scores(refined.after, settings.threshold)
-        before, _ = threshold_scores(refined.before, settings.threshold)
+        after, confidence = threshold_scores(refined.after, settings.threshold.value)
+        before, _ = threshold_scores(refined.before, settings.threshold.value)
         rows = some.cpu()
         result.label[rows], result.confidence[rows] = after.cpu(), confidence.cpu()
         result.quality[rows] = agreement(before, after, label[some]).cpu()
@@ -159,7 +159,7 @@ def label_volume(
             z, largest = int(some[best]), int(areas[best])
             title, image = f"{batch['case']} slice {z}\n", batch["image"][z, 0]
             shown = draw_row(module, title, image, refined, best, before[best], after[best], None)
-    if settings.flips:
+    if settings.views.stability:
         result.stability.copy_(_stability(module, batch, settings, look, result.label))
         result.quality.mul_(result.stability)
     return result, shown
@@ -181,7 +181,7 @@ def _stability(
         if len(rows):
             seen = look(VolumeBatch(image=mirrored["image"][rows], box=mirrored["box"], case=batch["case"]))
             for some, refined in refine_volume(module, seen, mirrored, settings):
-                ids, _ = threshold_scores(refined.after, settings.threshold)
+                ids, _ = threshold_scores(refined.after, settings.threshold.value)
                 again[some.cpu()] = ids.cpu().flip(axis)
         measured.append(agreement(label, again, present))
     return torch.stack(measured).mean(dim=0)

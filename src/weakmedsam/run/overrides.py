@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from weakmedsam.config_diff import DEVICE_KEYS, EXECUTION_KEYS
+from weakmedsam.config_diff import DEVICE_KEYS, EXECUTION_KEYS, dotted_keys
 from weakmedsam.contracts import in_round, split_round
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.stages import ANOTHER_ROUND, REFINED, STAGES, Request, Stage, stage_configs
@@ -35,8 +35,8 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
 
     A stage's name before an option means that stage in every round, ``segment_2`` that of one. What
     ``another_round.yaml`` and ``refined.yaml`` set of PAM is the first round's in other options, because what is walked
-    there is of another kind: ``--model.pam.steps`` does not reach ``pseudo_labels_2`` or ``refined``,
-    ``--refined.model.pam.steps`` does.
+    there is of another kind: ``--model.pam.walk.steps`` does not reach ``pseudo_labels_2`` or ``refined``,
+    ``--refined.model.pam.walk.steps`` does.
 
     Raises:
         ConfigError: an option that concerns no stage.
@@ -79,7 +79,7 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
 
 def _set_by(path: Path) -> set[str]:
     """Options of PAM that a stage does not share with the first round's pseudo-labels: those its own file sets."""
-    return {f"model.pam.{key}" for key in pam_of(path)}
+    return {f"model.pam.{key}" for key in dotted_keys(pam_of(path))}
 
 
 def pam_of(path: Path) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _from_network(
 ) -> list[list[str]]:
     """PAM from what the network of round ``of`` predicts: pseudo-labels, or the score of test cases."""
     best = request.folder / "classify/checkpoints/best.ckpt"
-    start = ["--model.pam.start", _best_segmenter(request, of)]
+    start = ["--model.pam.start.checkpoint", _best_segmenter(request, of)]
     command = "predict" if kind == "pseudo_labels" else "test"
     folder = request.folder / in_round(kind, number)
     return [[command, *common, *start, *_root(folder), "--ckpt_path", str(best)]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,15 +97,25 @@ def find_network(run: Path, plain: bool) -> Network:
             raise ConfigError(
                 f"{REFINED}: there is no such file here; run the command in the repository's folder"
             )
-        pam["init_args"] |= pam_of(REFINED)
+        pam["init_args"] = _merged(pam["init_args"], pam_of(REFINED))
         said = str(REFINED)
-    pam["init_args"]["start"] = str(checkpoint)
+    pam["init_args"] = _merged(pam["init_args"], {"start": {"checkpoint": str(checkpoint)}})
     classified = _stamp(run, "classify")
     if classified is None:
         raise ConfigError(f"{run / 'classify'} is not finished: finish it (make train), or take PLAIN=1")
     made.append(classified["made"])
     said = f"{segment}, refined by PAM with the settings of {said}"
     return Network(config, run / "classify/checkpoints/best.ckpt", made, said)
+
+
+def _merged(settings: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with others over them."""
+    return settings | {
+        key: _merged(settings[key], value)
+        if isinstance(value, Mapping) and isinstance(settings.get(key), dict)
+        else value
+        for key, value in others.items()
+    }
 
 
 def _stamp(run: Path, stage: str) -> Any:
@@ -161,7 +172,9 @@ def name_maker(network: Network, options: list[str]) -> str:
     """
     held = deciding(network.config)
     held["data"]["init_args"].pop("data_dir", None)
-    (held["model"]["init_args"].get("pam") or {"init_args": {}})["init_args"].pop("start", None)
+    pam = held["model"]["init_args"].get("pam")
+    if pam is not None:
+        pam["init_args"].get("start", {}).pop("checkpoint", None)
     typed = [
         o for o in parse_options(options) if o[0].rpartition(".")[2] not in {*NEUTRAL_KEYS, *DEVICE_KEYS}
     ]

@@ -216,11 +216,11 @@ def _module(error: BaseException) -> str:
 
 
 def _named(said: str, settings: Mapping[str, Any]) -> str | None:
-    """The setting whose name comes first in a library's message; the trainer's before others of the same name."""
+    """The setting whose name comes first in a library's message; the trainer's before others, which may be words."""
     found = {
         key: re.search(rf"(?<![\w.]){re.escape(key.rpartition('.')[2])}(?!\w)", said) for key in settings
     }
-    places = [(match.start(), not key.startswith("trainer."), key) for key, match in found.items() if match]
+    places = [(not key.startswith("trainer."), match.start(), key) for key, match in found.items() if match]
     return min(places)[2] if places else None
 
 
