@@ -22,7 +22,7 @@ from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.errors import CheckpointError, ConfigError
 
-DATA = Path(__file__).with_name("data")
+DATA = Path(__file__).parents[1] / "data"
 HEADS = {"parent_fc.weight", "child_fc.weight"}
 
 

@@ -87,12 +87,12 @@ def test_every_known_file_has_a_whole_hash_and_every_backbone_a_known_file():
         assert item.base.startswith("https://")
     # ResNet-18 is no backbone: SCE clusters its features.
     assert set(checkpoints.BACKBONES.values()) - {None} == set(KNOWN) - {"resnet18"}
-    backbones = Path(__file__).parent.parent / "experiments/backbone"
+    backbones = Path(__file__).parents[2] / "experiments/backbone"
     assert {path.stem for path in backbones.glob("*.yaml")} <= set(checkpoints.BACKBONES)
 
 
 def test_the_docs_name_every_file_with_size_and_hash():
-    text = (Path(__file__).parent.parent / "docs/weights.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/weights.md").read_text()
     for item in KNOWN.values():
         assert item.sha256 in text
         assert f"{item.size:,}" in text

@@ -12,7 +12,7 @@ from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.classification.cam import class_activation_map
 from weakmedsam.errors import CheckpointError, ConfigError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 GOLDEN = load_file(DATA / "efficient_sam_small.safetensors")
 STATE = {key[len("state/") :]: value for key, value in GOLDEN.items() if key.startswith("state/")}
 POINTS = GOLDEN["points_xy"] + 0.5

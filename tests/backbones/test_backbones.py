@@ -16,7 +16,7 @@ from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.classification.module import WeakMedSAM
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))
 
 
