@@ -77,5 +77,5 @@ def checkpoint_files(monkeypatch):
         return name
 
     monkeypatch.setattr(checkpoints, "find", find)
-    monkeypatch.setattr(checkpoints, "read_weights", lambda path: files[str(path)])
+    monkeypatch.setattr(checkpoints, "read_weights", lambda path, key: files[str(path)])
     return SimpleNamespace(asked=asked, files=files)

@@ -51,7 +51,7 @@ def fake_checkpoints(monkeypatch):
     files = {}
 
     monkeypatch.setattr(checkpoints, "find", lambda name: Path(f"cache/{name}.pt"))
-    monkeypatch.setattr(checkpoints, "read_weights", lambda path: files[path.stem])
+    monkeypatch.setattr(checkpoints, "read_weights", lambda path, key: files[path.stem])
     return files
 
 
@@ -275,7 +275,7 @@ def test_a_compiled_encoder_gives_the_same_features_and_keys(model, monkeypatch)
 
 def test_official_weights_are_found_by_name_and_loaded(fake_checkpoints):
     state = EfficientSAM(weights="none").state_dict()
-    fake_checkpoints["efficient_sam_vitt"] = {key: torch.full_like(v, 0.25) for key, v in state.items()}
+    fake_checkpoints["efficient_sam_ti"] = {key: torch.full_like(v, 0.25) for key, v in state.items()}
     loaded = EfficientSAM(weights="official").state_dict()
     assert all((value == 0.25).all() for value in loaded.values())
 

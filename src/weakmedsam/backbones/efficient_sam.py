@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +32,24 @@ SIZES = {
 }
 """``tiny`` is for tests and dry runs; it has no official weights."""
 
-OFFICIAL = {"ti": "efficient_sam_vitt", "s": "efficient_sam_vits"}
-"""Names of the official checkpoints in ``backbones/checkpoints.py``."""
+# Addresses of a commit rather than a branch: what lies there cannot change.
+WEIGHTS = {
+    "efficient_sam_ti": {
+        "url": "https://raw.githubusercontent.com/yformer/EfficientSAM/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/"
+        "weights/efficient_sam_vitt.pt",
+        "size": 40_982_470,
+        "sha256": "dff858b19600a46461cbb7de98f796b23a7a888d9f5e34c0b033f7d6eb9e4e6a",
+        "licence": "Apache-2.0",
+    },
+    "efficient_sam_s": {
+        "url": "https://raw.githubusercontent.com/yformer/EfficientSAM/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/"
+        "weights/efficient_sam_vits.pt.zip",
+        "size": 105_742_022,
+        "sha256": "339376940b92351ae26dd1162e2305a1cc6f5cde735105e91286251abd9a6b65",
+        "licence": "Apache-2.0",
+    },
+}
+"""Official weights, read by ``weights.declared``."""
 
 
 class EfficientSAM(Backbone):
@@ -51,7 +66,7 @@ class EfficientSAM(Backbone):
     Args:
         image_size: side of the input frame, pixels; points are given in it.
         size: ``ti``, ``s``, or ``tiny`` for tests.
-        weights: ``official`` (found or fetched by ``backbones/checkpoints.py``), ``none`` (random), or the
+        weights: ``official`` (in the cache or downloaded), ``none`` (random), or the
             path of a checkpoint.
         encode_size: side of the frame that the encoder sees, pixels, a multiple of 16; cells a side are a
             sixteenth of it. Upstream: 1024; 512 gives the 32 x 32 cells of SAMUS.
@@ -102,14 +117,13 @@ class EfficientSAM(Backbone):
         if weights == "none":
             log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
         elif weights != checkpoints.REPLACED:
-            self._load(weights, size)
+            self._load(weights)
         if compile:
             self.image_encoder.compile()
 
-    def _load(self, weights: str, size: str) -> None:
-        path = checkpoints.find(OFFICIAL[size]) if weights == "official" else Path(weights)
-        state = checkpoints.read_weights(path)
-        checkpoints.check_fit(self.state_dict(), state, str(path), self.name, _recognise(state))
+    def _load(self, weights: str) -> None:
+        state, source = checkpoints.read_source(weights, self.name if weights == "official" else None)
+        checkpoints.check_fit(self.state_dict(), state, source, self.name, _recognise(state))
         self.load_state_dict(state)
 
     def encode(self, image: Tensor) -> Encoded:  # noqa: D102
@@ -196,7 +210,7 @@ def _check_arguments(size: str, weights: str, encode_size: int, attention: str) 
         raise ConfigError(
             f"model.backbone.attention: {attention!r} is unknown; choose {', '.join(ATTENTIONS)}"
         )
-    if weights == "official" and size not in OFFICIAL:
+    if weights == "official" and f"efficient_sam_{size}" not in WEIGHTS:
         raise ConfigError(
             f"model.backbone.weights: size {size!r} has no official checkpoint; set it to none or a path"
         )

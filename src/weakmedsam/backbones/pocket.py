@@ -26,7 +26,9 @@ from weakmedsam.backbones.checkpoints import REPLACED, check_fit, read_weights
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.errors import ConfigError
 
-WEIGHTS = Path(__file__).with_name("pocket.safetensors")
+EMBEDDED = Path(__file__).with_name("pocket.safetensors")
+WEIGHTS = {"pocket": None}
+"""Nothing to download; read by ``weights.declared``."""
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +206,7 @@ class Pocket(Backbone):
         if weights == "none":
             _log.warning("model.backbone.weights is none: pocket starts from random numbers")
         elif weights != REPLACED:
-            self._load(WEIGHTS if weights == "embedded" else Path(weights))
+            self._load(EMBEDDED if weights == "embedded" else Path(weights))
         self.adapted.load_state_dict(self.encoder.state_dict())
 
     def _load(self, path: Path) -> None:

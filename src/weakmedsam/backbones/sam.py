@@ -29,8 +29,30 @@ from weakmedsam.backbones.sam_parts import (
     run_block,
     size_of,
 )
-from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
+from weakmedsam.backbones.sam_state import fit_positions, load_matching
 from weakmedsam.errors import ConfigError, check_range
+
+WEIGHTS = {
+    "sam_vit_b": {
+        "url": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+        "size": 375_042_383,
+        "sha256": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        "licence": "Apache-2.0",
+    },
+    "sam_vit_l": {
+        "url": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
+        "size": 1_249_524_607,
+        "sha256": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        "licence": "Apache-2.0",
+    },
+    "sam_vit_h": {
+        "url": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+        "size": 2_564_550_879,
+        "sha256": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        "licence": "Apache-2.0",
+    },
+}
+"""Official weights, read by ``weights.declared``."""
 
 SMALLEST, LARGEST = 64, 1024
 
@@ -82,7 +104,7 @@ class SAM(Backbone):
     Args:
         image_size: side of the input frame, pixels; points are given in it.
         size: ``vit_b``, ``vit_l``, ``vit_h``, or ``tiny`` for tests and dry runs.
-        weights: ``official`` (found in the cache or fetched), ``none`` (random), or a checkpoint's path.
+        weights: ``official`` (in the cache or downloaded), ``none`` (random), or a checkpoint's path.
         attention: ``auto``, ``explicit`` or ``sdpa``, see ``attention.attend``; changes no result.
         gradient_checkpointing: keep only each block's input for the backward pass; changes no result.
         compile: ``torch.compile`` the image encoder.
@@ -153,7 +175,7 @@ class SAM(Backbone):
             return
         if weights == "official" and self.size == "tiny":
             raise ConfigError("model.backbone.weights: nobody has weights for the tiny size; set none")
-        state, source = read(weights, self.name if weights == "official" else None)
+        state, source = checkpoints.read_source(weights, self.name if weights == "official" else None)
         self.load_state(state, source)
 
     def load_state(self, state: Mapping[str, Tensor], source: str) -> None:

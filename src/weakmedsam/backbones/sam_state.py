@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weakmedsam.backbones import checkpoints
+from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.backbones.sam_parts import SIZES
-
-
-def read(weights: str, official: str | None) -> tuple[dict[str, Tensor], str]:
-    """A checkpoint's tensors and where they are from.
-
-    Args:
-        weights: the path of a file; not looked at where ``official`` is given.
-        official: the name of an official checkpoint, found in the cache or fetched.
-
-    Raises:
-        CheckpointError: see ``checkpoints.find`` and ``checkpoints.read_weights``.
-    """
-    path = checkpoints.find(official) if official else Path(weights)
-    return checkpoints.read_weights(path), str(path)
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
@@ -85,7 +70,7 @@ def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
         CheckpointError: a key is missing, superfluous or of another shape; names both networks and the
             first differing keys.
     """
-    checkpoints.check_fit(wanted, state, source, ours, describe(state))
+    check_fit(wanted, state, source, ours, describe(state))
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(state[key])

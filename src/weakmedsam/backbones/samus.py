@@ -17,7 +17,7 @@ from weakmedsam.backbones.attention import Attention, check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import check_frame, make_mask_decoder, make_prompt_encoder, size_of
-from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
+from weakmedsam.backbones.sam_state import fit_positions, load_matching
 from weakmedsam.backbones.samus_encoder import STRIDE, SamusEncoder
 from weakmedsam.errors import ConfigError, check_range
 
@@ -32,6 +32,9 @@ ADDED = (
     "refine_Adapter.",
 )
 """Parts of a parameter's name that SAM does not have."""
+
+WEIGHTS = {"samus": "sam_vit_b", "samus_vit_l": "sam_vit_l", "samus_vit_h": "sam_vit_h"}
+"""SAM's own: SAMUS's lie at no stable public address. Read by ``weights.declared``."""
 
 CLASS_HEADS = ("parent_fc.", "child_fc.")
 """WeakMedSAM's own heads in the authors' checkpoints; here they belong to ``classify.WeakMedSAM``."""
@@ -113,7 +116,7 @@ class SAMUS(Backbone):
             )
         if weights == "sam" and self.size == "tiny":
             raise ConfigError("model.backbone.weights: nobody has weights for the tiny size; set none")
-        state, source = read(weights, f"sam_{self.size}" if weights == "sam" else None)
+        state, source = checkpoints.read_source(weights, self.name if weights == "sam" else None)
         self.load_state(state, source)
 
     def load_state(self, state: Mapping[str, Tensor], source: str) -> None:
