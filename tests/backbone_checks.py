@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.costs import candidates, class_at
 from weakmedsam.backbones import checkpoints
+from weakmedsam.backbones.weights import declared
 
 ROOT = Path(__file__).parents[1]
 BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))
@@ -20,6 +21,14 @@ def tiny_settings(made):
     """Arguments of a small network of a class, with random weights: ``size: tiny`` where it has sizes."""
     small = {"size": "tiny", "weights": "none", "encode_size": 64}
     return {key: small[key] for key in inspect.signature(made).parameters if key in small}
+
+
+def tiny_words(backbone):
+    """A small network for the command line; one that has nothing to download is taken as its YAML makes it."""
+    if declared()[backbone] is None:
+        return []
+    settings = tiny_settings(class_at(candidates()[backbone].path))
+    return [str(word) for key, value in settings.items() for word in (f"--model.backbone.{key}", value)]
 
 
 def tiny(made, **changes):

@@ -9,16 +9,10 @@ import torch
 from safetensors.numpy import load_file
 
 from benchmarks.costs import candidates, class_at
-from tests.backbone_checks import BACKBONES, CLASSES, ROOT, tiny, tiny_settings
+from tests.backbone_checks import BACKBONES, CLASSES, ROOT, tiny, tiny_words
 from weakmedsam import cli
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError
-
-
-def small(backbone):
-    """A small network of the same kind, with random weights; pocket is small and ships its weights."""
-    settings = {} if backbone == "pocket" else tiny_settings(class_at(candidates()[backbone].path))
-    return [str(word) for key, value in settings.items() for word in (f"--model.backbone.{key}", value)]
 
 
 def words(backbone, scans, folder):
@@ -57,7 +51,7 @@ def test_trains_refines_and_predicts_through_the_same_pipeline(backbone, scans, 
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
     def run(subcommand, folder, *more):
-        common = [*words(backbone, scans, folder), *small(backbone)]
+        common = [*words(backbone, scans, folder), *tiny_words(backbone)]
         monkeypatch.setattr(sys, "argv", ["weakmedsam", subcommand, *common, *more])
         cli.main()
 

@@ -204,7 +204,7 @@ class Pocket(Backbone):
             iou_head_hidden_dim=EMBED,
         )
         if weights == "none":
-            _log.warning("model.backbone.weights is none: pocket starts from random numbers")
+            _log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
         elif weights != REPLACED:
             self._load(EMBEDDED if weights == "embedded" else Path(weights))
         self.adapted.load_state_dict(self.encoder.state_dict())
@@ -287,7 +287,7 @@ class Pocket(Backbone):
         """
         if policy not in self.policies:
             raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; pocket knows {', '.join(self.policies)}"
+                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
             )
         self.requires_grad_(False)
         if policy == "published":
