@@ -310,7 +310,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(fake_checkpoints):
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match="'xl' is unknown; EfficientSAM has ti, s, tiny"):
         EfficientSAM(size="xl", weights="none")
-    with pytest.raises(ConfigError, match="'flash' is unknown; choose auto, explicit, sdpa"):
+    with pytest.raises(ConfigError, match="'flash' is unknown; choose one of auto, explicit, sdpa"):
         EfficientSAM(size="tiny", weights="none", attention="flash")
     with pytest.raises(ConfigError, match="'tiny' has no official checkpoint"):
         EfficientSAM(size="tiny")

@@ -17,13 +17,13 @@ from weakmedsam.backbones.weights import find
 from weakmedsam.errors import CheckpointError
 
 REPLACED = "replaced"
-"""In place of a backbone's ``weights``: a checkpoint of the whole network follows, so none are looked for."""
+"""Value of a backbone's ``weights`` when a checkpoint of the whole network is loaded afterwards."""
 
 WRAPPERS = ("model", "state_dict")
-"""Keys under which training programs put a network's weights."""
+"""Keys under which training programs store a network's weights."""
 
 PREFIXES = ("model.", "module.", "_orig_mod.")
-"""What they put before every key: a trainer, ``DataParallel``, ``torch.compile``."""
+"""Prefixes of every key, of a trainer, ``DataParallel`` and ``torch.compile``."""
 
 
 def read_source(
@@ -68,7 +68,7 @@ def read_weights(path: Path, key: str = "model.backbone.weights") -> dict[str, T
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a checkpoint holds, tensors on the CPU; never runs code from it.
+    """Read a checkpoint's content, tensors on the CPU; never runs code from it.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or with code or other objects in it.
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> Any:
         if flat:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
-    # Whatever a damaged file makes the readers raise: it is the file's fault.
+    # A damaged file makes the readers raise any type of error.
     except Exception as error:
         if not flat and (code := _code_in(path)):
             raise CheckpointError(
@@ -144,14 +144,14 @@ def check_fit(
     holds: str = "another network",
     key: str = "model.backbone.weights",
 ) -> None:
-    """Refuse weights of another architecture, size or class count, in one message.
+    """Refuse weights of another architecture, size or class count.
 
     Args:
         own: the model's tensors by key.
         given: the checkpoint's.
         source: name of the checkpoint.
         model: name of the model.
-        holds: what the checkpoint is recognised as.
+        holds: name of the network that the checkpoint belongs to.
         key: the setting that names the checkpoint, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""EfficientSAM Ti and S: a plain vision transformer behind a decoder that takes many points at once.
+"""EfficientSAM Ti and S: a plain vision transformer and a decoder that takes many points at once.
 
 Source: EfficientSAM (Xiong et al., arXiv 2312.00863), code and weights github.com/yformer/EfficientSAM
 (Apache-2.0), which is on no package index: the architecture is written here, with the official names of
@@ -11,19 +11,18 @@ import logging
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from weakmedsam.backbones import checkpoints
+from weakmedsam.backbones.attention import check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
 from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
 from weakmedsam.backbones.prompting import best_candidate
+from weakmedsam.backbones.sam_parts import resize_frame
 from weakmedsam.errors import ConfigError, check_range
 
 log = logging.getLogger(__name__)
-
-ATTENTIONS = ("auto", "explicit", "sdpa")
 
 SIZES = {
     "ti": Architecture(width=192, depth=12, heads=3),
@@ -32,7 +31,7 @@ SIZES = {
 }
 """``tiny`` is for tests and dry runs; it has no official weights."""
 
-# Addresses of a commit rather than a branch: what lies there cannot change.
+# A commit rather than a branch: its files cannot change.
 WEIGHTS = {
     "efficient_sam_ti": {
         "url": "https://raw.githubusercontent.com/yformer/EfficientSAM/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/"
@@ -137,16 +136,8 @@ class EfficientSAM(Backbone):
 
     def _frame(self, image: Tensor) -> Tensor:
         """(B, 1 or 3, S, S) -> (B, 3, encode_size, encode_size)."""
-        side = self.image_size
-        if image.shape[1:] not in ((1, side, side), (3, side, side)):
-            raise ConfigError(
-                f"model.backbone.image_size is {side}, but an image of shape {tuple(image.shape)} came in: "
-                "set data.image_size and model.backbone.image_size to the same value"
-            )
-        if side != self.encode_size:
-            shape, larger = (self.encode_size, self.encode_size), side > self.encode_size
-            image = F.interpolate(image, shape, mode="bilinear", align_corners=False, antialias=larger)
-        return image.expand(-1, 3, -1, -1)
+        self.check_frame(image, channels=(1, 3))
+        return resize_frame(image, self.encode_size).expand(-1, 3, -1, -1)
 
     def candidates_at_points(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """The three candidate masks of each point and their predicted quality, in one decoder call.
@@ -191,10 +182,7 @@ class EfficientSAM(Backbone):
         here: there are none. Stage 1's loss reaches the image encoder without its neck; with several
         processes ``decoder`` and ``all`` need a strategy that allows unused parameters.
         """
-        if policy not in self.policies:
-            raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
-            )
+        self.check_policy(policy)
         self.requires_grad_(policy == "all")
         if policy == "published":
             first = len(self.image_encoder.blocks) - self.trained_blocks
@@ -206,10 +194,7 @@ class EfficientSAM(Backbone):
 def _check_arguments(size: str, weights: str, encode_size: int, attention: str) -> None:
     if size not in SIZES:
         raise ConfigError(f"model.backbone.size: {size!r} is unknown; EfficientSAM has {', '.join(SIZES)}")
-    if attention not in ATTENTIONS:
-        raise ConfigError(
-            f"model.backbone.attention: {attention!r} is unknown; choose {', '.join(ATTENTIONS)}"
-        )
+    check_kind(attention)
     if weights == "official" and f"efficient_sam_{size}" not in WEIGHTS:
         raise ConfigError(
             f"model.backbone.weights: size {size!r} has no official checkpoint; set it to none or a path"
@@ -224,7 +209,7 @@ def _check_arguments(size: str, weights: str, encode_size: int, attention: str) 
 
 
 def _recognise(state: Mapping[str, Tensor]) -> str:
-    """The name of the network that a checkpoint is of, as far as its position table tells."""
+    """Name of the network that a checkpoint belongs to, by the width of its position table."""
     table = state.get("image_encoder.pos_embed")
     names = [size for size, sizes in SIZES.items() if table is not None and table.shape[-1] == sizes.width]
     own_prompts = "prompt_encoder.invalid_points.weight" in state

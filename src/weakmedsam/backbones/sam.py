@@ -21,7 +21,6 @@ from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import (
     PATCH,
     Size,
-    check_frame,
     layer_norm,
     make_mask_decoder,
     make_prompt_encoder,
@@ -161,7 +160,7 @@ class SAM(Backbone):
             for block in self.image_encoder.blocks:
                 add_low_rank(block.attn.qkv, lora_rank, lora_alpha)
                 add_low_rank(block.attn.proj, lora_rank, lora_alpha)
-        self.policies: tuple[str, ...] = ("published", "decoder", "all", "none")
+        self.policies = ("published", "decoder", "all", "none")
         if lora_rank:
             self.policies = ("published", "adapters", "decoder", "all", "none")
         if compile:
@@ -174,14 +173,14 @@ class SAM(Backbone):
             _log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
             return
         if weights == "official" and self.size == "tiny":
-            raise ConfigError("model.backbone.weights: nobody has weights for the tiny size; set none")
+            raise ConfigError("model.backbone.weights: the tiny size has no official weights; set none")
         state, source = checkpoints.read_source(weights, self.name if weights == "official" else None)
         self.load_state(state, source)
 
     def load_state(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take over a SAM checkpoint of this size; position tables of another grid are resized.
+        """Load a SAM checkpoint of this size; position tables of another grid are resized.
 
-        LoRA, where it is on, is no part of a checkpoint of SAM and stays as it is.
+        LoRA parameters are not part of a SAM checkpoint and keep their values.
 
         Args:
             state: the checkpoint's tensors.
@@ -195,10 +194,9 @@ class SAM(Backbone):
         load_matching(own, fitted, source, f"SAM {self.size}")
 
     def encode(self, image: Tensor) -> Encoded:
-        """Features with gradient, embedding without: training looks at features only.
+        """Features with gradient, embedding without: training uses the features only.
 
-        See ``Backbone.encode``. No gradient reaches the neck, nor anything before it by way of the
-        embedding.
+        See ``Backbone.encode``. No gradient flows through the embedding.
         """
         features = self.features(image)
         with torch.no_grad():
@@ -206,7 +204,7 @@ class SAM(Backbone):
         return Encoded(features, embedding)
 
     def features(self, image: Tensor) -> Tensor:  # noqa: D102
-        check_frame(image, self.image_size)
+        self.check_frame(image)
         image = resize_frame(image, self.encode_size)
         return self.image_encoder((image - self.mean) / self.deviation)
 
@@ -238,10 +236,7 @@ class SAM(Backbone):
         Raises:
             ConfigError: an unknown policy.
         """
-        if policy not in self.policies:
-            raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
-            )
+        self.check_policy(policy)
         self.requires_grad_(policy == "all")
         if policy == "decoder":
             self.mask_decoder.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Checkpoints of SAM and of networks made from it: told apart, fitted to another grid, loaded whole."""
+"""Checkpoints of SAM and of networks derived from it: identified, resized to another grid, loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weakmedsam.backbones.sam_parts import SIZES
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
-    """What network a checkpoint is of, for an error message."""
+    """Name of the network that a checkpoint belongs to, for an error message."""
     kernel = state.get("image_encoder.patch_embed.proj.weight")
     if kernel is None or kernel.dim() != 4:
         return "another network"
@@ -37,7 +37,7 @@ def fit_positions(
     Args:
         state: a checkpoint's tensors.
         own: the network's own, of the shapes that are wanted.
-        global_blocks: the numbers of the blocks that see the whole grid.
+        global_blocks: indices of the blocks with global attention.
     """
     relative = {f"image_encoder.blocks.{i}.attn.rel_pos_{axis}" for i in global_blocks for axis in "hw"}
     fitted = dict(state)
@@ -58,7 +58,7 @@ def fit_positions(
 
 
 def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, ours: str) -> None:
-    """Copy a checkpoint that must hold exactly the wanted tensors; nothing is copied if it does not.
+    """Copy a checkpoint that holds exactly the wanted tensors; otherwise nothing is copied.
 
     Args:
         wanted: a network's own tensors by name, written in place.
