@@ -171,7 +171,7 @@ docs: $(STAMP)
 
 ## Find or fetch the official weights of BACKBONE, verified; training does so by itself (docs/weights.md)
 weights: $(STAMP)
-	@$(BIN)/python -m weakmedsam.backbones.checkpoints $(call given,BACKBONE) $(ARGS)
+	@$(BIN)/python -m weakmedsam.backbones.weights $(call given,BACKBONE) $(ARGS)
 
 ## Measure what every backbone costs and write docs/costs.md (ARGS=--full for ViT-L and ViT-H)
 costs: $(STAMP)

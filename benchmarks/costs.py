@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,8 +38,6 @@ from weakmedsam.system.atomic_io import write_whole
 ROOT = Path(__file__).parent.parent
 PROMPTS = 16
 CLASSES = 2
-LORA_RANK = 4
-"""Of SAM, as in experiments/backbone/sam_vit_*.yaml."""
 MIB = 2**20
 
 Arguments = dict[str, Any]
@@ -50,27 +50,43 @@ class Candidate(NamedTuple):
     arguments: Arguments
 
 
-def _candidate(path: str, image_size: int, size: str | None = None, lora_rank: int = 0) -> Candidate:
-    arguments: Arguments = {"image_size": image_size, "weights": "none"}
-    arguments |= {"size": size} if size else {}
-    arguments |= {"lora_rank": lora_rank} if lora_rank else {}
-    return Candidate(f"weakmedsam.backbones.{path}", arguments)
+VARIANTS: dict[str, tuple[str, Arguments]] = {
+    "sam_vit_b_1024": ("sam_vit_b", {"encode_size": 1024}),
+    "samus_vit_l": ("samus", {"size": "vit_l"}),
+    "samus_vit_h": ("samus", {"size": "vit_h"}),
+}
+"""Published sizes beside those of experiments/backbone/*.yaml: of which one, and what differs."""
+
+LARGE = ("vit_l", "vit_h")
+"""Sizes that are measured on demand only."""
 
 
-CANDIDATES = {
-    "pocket": _candidate("pocket.Pocket", 128),
-    "samus_vit_b": _candidate("samus.SAMUS", 256, "vit_b"),
-    "efficient_sam_ti": _candidate("efficient_sam.EfficientSAM", 512, "ti"),
-    "efficient_sam_s": _candidate("efficient_sam.EfficientSAM", 512, "s"),
-    "sam_vit_b": _candidate("sam.SAM", 512, "vit_b", LORA_RANK),
-    "sam_vit_b_1024": _candidate("sam.SAM", 1024, "vit_b", LORA_RANK),
-}
-LARGE = {
-    "samus_vit_l": _candidate("samus.SAMUS", 256, "vit_l"),
-    "samus_vit_h": _candidate("samus.SAMUS", 256, "vit_h"),
-    "sam_vit_l": _candidate("sam.SAM", 512, "vit_l", LORA_RANK),
-    "sam_vit_h": _candidate("sam.SAM", 512, "vit_h", LORA_RANK),
-}
+def candidates() -> dict[str, Candidate]:
+    """Every backbone of experiments/backbone/*.yaml, and ``VARIANTS``, with random weights.
+
+    The input frame has the encoder's own size where the YAML sets one, else the default of the class.
+    """
+    found = {}
+    for file in sorted((ROOT / "experiments/backbone").glob("*.yaml")):
+        backbone = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["backbone"]
+        arguments = backbone["init_args"] | (
+            {"weights": "none"} if "weights" in backbone["init_args"] else {}
+        )
+        found[file.stem] = Candidate(backbone["class_path"], arguments)
+    for name, (base, changes) in VARIANTS.items():
+        found[name] = Candidate(found[base].path, found[base].arguments | changes)
+    for path, arguments in found.values():
+        default = inspect.signature(class_at(path)).parameters["image_size"].default
+        arguments["image_size"] = arguments.get("encode_size", default)
+    return found
+
+
+def class_at(path: str) -> type[Backbone]:
+    """The class of a dotted name."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 STAGES = ("encode", "prompts", "train")
 
 
@@ -147,11 +163,10 @@ def stage_of(job: Job, backbone: Backbone) -> Callable[[], object]:
 
 def measure(job: Job) -> dict[str, Any]:
     """Build the backbone in this process and measure one stage of it."""
-    module, _, name = job.path.rpartition(".")
-    make = getattr(importlib.import_module(module), name)
+    make = class_at(job.path)
     torch.manual_seed(0)
     before = peak_bytes(job.device)
-    backbone: Backbone = make(**job.arguments).to(job.device)
+    backbone = make(**job.arguments).to(job.device)
     backbone.set_trainable("published")
     backbone.train(job.stage == "train")
     run = stage_of(job, backbone)
@@ -257,7 +272,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.costs", description=__doc__)
     parser.add_argument("--full", action="store_true", help="also ViT-L and ViT-H")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*CANDIDATES, *LARGE])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rather than all")
     parser.add_argument("--size", help="in place of every backbone's size, where it has one; tiny: dry run")
     parser.add_argument("--image-size", type=int, help="pixels, in place of every backbone's own")
     parser.add_argument("--batch", type=int, default=1, help="images a call; default 1")
@@ -275,14 +290,20 @@ def main(words: list[str] | None = None) -> int:
     if options.child:
         print(json.dumps(measure(Job(**json.loads(options.child)))))
         return 0
-    chosen = {**CANDIDATES, **LARGE}
-    names = options.only or [*CANDIDATES, *(LARGE if options.full else ())]
+    known = candidates()
+    if unknown := sorted(set(options.only or ()) - set(known)):
+        print(f"error: {', '.join(unknown)} is unknown; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    names = options.only or [
+        name for name in known if options.full or known[name].arguments.get("size") not in LARGE
+    ]
     costs, console = {}, Console(stderr=True)
     for name in names:
-        changes = {"size": options.size, "image_size": options.image_size}
-        arguments = chosen[name].arguments
+        side = options.image_size
+        changes = {"size": options.size, "image_size": side, "encode_size": side}
+        arguments = known[name].arguments
         arguments = arguments | {k: v for k, v in changes.items() if v is not None and k in arguments}
-        candidate = Candidate(chosen[name].path, arguments)
+        candidate = Candidate(known[name].path, arguments)
         try:
             costs[name] = cost_of(candidate, options.batch, options.repeats, options.device, options.bf16)
         except RuntimeError as error:

@@ -1,11 +1,39 @@
-"""What the tests of SAM and SAMUS share."""
+"""What the tests of backbones share; every backbone is found by its YAML."""
 
+import inspect
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.costs import candidates, class_at
 from weakmedsam.backbones import checkpoints
+from weakmedsam.backbones.weights import declared
+
+ROOT = Path(__file__).parents[1]
+BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))
+CLASSES = {candidates()[name].path: class_at(candidates()[name].path) for name in BACKBONES}
+"""Classes of backbones by their dotted names: several YAMLs may share one."""
+
+
+def tiny_settings(made):
+    """Arguments of a small network of a class, with random weights: ``size: tiny`` where it has sizes."""
+    small = {"size": "tiny", "weights": "none", "encode_size": 64}
+    return {key: small[key] for key in inspect.signature(made).parameters if key in small}
+
+
+def tiny_words(backbone):
+    """A small network for the command line; one that has nothing to download is taken as its YAML makes it."""
+    if declared()[backbone] is None:
+        return []
+    settings = tiny_settings(class_at(candidates()[backbone].path))
+    return [str(word) for key, value in settings.items() for word in (f"--model.backbone.{key}", value)]
+
+
+def tiny(made, **changes):
+    """A small network of a class for frames of 64 x 64 pixels."""
+    return made(image_size=64, **(tiny_settings(made) | changes))
 
 
 def relative_error(ours, theirs) -> float:
@@ -77,5 +105,5 @@ def checkpoint_files(monkeypatch):
         return name
 
     monkeypatch.setattr(checkpoints, "find", find)
-    monkeypatch.setattr(checkpoints, "read_weights", lambda path: files[str(path)])
+    monkeypatch.setattr(checkpoints, "read_weights", lambda path, key: files[str(path)])
     return SimpleNamespace(asked=asked, files=files)

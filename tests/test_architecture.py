@@ -12,7 +12,7 @@ HEAVY = {"torch", "torchvision", "torchmetrics", "lightning", "monai"}
 FILES = sorted(p for room in ("src", "data_modules") for p in (ROOT / room).rglob("*.py"))
 TORCH_FREE = [
     *("weakmedsam.errors", "weakmedsam.contracts", "weakmedsam.config_diff", "weakmedsam.__main__"),
-    *("weakmedsam.backbones.checkpoints", "weakmedsam.backbones.fetching", "weakmedsam.backbones.transfer"),
+    *("weakmedsam.backbones.weights", "weakmedsam.backbones.download"),
     *(
         f"data_modules.{name}"
         for name in (

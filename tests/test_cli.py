@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from tests.backbone_checks import BACKBONES, tiny_words
 from weakmedsam import cli
 from weakmedsam.backbones import checkpoints
 from weakmedsam.callbacks import Throughput
@@ -16,7 +17,6 @@ from weakmedsam.segmentation.module import Segmenter
 
 ROOT = Path(__file__).parent.parent
 DATA_SETS = sorted(path.stem for path in (ROOT / "experiments/data").glob("*.yaml"))
-BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -33,13 +33,6 @@ def call(monkeypatch, tmp_path):
         return made[-1] if made else None
 
     return run
-
-
-def tiny(backbone):
-    """Small and without a download; pocket is small and ships its weights."""
-    return (
-        [] if backbone == "pocket" else ["--model.backbone.size", "tiny", "--model.backbone.weights", "none"]
-    )
 
 
 def configs(stage, data="phantom", backbone="pocket"):
@@ -71,7 +64,7 @@ def test_without_a_backbones_file_it_is_the_embedded_one(call, tmp_path):
 def test_every_data_set_and_backbone_makes_a_classifier(call, tmp_path, data, backbone):
     words = [
         *configs("classify", data, backbone),
-        *tiny(backbone),
+        *tiny_words(backbone),
         "--trainer.default_root_dir",
         str(tmp_path),
     ]

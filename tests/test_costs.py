@@ -22,6 +22,28 @@ def test_convolutions_are_counted_in_full():
     assert costs.flops_of(lambda: layer(image)) == 2 * 2 * 10 * 10 * 4 * 3 * 9
 
 
+def test_a_new_yaml_is_found_at_the_size_of_its_encoder(tmp_path, monkeypatch):
+    folder = tmp_path / "experiments/backbone"
+    folder.mkdir(parents=True)
+    for name, path, more in (("mine", "pocket.Pocket", ""), ("big", "sam.SAM", "        encode_size: 256\n")):
+        (folder / f"{name}.yaml").write_text(
+            f"model:\n  init_args:\n    backbone:\n      class_path: weakmedsam.backbones.{path}\n"
+            f"      init_args:\n        image_size: ${{data.init_args.image_size}}\n        weights: official\n{more}"
+        )
+    monkeypatch.setattr(costs, "ROOT", tmp_path)
+    monkeypatch.setattr(costs, "VARIANTS", {"bigger": ("big", {"encode_size": 512})})
+    found = {
+        name: (made.arguments["image_size"], made.arguments["weights"])
+        for name, made in costs.candidates().items()
+    }
+    assert found == {"big": (256, "none"), "mine": (128, "none"), "bigger": (512, "none")}
+
+
+def test_an_unknown_backbone_lists_the_known(capsys):
+    assert costs.main(["--only", "nonsense"]) == 2
+    assert "error: nonsense is unknown; there are efficient_sam_s, " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_pocket_is_measured_and_written(tmp_path, capsys):
     page = tmp_path / "costs.md"

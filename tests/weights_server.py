@@ -7,34 +7,47 @@ import threading
 import time
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
+import pytest
 import torch
 
-from weakmedsam.backbones.fetching import Published, obtain
-from weakmedsam.backbones.transfer import Patience
+from weakmedsam.backbones import download, weights
+from weakmedsam.backbones.weights import Weights, obtain
 
 CONTENT = bytes(torch.randint(256, (300_000,), generator=torch.Generator().manual_seed(0)).tolist())
-ITEM = Published("net.pth", len(CONTENT), sha256(CONTENT).hexdigest(), "http://official.invalid/weights")
-HASTY = Patience(timeout=0.3, retries=2, pause=0.01)
+ITEM = Weights("http://official.invalid/weights/net.pth", len(CONTENT), sha256(CONTENT).hexdigest(), "none")
+PACKED = replace(ITEM, url=f"{ITEM.url}.zip")
 HALF = len(CONTENT) // 2
+KEPT = HALF // 2**16 * 2**16
+"""What of the half is kept of a connection that breaks: whole chunks."""
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """No proxy, no mirror, and little patience with the server."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv(weights.MIRROR, raising=False)
+    for name, value in (("TIMEOUT", 0.3), ("RETRIES", 2), ("PAUSE", 0.01)):
+        monkeypatch.setattr(download, name, value)
 
 
 class Shop(ThreadingHTTPServer):
     """Serves one content; ``tricks`` are taken one per request, then it is honest.
 
     A trick is a set of words: ``cut`` (half of what is asked for, then the connection closes), ``stall``
-    (half, then silence), ``wobble`` (half or a quarter, in turn), ``whole`` (ignores Range), ``ignorant``
-    (ignores If-Range), ``short`` and ``long`` (a wrong Content-Length), ``bare`` (no ETag), or a status code.
+    (half, then silence), ``wobble`` (half or a quarter, in turn), ``whole`` (ignores Range), ``short`` and
+    ``long`` (a wrong Content-Length), or a status code.
     """
 
     daemon_threads = True
 
     def __init__(self, content=CONTENT, tricks=(), always=()):
         super().__init__(("127.0.0.1", 0), Counter)
-        self.content, self.tag, self.tricks, self.always = content, '"1"', list(tricks), set(always)
+        self.content, self.tricks, self.always = content, list(tricks), set(always)
         self.asked, self.sent = [], []
         self.release, self.reached = threading.Event(), threading.Event()
         self.gate = threading.Lock()
@@ -52,14 +65,13 @@ class Counter(BaseHTTPRequestHandler):
         shop = self.server
         with shop.gate:
             trick = set(shop.tricks.pop(0)) if shop.tricks else shop.always
-            shop.asked.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
+            shop.asked.append((self.path, self.headers.get("Range")))
         code = next((word for word in trick if isinstance(word, int)), 200)
         if code != 200:
             self.send_error(code)
             return
         start, range_ = 0, re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        same = self.headers.get("If-Range") in (None, shop.tag) or "ignorant" in trick
-        if range_ and same and "whole" not in trick:
+        if range_ and "whole" not in trick:
             start = int(range_[1])
         if start >= len(shop.content):
             self.send_error(416)
@@ -69,8 +81,6 @@ class Counter(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(shop.content) - 1}/{len(shop.content)}")
         self.send_header("Content-Length", str(len(body) - 7 * ("short" in trick) + 7 * ("long" in trick)))
-        if "bare" not in trick:
-            self.send_header("ETag", shop.tag)
         self.end_headers()
         part = body[: len(body) // 2] if trick & {"cut", "stall", "wobble"} else body
         if "wobble" in trick and len(shop.asked) % 2 == 0:
@@ -102,8 +112,8 @@ def shop(content=CONTENT, tricks=(), always=()):
         thread.join(5)
 
 
-def get(folder, server, item=ITEM, patience=HASTY):
-    path = obtain(item, folder, server.url, patience)
+def get(folder, server, item=ITEM):
+    path = obtain(item, folder, server.url)
     assert path.read_bytes() == CONTENT
     return path
 
@@ -121,23 +131,19 @@ def zipped(*members):
     return data.getvalue()
 
 
-PACKED = ITEM._replace(archive="net.pth.zip")
-
-
 CHILD = """
 import sys
 {before}
-from weakmedsam.backbones.fetching import Published, obtain
-from weakmedsam.backbones.transfer import Patience
+from weakmedsam.backbones import download
+from weakmedsam.backbones.weights import Weights, obtain
 from pathlib import Path
-print(obtain(Published({item!r}, {size}, {hash!r}, ""), Path({folder!r}), {url!r}, Patience(10, 2, 0.01)))
+download.TIMEOUT, download.RETRIES, download.PAUSE = 10, 2, 0.01
+print(obtain({item!r}, Path({folder!r}), {url!r}))
 assert "torch" not in sys.modules
 """
 
 
 def child(folder, server, before=""):
-    code = CHILD.format(
-        before=before, item=ITEM.file, size=ITEM.size, hash=ITEM.sha256, folder=str(folder), url=server.url
-    )
+    code = CHILD.format(before=before, item=ITEM, folder=str(folder), url=server.url)
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True)

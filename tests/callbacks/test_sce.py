@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pooch
 import pytest
 import torch
 from classifiers import Die, module, trainer
@@ -14,9 +15,9 @@ from tiny import tiny_phantom
 from torchvision.models import resnet18
 from weights_server import shop
 
-from weakmedsam.backbones import checkpoints
-from weakmedsam.backbones.fetching import Published, sha256
+from weakmedsam.backbones import weights
 from weakmedsam.backbones.resnet18 import ResNet18
+from weakmedsam.backbones.weights import Weights
 from weakmedsam.callbacks import SubClassExploration
 from weakmedsam.callbacks.feature_bank import FeatureBank
 from weakmedsam.errors import CheckpointError, ConfigError
@@ -170,12 +171,13 @@ def test_official_weights_of_resnet18_come_through_the_cache(tmp_path, monkeypat
     made = resnet18()
     state = {key: value for key, value in made.state_dict().items() if "num_batches" not in key}
     torch.save(state, file)
-    item = Published("resnet18-x.pth", file.stat().st_size, sha256(file), "http://official.invalid")
-    monkeypatch.setitem(checkpoints.KNOWN, "resnet18", item)
-    monkeypatch.setenv(checkpoints.CACHE, str(tmp_path / "cache"))
+    address = "http://official.invalid/resnet18-x.pth"
+    item = Weights(address, file.stat().st_size, pooch.file_hash(file), "none")
+    monkeypatch.setattr(weights, "declared", lambda: {"resnet18": item})
+    monkeypatch.setenv(weights.CACHE, str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     with shop(content=file.read_bytes()) as server:
-        monkeypatch.setenv(checkpoints.MIRROR, server.url)
+        monkeypatch.setenv(weights.MIRROR, server.url)
         network = ResNet18()
         assert [asked[0] for asked in server.asked] == ["/resnet18-x.pth"]
     image = torch.rand(2, 1, 64, 64)

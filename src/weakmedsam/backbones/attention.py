@@ -1,4 +1,4 @@
-"""Multi-head attention with decomposed relative positions, two ways that give the same numbers.
+"""Multi-head attention with decomposed relative positions, in two equivalent implementations.
 
 ``explicit`` builds the whole score matrix with two matrix products and a softmax; ``sdpa`` hands the
 position bias to ``torch.nn.functional.scaled_dot_product_attention`` as an additive mask.

@@ -1,4 +1,4 @@
-"""The one contract between a SAM-like network and everything that sits on it."""
+"""The interface of every backbone, a SAM-like network."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Encoded(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """A SAM-like network.
-
-    Heads, SCE and PAM see nothing of a backbone but this.
+    """A SAM-like network; heads, SCE and PAM use a backbone through this class only.
 
     Attributes:
         name: the name in ``experiments/backbone/<name>.yaml``.
         image_size: side of the square input frame, pixels; points are given in it.
         feature_dim: channels of the features, D.
+        policies: names that ``set_trainable`` takes.
     """
 
     name: str
     image_size: int
     feature_dim: int
+    policies: tuple[str, ...]
 
     @abstractmethod
     def encode(self, image: Tensor) -> Encoded:
@@ -50,16 +50,16 @@ class Backbone(nn.Module, ABC):
         """
 
     def features(self, image: Tensor) -> Tensor:
-        """``encode(image).features``, for those who need no embedding; a network may save its cost."""
+        """``encode(image).features``; a network may override it to skip the neck."""
         return self.encode(image).features
 
     def embed(self, image: Tensor) -> Tensor:
-        """``encode(image).embedding``, for those who classify something else; may save the features' cost."""
+        """``encode(image).embedding``; a network may override it to skip what only the features need."""
         return self.encode(image).embedding
 
     @abstractmethod
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
-        """Ask the mask decoder for one mask at each of P points, as often as wanted.
+        """Decode one mask for each of P points; the embedding can be reused for further points.
 
         Args:
             embedding: (B, E, h', w') of ``encode``.
@@ -71,17 +71,17 @@ class Backbone(nn.Module, ABC):
         """
 
     def prompted(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """``masks_at_points``, and how good the network itself takes each mask to be.
+        """``masks_at_points`` with the predicted quality of each mask.
 
         Args:
-            embedding: as there.
-            points: as there.
+            embedding: as in ``masks_at_points``.
+            points: as in ``masks_at_points``.
 
         Returns:
             (B, P, h'', w'') mask logits and (B, P) predicted IoU, 1 = perfect.
 
         Raises:
-            ConfigError: the network predicts no quality (as it is here).
+            ConfigError: the network predicts no quality (the default).
         """
         raise ConfigError(
             f"model.pam: {self.name} predicts no quality of its masks; set min_quality to 0 and "
@@ -95,3 +95,26 @@ class Backbone(nn.Module, ABC):
         Raises:
             ConfigError: an unknown policy; the message lists the known ones.
         """
+
+    def check_policy(self, policy: str) -> None:
+        """See that a policy is one of ``policies``.
+
+        Raises:
+            ConfigError: it is not; the message lists them.
+        """
+        if policy not in self.policies:
+            raise ConfigError(
+                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
+            )
+
+    def check_frame(self, image: Tensor, channels: tuple[int, ...] = (1,)) -> None:
+        """See that an image has the shape that the network was built for.
+
+        Raises:
+            ConfigError: it is not (B, C, ``image_size``, ``image_size``), C one of ``channels``.
+        """
+        if image.shape[1:] not in [(c, self.image_size, self.image_size) for c in channels]:
+            raise ConfigError(
+                f"model.backbone.image_size is {self.image_size}, but an image of shape {tuple(image.shape)} came in: "
+                "set data.image_size and model.backbone.image_size to the same value"
+            )

@@ -1,118 +1,46 @@
-"""Official checkpoints: found, fetched, verified, read; ``python -m weakmedsam.backbones.checkpoints NAME``.
-
-Where the sizes and hashes are published is in ``docs/weights.md``. torch is imported only to read
-weights, so that fetching them starts fast.
-"""
+"""Checkpoints: read without running code from them, and compared with the network that takes them."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import pickletools
-import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from weakmedsam.backbones.fetching import Published, obtain
-from weakmedsam.backbones.transfer import PATIENCE, Patience
-from weakmedsam.errors import CheckpointError, ConfigError, WeakMedSAMError
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-CACHE = "WEAKMEDSAM_CACHE"
-"""Environment variable: the folder that checkpoints are kept in."""
-
-MIRROR = "WEAKMEDSAM_WEIGHTS_URL"
-"""Environment variable: address of a folder to fetch the files from instead of the official ones."""
-
-_SAM = "https://dl.fbaipublicfiles.com/segment_anything"
-# A commit rather than a branch: what lies there cannot change.
-_EFFICIENT_SAM = (
-    "https://raw.githubusercontent.com/yformer/EfficientSAM/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/weights"
-)
-
-_TORCHVISION = "https://download.pytorch.org/models"
-
-# fmt: off
-KNOWN = {
-    "sam_vit_b": Published(
-        "sam_vit_b_01ec64.pth", 375_042_383,
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", _SAM),
-    "sam_vit_l": Published(
-        "sam_vit_l_0b3195.pth", 1_249_524_607,
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", _SAM),
-    "sam_vit_h": Published(
-        "sam_vit_h_4b8939.pth", 2_564_550_879,
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", _SAM),
-    "efficient_sam_vitt": Published(
-        "efficient_sam_vitt.pt", 40_982_470,
-        "dff858b19600a46461cbb7de98f796b23a7a888d9f5e34c0b033f7d6eb9e4e6a", _EFFICIENT_SAM),
-    "efficient_sam_vits": Published(
-        "efficient_sam_vits.pt", 105_742_022,
-        "339376940b92351ae26dd1162e2305a1cc6f5cde735105e91286251abd9a6b65", _EFFICIENT_SAM,
-        archive="efficient_sam_vits.pt.zip"),
-    "resnet18": Published(
-        "resnet18-f37072fd.pth", 46_830_571,
-        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", _TORCHVISION),
-}
-# fmt: on
-"""Official checkpoints by name."""
+from weakmedsam.backbones.weights import find
+from weakmedsam.errors import CheckpointError
 
 REPLACED = "replaced"
-"""In place of a backbone's ``weights``: a checkpoint of the whole network follows, so none are looked for."""
+"""Value of a backbone's ``weights`` when a checkpoint of the whole network is loaded afterwards."""
 
 WRAPPERS = ("model", "state_dict")
-"""Keys under which training programs put a network's weights."""
+"""Keys under which training programs store a network's weights."""
 
 PREFIXES = ("model.", "module.", "_orig_mod.")
-"""What they put before every key: a trainer, ``DataParallel``, ``torch.compile``."""
-
-BACKBONES = {
-    "pocket": None,
-    "samus": "sam_vit_b",
-    "sam_vit_b": "sam_vit_b",
-    "sam_vit_l": "sam_vit_l",
-    "sam_vit_h": "sam_vit_h",
-    "efficient_sam_ti": "efficient_sam_vitt",
-    "efficient_sam_s": "efficient_sam_vits",
-}
-"""The checkpoint that ``experiments/backbone/<name>.yaml`` starts from; None: nothing to fetch."""
+"""Prefixes of every key, of a trainer, ``DataParallel`` and ``torch.compile``."""
 
 
-def find(name: str, mirror: str | None = None, patience: Patience = PATIENCE) -> Path:
-    """The verified file of an official checkpoint: in the cache, else fetched.
+def read_source(
+    weights: str, official: str | None, key: str = "model.backbone.weights"
+) -> tuple[dict[str, Tensor], str]:
+    """A checkpoint's tensors and its path.
 
     Args:
-        name: one of ``KNOWN``.
-        mirror: address of a folder that holds the files under their official names; by default
-            ``WEAKMEDSAM_WEIGHTS_URL``, else the official address.
-        patience: timeout and retries.
+        weights: the path of a file; not looked at where ``official`` is given.
+        official: a name of ``weights.declared``, in the cache or downloaded.
+        key: the setting that names it, for messages.
 
     Raises:
-        ConfigError: an unknown name, or a mirror that is no http address.
-        CheckpointError: it can be had neither from the cache nor from the network; says which file to
-            put where.
+        CheckpointError: see ``weights.find`` and ``read_weights``.
     """
-    if name not in KNOWN:
-        raise ConfigError(f"{name!r} is no known checkpoint; there are {', '.join(KNOWN)}")
-    mirror = os.environ.get(MIRROR, "") if mirror is None else mirror
-    if mirror and not mirror.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"{MIRROR} is {mirror!r}, which is no http address; for a folder on this machine set {CACHE} to it"
-        )
-    return obtain(KNOWN[name], cache_folder(), mirror, patience)
-
-
-def cache_folder() -> Path:
-    """``WEAKMEDSAM_CACHE``, else ``XDG_CACHE_HOME/weakmedsam``, else ``~/.cache/weakmedsam``."""
-    if own := os.environ.get(CACHE):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return Path(shared or "~/.cache").expanduser() / "weakmedsam"
+    path = find(official) if official else Path(weights)
+    return read_weights(path, key), str(path)
 
 
 def read_weights(path: Path, key: str = "model.backbone.weights") -> dict[str, Tensor]:
@@ -140,14 +68,11 @@ def read_weights(path: Path, key: str = "model.backbone.weights") -> dict[str, T
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a checkpoint holds, tensors on the CPU; never runs code from it.
+    """Read a checkpoint's content, tensors on the CPU; never runs code from it.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or with code or other objects in it.
     """
-    import torch
-    from safetensors.torch import load_file
-
     with path.open("rb") as file:
         head = file.read(9)
     # The length of its header as 8 bytes, then the header; the two formats of torch.save.
@@ -158,7 +83,7 @@ def read_checkpoint(path: Path) -> Any:
         if flat:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
-    # Whatever a damaged file makes the readers raise: it is the file's fault.
+    # A damaged file makes the readers raise any type of error.
     except Exception as error:
         if not flat and (code := _code_in(path)):
             raise CheckpointError(
@@ -197,8 +122,6 @@ def _code_in(path: Path) -> list[str]:
 
 
 def _flat(content: Any, path: Path) -> dict[str, Tensor]:
-    from torch import Tensor
-
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path} holds no weights but a {type(content).__name__} ({str(content)[:60]})")
     for key, value in content.items():
@@ -221,14 +144,14 @@ def check_fit(
     holds: str = "another network",
     key: str = "model.backbone.weights",
 ) -> None:
-    """Refuse weights of another architecture, size or class count, in one message.
+    """Refuse weights of another architecture, size or class count.
 
     Args:
         own: the model's tensors by key.
         given: the checkpoint's.
         source: name of the checkpoint.
         model: name of the model.
-        holds: what the checkpoint is recognised as.
+        holds: name of the network that the checkpoint belongs to.
         key: the setting that names the checkpoint, for the message.
 
     Raises:
@@ -250,29 +173,3 @@ def check_fit(
         f"{len(given)} are unknown. Choose the checkpoint or model.backbone.size to fit. The first that differ:\n"
         + "\n".join(lines[:4])
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Fetch checkpoints by the name of backbone or checkpoint; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m weakmedsam.backbones.checkpoints",
-        description="Find or fetch the official weights of backbones, verified.",
-        epilog=f"Kept in {cache_folder()} ({CACHE}); {MIRROR} names a mirror. See docs/weights.md.",
-    )
-    known = list(dict.fromkeys([*BACKBONES, *KNOWN]))
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(known))
-    for name in parser.parse_args(arguments).names:
-        checkpoint = BACKBONES.get(name, name)
-        try:
-            if checkpoint is None:
-                print(f"{name}: its weights are in the package; nothing to fetch")
-            else:
-                print(f"{name}: {find(checkpoint)}")
-        except WeakMedSAMError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

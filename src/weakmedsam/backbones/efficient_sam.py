@@ -1,4 +1,4 @@
-"""EfficientSAM Ti and S: a plain vision transformer behind a decoder that takes many points at once.
+"""EfficientSAM Ti and S: a plain vision transformer and a decoder that takes many points at once.
 
 Source: EfficientSAM (Xiong et al., arXiv 2312.00863), code and weights github.com/yformer/EfficientSAM
 (Apache-2.0), which is on no package index: the architecture is written here, with the official names of
@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from weakmedsam.backbones import checkpoints
+from weakmedsam.backbones.attention import check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
 from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
 from weakmedsam.backbones.prompting import best_candidate
+from weakmedsam.backbones.sam_parts import resize_frame
 from weakmedsam.errors import ConfigError, check_range
 
 log = logging.getLogger(__name__)
-
-ATTENTIONS = ("auto", "explicit", "sdpa")
 
 SIZES = {
     "ti": Architecture(width=192, depth=12, heads=3),
@@ -33,8 +31,24 @@ SIZES = {
 }
 """``tiny`` is for tests and dry runs; it has no official weights."""
 
-OFFICIAL = {"ti": "efficient_sam_vitt", "s": "efficient_sam_vits"}
-"""Names of the official checkpoints in ``backbones/checkpoints.py``."""
+# A commit rather than a branch: its files cannot change.
+WEIGHTS = {
+    "efficient_sam_ti": {
+        "url": "https://raw.githubusercontent.com/yformer/EfficientSAM/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/"
+        "weights/efficient_sam_vitt.pt",
+        "size": 40_982_470,
+        "sha256": "dff858b19600a46461cbb7de98f796b23a7a888d9f5e34c0b033f7d6eb9e4e6a",
+        "licence": "Apache-2.0",
+    },
+    "efficient_sam_s": {
+        "url": "https://raw.githubusercontent.com/yformer/EfficientSAM/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/"
+        "weights/efficient_sam_vits.pt.zip",
+        "size": 105_742_022,
+        "sha256": "339376940b92351ae26dd1162e2305a1cc6f5cde735105e91286251abd9a6b65",
+        "licence": "Apache-2.0",
+    },
+}
+"""Official weights, read by ``weights.declared``."""
 
 
 class EfficientSAM(Backbone):
@@ -51,7 +65,7 @@ class EfficientSAM(Backbone):
     Args:
         image_size: side of the input frame, pixels; points are given in it.
         size: ``ti``, ``s``, or ``tiny`` for tests.
-        weights: ``official`` (found or fetched by ``backbones/checkpoints.py``), ``none`` (random), or the
+        weights: ``official`` (in the cache or downloaded), ``none`` (random), or the
             path of a checkpoint.
         encode_size: side of the frame that the encoder sees, pixels, a multiple of 16; cells a side are a
             sixteenth of it. Upstream: 1024; 512 gives the 32 x 32 cells of SAMUS.
@@ -102,14 +116,13 @@ class EfficientSAM(Backbone):
         if weights == "none":
             log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
         elif weights != checkpoints.REPLACED:
-            self._load(weights, size)
+            self._load(weights)
         if compile:
             self.image_encoder.compile()
 
-    def _load(self, weights: str, size: str) -> None:
-        path = checkpoints.find(OFFICIAL[size]) if weights == "official" else Path(weights)
-        state = checkpoints.read_weights(path)
-        checkpoints.check_fit(self.state_dict(), state, str(path), self.name, _recognise(state))
+    def _load(self, weights: str) -> None:
+        state, source = checkpoints.read_source(weights, self.name if weights == "official" else None)
+        checkpoints.check_fit(self.state_dict(), state, source, self.name, _recognise(state))
         self.load_state_dict(state)
 
     def encode(self, image: Tensor) -> Encoded:  # noqa: D102
@@ -123,16 +136,8 @@ class EfficientSAM(Backbone):
 
     def _frame(self, image: Tensor) -> Tensor:
         """(B, 1 or 3, S, S) -> (B, 3, encode_size, encode_size)."""
-        side = self.image_size
-        if image.shape[1:] not in ((1, side, side), (3, side, side)):
-            raise ConfigError(
-                f"model.backbone.image_size is {side}, but an image of shape {tuple(image.shape)} came in: "
-                "set data.image_size and model.backbone.image_size to the same value"
-            )
-        if side != self.encode_size:
-            shape, larger = (self.encode_size, self.encode_size), side > self.encode_size
-            image = F.interpolate(image, shape, mode="bilinear", align_corners=False, antialias=larger)
-        return image.expand(-1, 3, -1, -1)
+        self.check_frame(image, channels=(1, 3))
+        return resize_frame(image, self.encode_size).expand(-1, 3, -1, -1)
 
     def candidates_at_points(self, embedding: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """The three candidate masks of each point and their predicted quality, in one decoder call.
@@ -177,10 +182,7 @@ class EfficientSAM(Backbone):
         here: there are none. Stage 1's loss reaches the image encoder without its neck; with several
         processes ``decoder`` and ``all`` need a strategy that allows unused parameters.
         """
-        if policy not in self.policies:
-            raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
-            )
+        self.check_policy(policy)
         self.requires_grad_(policy == "all")
         if policy == "published":
             first = len(self.image_encoder.blocks) - self.trained_blocks
@@ -192,11 +194,8 @@ class EfficientSAM(Backbone):
 def _check_arguments(size: str, weights: str, encode_size: int, attention: str) -> None:
     if size not in SIZES:
         raise ConfigError(f"model.backbone.size: {size!r} is unknown; EfficientSAM has {', '.join(SIZES)}")
-    if attention not in ATTENTIONS:
-        raise ConfigError(
-            f"model.backbone.attention: {attention!r} is unknown; choose {', '.join(ATTENTIONS)}"
-        )
-    if weights == "official" and size not in OFFICIAL:
+    check_kind(attention)
+    if weights == "official" and f"efficient_sam_{size}" not in WEIGHTS:
         raise ConfigError(
             f"model.backbone.weights: size {size!r} has no official checkpoint; set it to none or a path"
         )
@@ -210,7 +209,7 @@ def _check_arguments(size: str, weights: str, encode_size: int, attention: str) 
 
 
 def _recognise(state: Mapping[str, Tensor]) -> str:
-    """The name of the network that a checkpoint is of, as far as its position table tells."""
+    """Name of the network that a checkpoint belongs to, by the width of its position table."""
     table = state.get("image_encoder.pos_embed")
     names = [size for size, sizes in SIZES.items() if table is not None and table.shape[-1] == sizes.width]
     own_prompts = "prompt_encoder.invalid_points.weight" in state

@@ -1,7 +1,7 @@
-"""LoRA: a frozen linear layer learns a low-rank change of its weight.
+"""LoRA: a frozen linear layer with a trainable low-rank update of its weight.
 
-Source: Hu et al., arXiv 2106.09685. Written on ``torch.nn.utils.parametrize`` because it is twenty lines:
-peft would bring transformers and accelerate with it.
+Source: Hu et al., arXiv 2106.09685. Built on ``torch.nn.utils.parametrize``: peft would add
+transformers and accelerate as dependencies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 ORIGINAL = ".parametrizations.weight.original"
-"""What ``parametrize`` calls a layer's own weight."""
+"""Suffix under which ``parametrize`` keeps a layer's own weight."""
 
 
 class LowRank(nn.Module):
@@ -44,12 +44,12 @@ def add_low_rank(layer: nn.Linear, rank: int, alpha: float) -> None:
 
 
 def low_rank_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of every low-rank change inside a module."""
+    """Parameters of every low-rank update in a module."""
     return [p for part in module.modules() if isinstance(part, LowRank) for p in part.parameters()]
 
 
 def original_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state as if nothing had been added: same tensors, the names of its checkpoints."""
+    """A module's state without LoRA, under the keys of its checkpoints."""
     changes = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, LowRank))
     return {
         key.replace(ORIGINAL, ".weight"): value

@@ -7,8 +7,7 @@ weights lie beside this file; it needs no download.
 
 Adaptation: classification trains a copy of the encoder, its features are classified; the embedding that
 prompts are answered from comes from the encoder as it was pre-trained. Training the one encoder for
-both, the frozen decoder no longer understood it after three epochs: its masks fell apart, and with them
-the affinity.
+both, the frozen decoder's masks degraded within three epochs, and with them the affinity.
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ from weakmedsam.backbones.checkpoints import REPLACED, check_fit, read_weights
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.errors import ConfigError
 
-WEIGHTS = Path(__file__).with_name("pocket.safetensors")
+EMBEDDED = Path(__file__).with_name("pocket.safetensors")
+WEIGHTS = {"pocket": None}
+"""Nothing to download; read by ``weights.declared``."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Global self-attention over the coarsest map: what is far apart can belong together."""
+    """Global self-attention over the coarsest map."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -202,9 +203,9 @@ class Pocket(Backbone):
             iou_head_hidden_dim=EMBED,
         )
         if weights == "none":
-            _log.warning("model.backbone.weights is none: pocket starts from random numbers")
+            _log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
         elif weights != REPLACED:
-            self._load(WEIGHTS if weights == "embedded" else Path(weights))
+            self._load(EMBEDDED if weights == "embedded" else Path(weights))
         self.adapted.load_state_dict(self.encoder.state_dict())
 
     def _load(self, path: Path) -> None:
@@ -218,7 +219,7 @@ class Pocket(Backbone):
 
     def encode(self, image: Tensor) -> Encoded:  # noqa: D102
         frame = self._frame(image)
-        # The pre-trained encoder gets no gradient, whatever is trained.
+        # The pre-trained encoder gets no gradient under any policy.
         with torch.no_grad():
             embedding = self.encoder(frame).embedding
         return Encoded(self.adapted.features(frame)[0], embedding)
@@ -232,11 +233,7 @@ class Pocket(Backbone):
 
     def _frame(self, image: Tensor) -> Tensor:
         """(B, 1, 128, 128), normalised."""
-        if image.shape[1:] != (1, self.image_size, self.image_size):
-            raise ConfigError(
-                f"model.backbone.image_size is {self.image_size}, but an image of shape {tuple(image.shape)} came in: "
-                "set data.image_size and model.backbone.image_size to the same value"
-            )
+        self.check_frame(image)
         if self.image_size > FRAME:
             image = F.interpolate(image, size=(FRAME, FRAME), mode="bilinear", antialias=True)
         elif self.image_size < FRAME:
@@ -283,10 +280,7 @@ class Pocket(Backbone):
         decoder are frozen (the paper trains SAMUS's adapters, CNN branch and last blocks). ``head``: the
         adapted copy's last layers only, from the coarse maps on; ``none``: nothing.
         """
-        if policy not in self.policies:
-            raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; pocket knows {', '.join(self.policies)}"
-            )
+        self.check_policy(policy)
         self.requires_grad_(False)
         if policy == "published":
             self.adapted.requires_grad_(True)

@@ -1,11 +1,11 @@
 """Point prompts through segment-anything's prompt encoder and mask decoder, for every backbone.
 
 segment-anything's decoder repeats *all* image embeddings by the number of prompts, so a batch of
-images cannot go in as it is (its issue 365), and answers each prompt as if its image were a new one. Here
-the prompts of an image share it (``two_way.py``). The transposed convolutions that follow have kernel and
-stride 2, so each sees one cell: they are products over a cell's channels, whose pixels lie beside each other
-until the masks are done, and are put in their place then. Pairs of image and prompt are decoded a chunk at a
-time: on a CPU 64 pairs at once took segment-anything's full-size decoder 2.7 times as long as four calls of 16.
+images cannot go in as it is (its issue 365), and processes the image anew for each prompt. Here the prompts of an
+image share its embedding (``two_way.py``). The transposed convolutions have kernel and stride 2, so each sees one
+cell: they are computed as products over a cell's channels, and pixels are rearranged at the end. Pairs of image and
+prompt are decoded in chunks: on a CPU 64 pairs at once took segment-anything's full-size decoder 2.7 times as long
+as four calls of 16.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def decode_points(
 ) -> tuple[Tensor, Tensor]:
     """Decode one positive point at a time for each image.
 
-    Equal to ``mask_decoder.predict_masks`` of each point by itself, but for rounding.
+    Equals ``mask_decoder.predict_masks`` of each point separately, up to rounding.
 
     Args:
-        prompt_encoder: knows the input frame's size, in which points are given.
+        prompt_encoder: defines the input frame in which points are given.
         mask_decoder: gives T mask tokens; token 0 is SAM's single-mask output, 1..T-1 the candidates
             of an ambiguous prompt.
         embedding: (B, E, h, w).
         points: (P, 2), the same for every image, or (B, P, 2); (x, y) in pixels of the input frame,
-            pixel centres at + 0.5. segment-anything adds the half itself, so it is taken off here.
+            pixel centres at + 0.5. segment-anything adds 0.5 itself, so it is subtracted here.
         chunk: pairs of image and point decoded at once; bounds memory, changes no result.
         detail: (B, E / 4, 2h, 2w) and (B, E / 8, 4h, 4w), added before the two non-linearities of the
             decoder's upscaling; None leaves the decoder as published.
@@ -65,9 +65,9 @@ def decode_points(
     for i in range(0, images, together):
         some = slice(i, i + together)
         columns = []
-        for asked in sparse[some].split(chunk, dim=1):
+        for part in sparse[some].split(chunk, dim=1):
             tokens, cells = attend_both_ways(
-                mask_decoder.transformer, source[some], position, _with_outputs(mask_decoder, asked)
+                mask_decoder.transformer, source[some], position, _with_outputs(mask_decoder, part)
             )
             kernels, quality = _kernels(mask_decoder, tokens, candidates, best)
             inside = _upscale(
@@ -80,7 +80,7 @@ def decode_points(
 
 
 def best_candidate(logits: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the T candidates of each point the one with the best predicted quality.
+    """Select the candidate with the highest predicted quality for each point.
 
     Args:
         logits: (B, P, T, h, w).

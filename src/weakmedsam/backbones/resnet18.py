@@ -8,14 +8,23 @@ ImageNet's mean and deviation, which its weights expect.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from weakmedsam.backbones.checkpoints import check_fit, find, read_weights
+from weakmedsam.backbones.checkpoints import check_fit, read_source
 from weakmedsam.errors import ConfigError
+
+WEIGHTS = {
+    "resnet18": {
+        "url": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        "size": 46_830_571,
+        "sha256": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+        "licence": "BSD-3-Clause (torchvision's code); ImageNet has terms of its own",
+    }
+}
+"""Official weights, read by ``weights.declared``."""
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, red, green, blue, in [0, 1]."""
@@ -27,7 +36,7 @@ class ResNet18(nn.Module):
     """Slices (B, 1, H, W) in [0, 1] -> (B, 512) features, averaged over the image; nothing is trained.
 
     Args:
-        weights: ``official`` (torchvision's, found in the cache or fetched), ``none`` (random, for
+        weights: ``official`` (torchvision's, in the cache or downloaded), ``none`` (random, for
             tests), or the path of a file with the same keys.
 
     Raises:
@@ -45,12 +54,12 @@ class ResNet18(nn.Module):
         if weights == "none":
             _log.warning("model.sce.weights is none: ResNet-18 starts from random numbers")
         else:
-            path = find("resnet18") if weights == "official" else Path(weights)
-            state = read_weights(path, "model.sce.weights")
+            official = "resnet18" if weights == "official" else None
+            state, source = read_source(weights, official, "model.sce.weights")
             # Files of before batch norm counted its batches lack these; nothing reads them here.
             own = network.state_dict()
             state = {key: own[key] for key in own if key.endswith("num_batches_tracked")} | state
-            check_fit(own, state, str(path), "ResNet-18", key="model.sce.weights")
+            check_fit(own, state, source, "ResNet-18", key="model.sce.weights")
             network.load_state_dict(state)
         network.fc = nn.Identity()
         self.network = network.eval().requires_grad_(False)

@@ -21,7 +21,6 @@ from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import (
     PATCH,
     Size,
-    check_frame,
     layer_norm,
     make_mask_decoder,
     make_prompt_encoder,
@@ -29,8 +28,30 @@ from weakmedsam.backbones.sam_parts import (
     run_block,
     size_of,
 )
-from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
+from weakmedsam.backbones.sam_state import fit_positions, load_matching
 from weakmedsam.errors import ConfigError, check_range
+
+WEIGHTS = {
+    "sam_vit_b": {
+        "url": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+        "size": 375_042_383,
+        "sha256": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        "licence": "Apache-2.0",
+    },
+    "sam_vit_l": {
+        "url": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
+        "size": 1_249_524_607,
+        "sha256": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        "licence": "Apache-2.0",
+    },
+    "sam_vit_h": {
+        "url": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+        "size": 2_564_550_879,
+        "sha256": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        "licence": "Apache-2.0",
+    },
+}
+"""Official weights, read by ``weights.declared``."""
 
 SMALLEST, LARGEST = 64, 1024
 
@@ -82,7 +103,7 @@ class SAM(Backbone):
     Args:
         image_size: side of the input frame, pixels; points are given in it.
         size: ``vit_b``, ``vit_l``, ``vit_h``, or ``tiny`` for tests and dry runs.
-        weights: ``official`` (found in the cache or fetched), ``none`` (random), or a checkpoint's path.
+        weights: ``official`` (in the cache or downloaded), ``none`` (random), or a checkpoint's path.
         attention: ``auto``, ``explicit`` or ``sdpa``, see ``attention.attend``; changes no result.
         gradient_checkpointing: keep only each block's input for the backward pass; changes no result.
         compile: ``torch.compile`` the image encoder.
@@ -139,7 +160,7 @@ class SAM(Backbone):
             for block in self.image_encoder.blocks:
                 add_low_rank(block.attn.qkv, lora_rank, lora_alpha)
                 add_low_rank(block.attn.proj, lora_rank, lora_alpha)
-        self.policies: tuple[str, ...] = ("published", "decoder", "all", "none")
+        self.policies = ("published", "decoder", "all", "none")
         if lora_rank:
             self.policies = ("published", "adapters", "decoder", "all", "none")
         if compile:
@@ -152,14 +173,14 @@ class SAM(Backbone):
             _log.warning("model.backbone.weights is none: %s starts from random numbers", self.name)
             return
         if weights == "official" and self.size == "tiny":
-            raise ConfigError("model.backbone.weights: nobody has weights for the tiny size; set none")
-        state, source = read(weights, self.name if weights == "official" else None)
+            raise ConfigError("model.backbone.weights: the tiny size has no official weights; set none")
+        state, source = checkpoints.read_source(weights, self.name if weights == "official" else None)
         self.load_state(state, source)
 
     def load_state(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take over a SAM checkpoint of this size; position tables of another grid are resized.
+        """Load a SAM checkpoint of this size; position tables of another grid are resized.
 
-        LoRA, where it is on, is no part of a checkpoint of SAM and stays as it is.
+        LoRA parameters are not part of a SAM checkpoint and keep their values.
 
         Args:
             state: the checkpoint's tensors.
@@ -173,10 +194,9 @@ class SAM(Backbone):
         load_matching(own, fitted, source, f"SAM {self.size}")
 
     def encode(self, image: Tensor) -> Encoded:
-        """Features with gradient, embedding without: training looks at features only.
+        """Features with gradient, embedding without: training uses the features only.
 
-        See ``Backbone.encode``. No gradient reaches the neck, nor anything before it by way of the
-        embedding.
+        See ``Backbone.encode``. No gradient flows through the embedding.
         """
         features = self.features(image)
         with torch.no_grad():
@@ -184,7 +204,7 @@ class SAM(Backbone):
         return Encoded(features, embedding)
 
     def features(self, image: Tensor) -> Tensor:  # noqa: D102
-        check_frame(image, self.image_size)
+        self.check_frame(image)
         image = resize_frame(image, self.encode_size)
         return self.image_encoder((image - self.mean) / self.deviation)
 
@@ -216,10 +236,7 @@ class SAM(Backbone):
         Raises:
             ConfigError: an unknown policy.
         """
-        if policy not in self.policies:
-            raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
-            )
+        self.check_policy(policy)
         self.requires_grad_(policy == "all")
         if policy == "decoder":
             self.mask_decoder.requires_grad_(True)

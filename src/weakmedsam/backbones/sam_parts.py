@@ -1,4 +1,4 @@
-"""What SAM, and networks made from it, have in common: sizes, blocks, prompt encoder and mask decoder.
+"""Parts shared by SAM and networks derived from it: sizes, blocks, prompt encoder and mask decoder.
 
 Blocks, prompt encoder and mask decoder are segment-anything's own classes; only the attention inside a
 block is ours (``attention.py``).
@@ -34,7 +34,7 @@ class Size(NamedTuple):
         width: channels of a token, D.
         depth: blocks.
         heads: of each block.
-        global_blocks: blocks whose attention sees the whole grid; the others see windows.
+        global_blocks: indices of blocks with global attention; the others use windows.
         window: side of a window, cells.
         embed: width of embedding, prompt encoder and mask decoder, E.
         decoder_mlp: hidden width of the decoder's transformer.
@@ -55,7 +55,7 @@ SIZES = {
     "vit_h": Size(1280, 32, 16, (7, 15, 23, 31)),
     "tiny": Size(48, 4, 4, (1, 3), embed=32, decoder_mlp=64),
 }
-"""SAM's published sizes; ``tiny`` is for tests and dry runs, nobody has weights for it."""
+"""SAM's published sizes; ``tiny`` is for tests and dry runs and has no official weights."""
 
 
 def size_of(name: str) -> Size:
@@ -69,21 +69,8 @@ def size_of(name: str) -> Size:
     return SIZES[name]
 
 
-def check_frame(image: Tensor, image_size: int) -> None:
-    """See that an image is of the size the network was built for.
-
-    Raises:
-        ConfigError: it is not (B, 1, ``image_size``, ``image_size``).
-    """
-    if image.shape[1:] != (1, image_size, image_size):
-        raise ConfigError(
-            f"model.backbone.image_size is {image_size}, but an image of shape {tuple(image.shape)} came in: "
-            "set data.image_size and model.backbone.image_size to the same value"
-        )
-
-
 def resize_frame(image: Tensor, side: int) -> Tensor:
-    """(B, 1, S, S) -> (B, 1, side, side): bilinear, with anti-aliasing when it shrinks."""
+    """(B, C, S, S) -> (B, C, side, side): bilinear, with anti-aliasing when it shrinks."""
     if image.shape[-1] == side:
         return image
     larger = image.shape[-1] > side
@@ -123,10 +110,7 @@ def make_neck(size: Size) -> nn.Sequential:
 
 
 def run_block(block: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor | tuple[Tensor, ...]:
-    """Run a block, keeping its inputs only and computing the rest again in the backward pass if asked.
-
-    A block that no gradient passes through is run plainly: nothing of it is recorded either way.
-    """
+    """Run a block, with gradient checkpointing if ``checkpointing`` and a gradient passes through it."""
     recorded = torch.is_grad_enabled() and (
         any(x.requires_grad for x in inputs) or any(p.requires_grad for p in block.parameters())
     )

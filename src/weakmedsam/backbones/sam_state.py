@@ -1,34 +1,19 @@
-"""Checkpoints of SAM and of networks made from it: told apart, fitted to another grid, loaded whole."""
+"""Checkpoints of SAM and of networks derived from it: identified, resized to another grid, loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weakmedsam.backbones import checkpoints
+from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.backbones.sam_parts import SIZES
 
 
-def read(weights: str, official: str | None) -> tuple[dict[str, Tensor], str]:
-    """A checkpoint's tensors and where they are from.
-
-    Args:
-        weights: the path of a file; not looked at where ``official`` is given.
-        official: the name of an official checkpoint, found in the cache or fetched.
-
-    Raises:
-        CheckpointError: see ``checkpoints.find`` and ``checkpoints.read_weights``.
-    """
-    path = checkpoints.find(official) if official else Path(weights)
-    return checkpoints.read_weights(path), str(path)
-
-
 def describe(state: Mapping[str, Tensor]) -> str:
-    """What network a checkpoint is of, for an error message."""
+    """Name of the network that a checkpoint belongs to, for an error message."""
     kernel = state.get("image_encoder.patch_embed.proj.weight")
     if kernel is None or kernel.dim() != 4:
         return "another network"
@@ -52,7 +37,7 @@ def fit_positions(
     Args:
         state: a checkpoint's tensors.
         own: the network's own, of the shapes that are wanted.
-        global_blocks: the numbers of the blocks that see the whole grid.
+        global_blocks: indices of the blocks with global attention.
     """
     relative = {f"image_encoder.blocks.{i}.attn.rel_pos_{axis}" for i in global_blocks for axis in "hw"}
     fitted = dict(state)
@@ -73,7 +58,7 @@ def fit_positions(
 
 
 def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, ours: str) -> None:
-    """Copy a checkpoint that must hold exactly the wanted tensors; nothing is copied if it does not.
+    """Copy a checkpoint that holds exactly the wanted tensors; otherwise nothing is copied.
 
     Args:
         wanted: a network's own tensors by name, written in place.
@@ -85,7 +70,7 @@ def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
         CheckpointError: a key is missing, superfluous or of another shape; names both networks and the
             first differing keys.
     """
-    checkpoints.check_fit(wanted, state, source, ours, describe(state))
+    check_fit(wanted, state, source, ours, describe(state))
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(state[key])

@@ -16,8 +16,8 @@ from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.attention import Attention, check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.prompting import decode_points
-from weakmedsam.backbones.sam_parts import check_frame, make_mask_decoder, make_prompt_encoder, size_of
-from weakmedsam.backbones.sam_state import fit_positions, load_matching, read
+from weakmedsam.backbones.sam_parts import make_mask_decoder, make_prompt_encoder, size_of
+from weakmedsam.backbones.sam_state import fit_positions, load_matching
 from weakmedsam.backbones.samus_encoder import STRIDE, SamusEncoder
 from weakmedsam.errors import ConfigError, check_range
 
@@ -32,6 +32,9 @@ ADDED = (
     "refine_Adapter.",
 )
 """Parts of a parameter's name that SAM does not have."""
+
+WEIGHTS = {"samus": "sam_vit_b", "samus_vit_l": "sam_vit_l", "samus_vit_h": "sam_vit_h"}
+"""SAM's own: SAMUS's lie at no stable public address. Read by ``weights.declared``."""
 
 CLASS_HEADS = ("parent_fc.", "child_fc.")
 """WeakMedSAM's own heads in the authors' checkpoints; here they belong to ``classify.WeakMedSAM``."""
@@ -112,12 +115,12 @@ class SAMUS(Backbone):
                 "of their file, or 'sam' for SAM's official weights"
             )
         if weights == "sam" and self.size == "tiny":
-            raise ConfigError("model.backbone.weights: nobody has weights for the tiny size; set none")
-        state, source = read(weights, f"sam_{self.size}" if weights == "sam" else None)
+            raise ConfigError("model.backbone.weights: the tiny size has no official weights; set none")
+        state, source = checkpoints.read_source(weights, self.name if weights == "sam" else None)
         self.load_state(state, source)
 
     def load_state(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take over a SAMUS checkpoint whole, or what a SAM checkpoint of the same size has.
+        """Load a SAMUS checkpoint, or the part that a SAM checkpoint of the same size has.
 
         Position tables of another grid are resized (``sam_state.fit_positions``). Class heads in the file
         are dropped; what SAM does not have keeps its values. Both are listed in the log.
@@ -145,10 +148,9 @@ class SAMUS(Backbone):
             _log.warning("%s is of SAM; these keep their initial values: %s", source, ", ".join(kept))
 
     def encode(self, image: Tensor) -> Encoded:
-        """Features with gradient, embedding without: training looks at features only.
+        """Features with gradient, embedding without: training uses the features only.
 
-        See ``Backbone.encode``. No gradient reaches the neck, nor anything before it by way of the
-        embedding.
+        See ``Backbone.encode``. No gradient flows through the embedding.
         """
         features = self.features(image)
         with torch.no_grad():
@@ -156,7 +158,7 @@ class SAMUS(Backbone):
         return Encoded(features, embedding)
 
     def features(self, image: Tensor) -> Tensor:  # noqa: D102
-        check_frame(image, self.image_size)
+        self.check_frame(image)
         return self.image_encoder(image)
 
     def masks_at_points(self, embedding: Tensor, points: Tensor) -> Tensor:
@@ -187,10 +189,7 @@ class SAMUS(Backbone):
         Raises:
             ConfigError: an unknown policy.
         """
-        if policy not in self.policies:
-            raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
-            )
+        self.check_policy(policy)
         self.requires_grad_(policy == "all")
         if policy == "decoder":
             self.mask_decoder.requires_grad_(True)

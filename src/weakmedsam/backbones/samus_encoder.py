@@ -108,7 +108,7 @@ class PositionBranch(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A narrow MLP that starts as zero: what it is added to begins as it was. (B, ..., D) -> the same."""
+    """Bottleneck MLP, initialised to zero output. (B, ..., D) -> the same."""
 
     def __init__(self, width: int, ratio: float) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Adapter(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Tokens ask the convolutional branch; no positions, and zero at the start as ``Adapter`` is."""
+    """Cross-attention of tokens to the convolutional branch, without positions; initialised to zero output."""
 
     def __init__(self, width: int, heads: int, attention: str) -> None:
         super().__init__()

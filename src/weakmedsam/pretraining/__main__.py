@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from weakmedsam.backbones.pocket import WEIGHTS, Pocket
+from weakmedsam.backbones.pocket import EMBEDDED, Pocket
 from weakmedsam.pretraining.grouping import Grouping
 from weakmedsam.pretraining.scenes import Prompts, Scenes, ask, draw_scenes, turn_scenes
 from weakmedsam.system.atomic_io import replacing
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/pocket"), help="state for continuing lies here"
     )
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="weights file to write")
+    parser.add_argument("--out", type=Path, default=EMBEDDED, help="weights file to write")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights at --out")
     args = parser.parse_args()
     if args.evaluate:

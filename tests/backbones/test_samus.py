@@ -22,7 +22,7 @@ from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.errors import CheckpointError, ConfigError
 
-DATA = Path(__file__).with_name("data")
+DATA = Path(__file__).parents[1] / "data"
 HEADS = {"parent_fc.weight", "child_fc.weight"}
 
 
@@ -216,10 +216,10 @@ def test_a_checkpoint_that_lacks_a_key_is_refused_and_changes_nothing(golden):
 
 
 def test_weights_by_name(checkpoint_files, golden, caplog):  # noqa: F811
-    checkpoint_files.files.update({"sam_vit_b": {"a": torch.zeros(1)}, "own.pth": golden[0]})
-    with pytest.raises(CheckpointError, match="sam_vit_b holds another network"), torch.device("meta"):
+    checkpoint_files.files.update({"samus": {"a": torch.zeros(1)}, "own.pth": golden[0]})
+    with pytest.raises(CheckpointError, match="samus holds another network"), torch.device("meta"):
         SAMUS(weights="sam")
-    assert checkpoint_files.asked == ["sam_vit_b"]
+    assert checkpoint_files.asked == ["samus"]
     model = SAMUS(256, "tiny", "own.pth")
     assert torch.equal(model.image_encoder.pos_embed, golden[0]["image_encoder.pos_embed"])
     with pytest.raises(ConfigError, match="no stable public address"):

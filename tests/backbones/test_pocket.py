@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from weakmedsam.backbones.pocket import WEIGHTS, Pocket
+from weakmedsam.backbones.pocket import EMBEDDED, Pocket
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.errors import CheckpointError, ConfigError
 from weakmedsam.pretraining.__main__ import DrawnPrompts, evaluate
@@ -17,7 +17,7 @@ def pocket():
 
 def test_two_to_four_million_parameters_and_weights_under_eight_megabytes(pocket):
     assert 2e6 < sum(value.numel() for value in pocket.pretrained_state().values()) < 4e6
-    assert WEIGHTS.stat().st_size < 8e6
+    assert EMBEDDED.stat().st_size < 8e6
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])

@@ -3,29 +3,16 @@
 import csv
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.numpy import load_file
 
+from benchmarks.costs import candidates, class_at
+from tests.backbone_checks import BACKBONES, CLASSES, ROOT, tiny, tiny_words
 from weakmedsam import cli
-from weakmedsam.backbones.efficient_sam import EfficientSAM
-from weakmedsam.backbones.pocket import Pocket
-from weakmedsam.backbones.sam import SAM
-from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.classification.module import WeakMedSAM
-
-ROOT = Path(__file__).parent.parent
-BACKBONES = sorted(path.stem for path in (ROOT / "experiments/backbone").glob("*.yaml"))
-
-
-def tiny(backbone):
-    """A small network of the same kind, with random weights; pocket is small and ships its weights."""
-    if backbone == "pocket":
-        return []
-    words = ["--model.backbone.size", "tiny", "--model.backbone.weights", "none"]
-    return words if backbone == "samus" else [*words, "--model.backbone.encode_size", "64"]
+from weakmedsam.errors import ConfigError
 
 
 def words(backbone, scans, folder):
@@ -64,7 +51,7 @@ def test_trains_refines_and_predicts_through_the_same_pipeline(backbone, scans, 
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
     def run(subcommand, folder, *more):
-        common = [*words(backbone, scans, folder), *tiny(backbone)]
+        common = [*words(backbone, scans, folder), *tiny_words(backbone)]
         monkeypatch.setattr(sys, "argv", ["weakmedsam", subcommand, *common, *more])
         cli.main()
 
@@ -92,19 +79,10 @@ def test_trains_refines_and_predicts_through_the_same_pipeline(backbone, scans, 
     assert "torch" in made["versions"]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Pocket(64, "none"),
-        lambda: SAMUS(64, "tiny", "none"),
-        lambda: EfficientSAM(64, "tiny", "none", encode_size=64),
-        lambda: SAM(64, "tiny", "none"),
-    ],
-    ids=["pocket", "samus", "efficient_sam", "sam"],
-)
-def test_bf16_changes_the_activation_by_less_than_three_hundredths(make):
+@pytest.mark.parametrize("made", CLASSES.values(), ids=CLASSES)
+def test_bf16_changes_the_activation_by_less_than_three_hundredths(made):
     torch.manual_seed(0)
-    model = WeakMedSAM(make(), ["a", "b"]).eval()
+    model = WeakMedSAM(tiny(made), ["a", "b"]).eval()
     image, whole = torch.rand(2, 1, 64, 64), torch.tensor([[0, 64, 0, 64]]).expand(2, 4)
     with torch.no_grad():
         plain = model(image, whole).cam
@@ -115,8 +93,48 @@ def test_bf16_changes_the_activation_by_less_than_three_hundredths(make):
     assert not torch.equal(half, plain)
 
 
-def test_random_weights_are_said_to_be_random(caplog):
-    for make in (Pocket, SAMUS, EfficientSAM, SAM):
-        caplog.clear()
-        made = make(64, weights="none") if make is Pocket else make(64, "tiny", "none")
-        assert f"{made.name} starts from random numbers" in caplog.text
+@pytest.mark.parametrize("made", CLASSES.values(), ids=CLASSES)
+def test_random_weights_are_said_to_be_random(made, caplog):
+    assert f"{tiny(made).name} starts from random numbers" in caplog.text
+
+
+@pytest.mark.parametrize("made", CLASSES.values(), ids=CLASSES)
+def test_every_backbone_keeps_the_contract(made):
+    torch.manual_seed(0)
+    model = tiny(made).eval()
+    image, points = torch.rand(2, 1, 64, 64), torch.rand(2, 3, 2) * 64
+    assert model.image_size == 64
+    with torch.no_grad():
+        features, embedding = model.encode(image)
+        assert features.shape[:2] == (2, model.feature_dim)
+        assert torch.allclose(model.features(image), features, atol=1e-5)
+        assert torch.allclose(model.embed(image), embedding, atol=1e-5)
+        masks, quality = model.prompted(embedding, points)
+        assert quality.shape == (2, 3)
+        assert torch.allclose(model.masks_at_points(embedding, points), masks, atol=1e-5)
+        for b in range(2):
+            own, score = model.prompted(embedding[b : b + 1], points[b])
+            assert torch.allclose(masks[b], own[0], atol=1e-4)
+            assert torch.allclose(quality[b], score[0], atol=1e-5)
+    with pytest.raises(ConfigError, match=r"set data\.image_size and model\.backbone\.image_size"):
+        model.encode(torch.rand(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("made", CLASSES.values(), ids=CLASSES)
+def test_every_policy_is_known_and_others_are_refused(made):
+    model = tiny(made)
+    for policy in model.policies:
+        model.set_trainable(policy)
+        trained = any(parameter.requires_grad for parameter in model.parameters())
+        assert trained or policy in ("none", "published")
+    model.set_trainable("none")
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(ConfigError, match=f"model.trainable: 'nonsense' is unknown; {model.name} knows"):
+        model.set_trainable("nonsense")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_name_of_a_backbone_is_that_of_its_yaml(name):
+    path, arguments = candidates()[name]
+    with torch.device("meta"):
+        assert class_at(path)(**arguments).name == name

@@ -1,106 +1,15 @@
-"""Official checkpoints by name; what is read, and what fits."""
+"""What is read of a checkpoint, and what fits."""
 
 import os
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from weights_server import HASTY, ITEM, PACKED, shop
 
-from weakmedsam.backbones import checkpoints
-from weakmedsam.backbones.checkpoints import KNOWN, check_fit, find, read_weights
-from weakmedsam.backbones.transfer import Patience
-from weakmedsam.errors import CheckpointError, ConfigError
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv(checkpoints.MIRROR, raising=False)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv(checkpoints.CACHE, str(folder))
-    monkeypatch.setitem(KNOWN, "sam_vit_b", ITEM)
-    return folder
-
-
-def test_offline_it_says_which_file_to_put_where(cache, monkeypatch):
-    with pytest.raises(CheckpointError) as caught:
-        find("sam_vit_b", patience=Patience(0.3, 0, 0))
-    said = str(caught.value)
-    assert "http://official.invalid/weights/net.pth" in said
-    assert str(cache / "net.pth") in said
-    assert "weights: none" in said
-    monkeypatch.setitem(KNOWN, "sam_vit_b", PACKED)
-    with pytest.raises(CheckpointError, match=r"net\.pth lies in it.*put it at .*/cache/net\.pth\.zip"):
-        find("sam_vit_b", patience=Patience(0.3, 0, 0))
-
-
-def test_a_mirror_by_argument_or_environment(cache, monkeypatch):
-    with shop() as server:
-        monkeypatch.setenv(checkpoints.MIRROR, f"{server.url}/mirror/")
-        assert find("sam_vit_b", patience=HASTY) == cache / "net.pth"
-        (cache / "net.pth").unlink()
-        find("sam_vit_b", mirror=f"{server.url}/other", patience=HASTY)
-        assert [asked[0] for asked in server.asked] == ["/mirror/net.pth", "/other/net.pth"]
-    monkeypatch.setenv(checkpoints.MIRROR, "file:///data")
-    with pytest.raises(ConfigError, match="no http address"):
-        find("sam_vit_b")
-
-
-def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ConfigError, match=r"'sam_vit_x'.*sam_vit_b, sam_vit_l"):
-        find("sam_vit_x")
-
-
-def test_the_cache_folder(monkeypatch):
-    monkeypatch.setenv(checkpoints.CACHE, "/a")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert checkpoints.cache_folder() == Path("/a")
-    monkeypatch.delenv(checkpoints.CACHE)
-    assert checkpoints.cache_folder() == Path("/b/weakmedsam")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert checkpoints.cache_folder() == Path.home() / ".cache/weakmedsam"
-
-
-def test_the_command(cache, capsys):
-    with shop() as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(checkpoints.MIRROR, server.url)
-        assert checkpoints.main(["pocket", "samus", "sam_vit_b"]) == 0
-        assert len(server.asked) == 1
-    said = capsys.readouterr().out
-    assert "pocket: its weights are in the package; nothing to fetch" in said
-    assert said.count(str(cache / "net.pth")) == 2
-    assert checkpoints.main(["nonsense"]) == 1
-    assert "error: 'nonsense' is no known checkpoint" in capsys.readouterr().err
-
-
-def test_every_known_file_has_a_whole_hash_and_every_backbone_a_known_file():
-    for item in KNOWN.values():
-        assert re.fullmatch(r"[0-9a-f]{64}", item.sha256)
-        assert item.base.startswith("https://")
-    # ResNet-18 is no backbone: SCE clusters its features.
-    assert set(checkpoints.BACKBONES.values()) - {None} == set(KNOWN) - {"resnet18"}
-    backbones = Path(__file__).parent.parent / "experiments/backbone"
-    assert {path.stem for path in backbones.glob("*.yaml")} <= set(checkpoints.BACKBONES)
-
-
-def test_the_docs_name_every_file_with_size_and_hash():
-    text = (Path(__file__).parent.parent / "docs/weights.md").read_text()
-    for item in KNOWN.values():
-        assert item.sha256 in text
-        assert f"{item.size:,}" in text
-        assert item.base in text
-        assert (item.archive or item.file) in text
-
-
-# Reading
+from weakmedsam.backbones.checkpoints import check_fit, read_weights
+from weakmedsam.errors import CheckpointError
 
 
 def tensors():
@@ -214,9 +123,6 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         read_weights(tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"nowhere\.pth does not exist"):
         read_weights(tmp_path / "nowhere.pth")
-
-
-# Fitting
 
 
 def test_what_fits_passes_whatever_its_order_and_precision():

@@ -21,7 +21,7 @@ from weakmedsam.backbones.sam import DEVIATION, MEAN, SAM
 from weakmedsam.backbones.sam_parts import layer_norm, resize_frame
 from weakmedsam.errors import CheckpointError, ConfigError
 
-DATA = Path(__file__).with_name("data")
+DATA = Path(__file__).parents[1] / "data"
 SIZE = 256  # 16 cells: more than a window, so that windows and padding take part
 
 
