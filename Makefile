@@ -61,7 +61,7 @@ pipeline = $(BIN)/python -m weakmedsam.run.pipeline $(1) --dataset $(call given,
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
-.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report predict \
+.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report status predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -124,6 +124,11 @@ report: $(STAMP)
 	@$(if $(strip $(value COMPARE)),$(BIN)/python -m weakmedsam.report.compare_cli $(call each,COMPARE) --runs $(call given,RUNS),\
 	$(if $(word 2,$(value RUNS)),if test -d $(call given,RUNS); then $(call pipeline,report); else \
 	$(BIN)/python -m weakmedsam.report.compare_cli $(call each,RUNS) --runs runs; fi,$(call pipeline,report)))
+
+## Show which stages of the run DATASET/EXPERIMENT are done and which are not, and why
+status: $(STAMP)
+	@$(BIN)/python -m weakmedsam.run.status --dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) \
+		--runs $(call given,RUNS)
 
 ## Segment new SCANS with a trained run's network, in their own space (README)
 predict: $(STAMP)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from weakmedsam.contracts import in_round
-from weakmedsam.errors import ConfigError
+from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.checkpoints import resume_options
+from weakmedsam.system.json_files import read_object, seal, write_object
 
 EXPERIMENTS = Path("experiments")
 ANOTHER_ROUND = EXPERIMENTS / "another_round.yaml"
 """What a later round sets otherwise."""
 REFINED = EXPERIMENTS / "refined.yaml"
 """What PAM sets otherwise on predictions of test cases."""
+REQUEST = "request.json"
+"""In the folder of a run."""
+_RECORDED = ("backbone", "data_dir", "options", "trainer", "logger", "rounds")
 
 
 class Request(NamedTuple):
@@ -52,6 +57,29 @@ class Request(NamedTuple):
         return self.runs / self.dataset / self.experiment
 
 
+def keep_request(request: Request) -> None:
+    """Note in the run's folder what was asked for last, for ``recorded_request``."""
+    path = request.folder / REQUEST
+    asked = {key: getattr(request, key) for key in _RECORDED}
+    with contextlib.suppress(DataError):  # a damaged one is written anew
+        if seal(asked) == seal(read_object(path)):
+            return
+    write_object(path, asked)
+
+
+def recorded_request(runs: Path, dataset: str, experiment: str) -> Request:
+    """What a run was asked for last; the defaults where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    held = {"backbone": "pocket", "data_dir": None, "options": []} | read_object(
+        runs / dataset / experiment / REQUEST
+    )
+    held["options"] = [(key, values) for key, values in held["options"]]
+    return Request(dataset, experiment, runs=runs, **{key: held[key] for key in _RECORDED if key in held})
+
+
 class Stage(NamedTuple):
     """One stage of the chain.
 
@@ -77,6 +105,11 @@ class Stage(NamedTuple):
     results: tuple[str, ...]
     needs_test_masks: bool = False
     trains: bool = False
+
+    @property
+    def in_place(self) -> bool:
+        """Its result lies in the slice store, under a name of its own, so that nothing has to make room for it."""
+        return self.name == "prepare"
 
     @property
     def kept(self) -> tuple[str, ...]:
