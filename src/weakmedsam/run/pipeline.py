@@ -1,4 +1,4 @@
-"""Chains the stages of a run: ``python -m weakmedsam.run.pipeline train --dataset phantom``.
+"""Chains the stages of a run: ``weakmedsam train --dataset phantom``.
 
 Every stage is a LightningCLI command of its own; ``stage_state`` decides which are out of date, this file runs them.
 It imports neither torch nor Lightning, so a run that is up to date says so at once.
@@ -262,9 +262,7 @@ def main(words: list[str] | None = None) -> None:
     """Parse the command line and run the target."""
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(
-        prog="python -m weakmedsam.run.pipeline", description="Run the stages of an experiment."
-    )
+    parser = argparse.ArgumentParser(prog="weakmedsam", description="Run the stages of an experiment.")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default")

@@ -1,4 +1,4 @@
-"""The stages of a run, which are done and which not, and why: ``python -m weakmedsam.run.status --dataset cardiac``."""
+"""The stages of a run, which are done and which not, and why: ``weakmedsam status --dataset cardiac``."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from weakmedsam.contracts import in_round
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.overrides import pam_of, parse_options
 from weakmedsam.run.stage_state import is_current, result_name
-from weakmedsam.run.stages import REFINED
+from weakmedsam.run.stages import REFINED, experiment_file
 from weakmedsam.system.json_files import parse_mapping, read_text
 
 CONFIGURED = ("model.init_args", "data.init_args", "trainer")
@@ -80,12 +80,13 @@ def find_network(run: Path, plain: bool) -> Network:
             f"{settings} was trained without PAM (model.pam: null): PLAIN=1 segments by the network alone"
         )
     if settings != refined:
-        if not REFINED.is_file():
+        default = experiment_file(REFINED)
+        if not default.is_file():
             raise ConfigError(
-                f"{REFINED}: there is no such file here; run the command in the repository's folder"
+                f"{default}: there is no such file here; run the command in the repository's folder"
             )
-        pam["init_args"] |= pam_of(REFINED)
-        said = str(REFINED)
+        pam["init_args"] |= pam_of(default)
+        said = str(default)
     pam["init_args"]["start"] = str(checkpoint)
     classified = result_name(run / "classify")
     if classified is None:
