@@ -56,12 +56,12 @@ option = $(if $(strip $(value $(2))),$(1) $(call given,$(2)))
 each = $(foreach name,$(value $(1)),$(call quote,$(name)))
 more = $(if $(strip $(ARGS)),-- $(ARGS))
 
-pipeline = $(BIN)/python -m weakmedsam.run.pipeline $(1) --dataset $(call given,DATASET) \
+pipeline = $(BIN)/python -m weakmedsam $(1) --dataset $(call given,DATASET) \
 	--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
-.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report predict \
+.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report status predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -121,20 +121,25 @@ ceiling: $(STAMP)
 # RUNS is the folder of all runs; several names there, and no folder of that name, are runs to compare all the same.
 ## Write the run's report.html; with COMPARE="a/b c/d" (or RUNS="a/b c/d") one page about several runs
 report: $(STAMP)
-	@$(if $(strip $(value COMPARE)),$(BIN)/python -m weakmedsam.report.compare_cli $(call each,COMPARE) --runs $(call given,RUNS),\
+	@$(if $(strip $(value COMPARE)),$(BIN)/python -m weakmedsam compare $(call each,COMPARE) --runs $(call given,RUNS),\
 	$(if $(word 2,$(value RUNS)),if test -d $(call given,RUNS); then $(call pipeline,report); else \
-	$(BIN)/python -m weakmedsam.report.compare_cli $(call each,RUNS) --runs runs; fi,$(call pipeline,report)))
+	$(BIN)/python -m weakmedsam compare $(call each,RUNS) --runs runs; fi,$(call pipeline,report)))
+
+## Show which stages of the run DATASET/EXPERIMENT are done and which are not, and why
+status: $(STAMP)
+	@$(BIN)/python -m weakmedsam status --dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) \
+		--runs $(call given,RUNS)
 
 ## Segment new SCANS with a trained run's network, in their own space (docs/prediction.md)
 predict: $(STAMP)
 	@test -n $(call quote,$(strip $(value SCANS))) || { \
 		echo "predict needs SCANS, a folder of NIfTI files: make predict SCANS=/new/scans" >&2; exit 1; }
-	@$(BIN)/python -m weakmedsam.run.predict --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
+	@$(BIN)/python -m weakmedsam predict --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
 		--dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) --runs $(call given,RUNS) $(more)
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/sweeps.md)
 sweep: $(STAMP)
-	@$(BIN)/python -m weakmedsam.sweep $(call given,SWEEP) --dataset $(call given,DATASET) \
+	@$(BIN)/python -m weakmedsam sweep $(call given,SWEEP) --dataset $(call given,DATASET) \
 		--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
 		--count $(call given,COUNT) $(if $(LOCAL),--local) $(call option,--name,NAME) \
 		$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(more)
@@ -171,7 +176,7 @@ docs: $(STAMP)
 
 ## Find or fetch the official weights of BACKBONE, verified; training does so by itself (docs/weights.md)
 weights: $(STAMP)
-	@$(BIN)/python -m weakmedsam.backbones.weights $(call given,BACKBONE) $(ARGS)
+	@$(BIN)/python -m weakmedsam weights $(call given,BACKBONE) $(ARGS)
 
 ## Measure what every backbone costs and write docs/costs.md (ARGS=--full for ViT-L and ViT-H)
 costs: $(STAMP)

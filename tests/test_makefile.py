@@ -46,14 +46,14 @@ def test_help_lists_every_target_and_variable_once_without_python(tmp_path):
 @pytest.mark.parametrize(
     ("words", "command"),
     [
-        (["RUNS=a/b c/d"], ["-m", "weakmedsam.report.compare_cli", "a/b", "c/d", "--runs", "runs"]),
+        (["RUNS=a/b c/d"], ["-m", "weakmedsam", "compare", "a/b", "c/d", "--runs", "runs"]),
         (
             ["COMPARE=a/b c/d", "RUNS=here"],
-            ["-m", "weakmedsam.report.compare_cli", "a/b", "c/d", "--runs", "here"],
+            ["-m", "weakmedsam", "compare", "a/b", "c/d", "--runs", "here"],
         ),
         (
             ["DATASET=abdomen", "RUNS=here"],
-            ["-m", "weakmedsam.run.pipeline", "report", "--dataset", "abdomen"],
+            ["-m", "weakmedsam", "report", "--dataset", "abdomen"],
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_is_given_reaches_python_as_it_is(tmp_path, target, name):
 
 def test_names_of_runs_to_compare_are_words_whatever_is_in_them(tmp_path):
     said = words_of(tmp_path, "report", "COMPARE=a/it's b/$HOME", "RUNS=my, runs")
-    assert said == ["-m", "weakmedsam.report.compare_cli", "a/it's", "b/$HOME", "--runs", "my, runs"]
+    assert said == ["-m", "weakmedsam", "compare", "a/it's", "b/$HOME", "--runs", "my, runs"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,11 +1,65 @@
-"""``python -m weakmedsam``: fit, validate, test and predict, by LightningCLI."""
+"""The command line: ``weakmedsam COMMAND ...``, or ``python -m weakmedsam COMMAND ...``.
+
+A command's module is imported when it is asked for: those that only look start at once, and processes that prepare
+volumes, which import this file, need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from weakmedsam.system.fast_import import interruptible, many_imports
+
+PIPELINE = "weakmedsam.run.pipeline"
+COMMANDS = {
+    "train": (PIPELINE, "run all stages and write the report; continues where it stopped"),
+    "prepare": (PIPELINE, "turn the scans into a slice store (with --config: LightningCLI's data alone)"),
+    "classify": (PIPELINE, "train the classification network (SCE)"),
+    "pseudo-labels": (PIPELINE, "make pseudo-labels (PAM)"),
+    "features": (PIPELINE, "store what PAM starts from, for sweeps"),
+    "segment": (PIPELINE, "train the segmentation network on the pseudo-labels"),
+    "evaluate": (PIPELINE, "score the networks on the test cases"),
+    "ceiling": (PIPELINE, "train and score the fully supervised upper bound"),
+    "report": (PIPELINE, "write a run's report.html"),
+    "status": ("weakmedsam.run.status", "show which stages of a run are done, and why others are not"),
+    "compare": ("weakmedsam.report.compare_cli", "write one page about several runs"),
+    "predict": ("weakmedsam.run.predict", "segment unlabelled scans (with --config: LightningCLI's predict)"),
+    "sweep": ("weakmedsam.sweep", "sweep over settings"),
+    "weights": ("weakmedsam.backbones.weights", "find or fetch the official weights of backbones"),
+    "fit": ("", "LightningCLI: train a module with --config files"),
+    "validate": ("", "LightningCLI: one pass over the validation cases"),
+    "test": ("", "LightningCLI: one pass over the test cases"),
+}
+"""Name -> (module with its ``main``, what it does); without a module LightningCLI runs it."""
+
+
+def main() -> None:
+    """Run the command that the first word names.
+
+    Raises:
+        SystemExit: there is no such command; or with the status of the one that has run.
+    """
+    name, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if name in ("-h", "--help"):
+        print("usage: weakmedsam COMMAND [OPTION ...]; weakmedsam COMMAND --help lists its options\n")
+        print("\n".join(f"  {command:<14} {said}" for command, (_, said) in COMMANDS.items()))
+        return
+    if name not in COMMANDS:
+        sys.exit(f"weakmedsam: there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+    module = COMMANDS[name][0]
+    own = words[: words.index("--")] if "--" in words else words
+    if any(word.split("=")[0] == "--config" for word in own):
+        module = ""
+    with interruptible():
+        if module:
+            found = importlib.import_module(module)
+            sys.exit(found.main([name, *words] if module == PIPELINE else words))
+        with many_imports():
+            from weakmedsam.cli import main as run_lightning  # a second and more: torch
+
+        run_lightning()
+
 
 if __name__ == "__main__":
-    # Inside the guard: processes that only prepare volumes import this file, and need no torch.
-    from weakmedsam.system.fast_import import interruptible, many_imports
-
-    with interruptible():
-        with many_imports():
-            from weakmedsam.cli import main
-
-        main()
+    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 EXECUTION_KEYS = (
@@ -91,28 +90,6 @@ def shared(one: Any, other: Any) -> Any:
     if not isinstance(one, dict) or not isinstance(other, dict):
         return one
     return {key: shared(value, other[key]) for key, value in one.items() if key in other}
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between the settings of two runs of a stage, a text each.
-
-    A file that stands in the place of another is named, not what is in it: ``backbone: pocket -> samus``.
-
-    Args:
-        old: as in ``settings.json``, its files under ``configs``.
-        new: the same, of now.
-    """
-    files = {path: Path(path) for path in {**old["configs"], **new["configs"]} if path.endswith(".yaml")}
-    gone = [path for path in files if path not in new["configs"]]
-    come = [path for path in files if path not in old["configs"]]
-    swapped = [(a, b) for a in gone for b in come if files[a].parent == files[b].parent]
-    passed = {path for pair in swapped for path in pair}
-    before, now = (
-        {**one, "configs": {path: held for path, held in one["configs"].items() if path not in passed}}
-        for one in (old, new)
-    )
-    names = [f"{files[a].parent.name}: {files[a].stem} -> {files[b].stem}" for a, b in swapped]
-    return names + list(differences(before, now))
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

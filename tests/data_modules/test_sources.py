@@ -13,9 +13,13 @@ from data_modules.folder import Folder
 from data_modules.sources import Sources, source_files
 from tests.fakes import fake_abdomen, fake_brats, fake_cardiac, fake_folder
 from tests.tiny import tiny_phantom
-from weakmedsam.run.stage_state import digest_inputs
+from weakmedsam.run.stage_inputs import mark_inputs
 
 SETTINGS = {"configs": {}, "options": []}
+
+
+def look_at(summary):
+    return tuple(mark_inputs(SETTINGS, summary).items())
 
 
 def prepared(root, make=Folder, **changes):
@@ -40,7 +44,7 @@ def test_a_run_inside_the_data_folder_changes_nothing_and_a_new_scan_does(tmp_pa
     fake, make, new = SETS[name]
     fake(tmp_path)
     summary = prepared(tmp_path, make)
-    before = digest_inputs(SETTINGS, summary)
+    before = look_at(summary)
     run = f"runs/{name}/e"
     for path in (
         *(f"{run}/prepare/settings.json", f"{run}/classify/history.csv", f"{run}/labels.csv"),
@@ -52,21 +56,21 @@ def test_a_run_inside_the_data_folder_changes_nothing_and_a_new_scan_does(tmp_pa
         *("notes.csv", "split.csv", "store/x.csv", "._a.nii.gz"),
     ):
         touch(tmp_path, path)
-    assert digest_inputs(SETTINGS, summary) == before
+    assert look_at(summary) == before
     touch(tmp_path, new)
-    assert digest_inputs(SETTINGS, summary) != before
+    assert look_at(summary) != before
 
 
 def test_a_table_that_is_added_corrected_or_removed_is_noticed(tmp_path):
     fake_folder(tmp_path)
     summary = prepared(tmp_path)
-    seen = [digest_inputs(SETTINGS, summary)]
+    seen = [look_at(summary)]
     for text in ("case,patient\n", "case,patient\na,b\n"):
         (tmp_path / "Patients.csv").write_text(text)
-        seen.append(digest_inputs(SETTINGS, summary))
+        seen.append(look_at(summary))
     assert len(set(seen)) == 3
     (tmp_path / "Patients.csv").unlink()
-    assert digest_inputs(SETTINGS, summary) == seen[0]
+    assert look_at(summary) == seen[0]
 
 
 def test_a_table_that_is_corrected_with_size_and_time_as_they_were_is_noticed(tmp_path):
@@ -79,7 +83,7 @@ def test_a_table_that_is_corrected_with_size_and_time_as_they_were_is_noticed(tm
         for text in ("case,any\na,1\n", "case,any\na,2\n"):
             table.write_text(text)
             os.utime(table, ns=(1, 1))
-            seen.add(digest_inputs(SETTINGS, summary))
+            seen.add(look_at(summary))
         assert len(seen) == 2
 
 
@@ -90,24 +94,24 @@ def test_changed_scans_masks_and_split_files_are_noticed(tmp_path):
         "case,split\n" + "".join(f"scan{n},{s}\n" for n, s in enumerate(["train"] * 3 + ["val", "test"]))
     )
     summary = prepared(root, split_file=str(split))
-    seen = {digest_inputs(SETTINGS, summary)}
+    seen = {look_at(summary)}
     for path in (root / "images/scan0.nii.gz", root / "masks/scan1.nii.gz", split):
         os.utime(path, ns=(1, 1))
-        seen.add(digest_inputs(SETTINGS, summary))
+        seen.add(look_at(summary))
     (root / "images/scan2.nii.gz").unlink()
     (root / "images/scan2.nii.gz").symlink_to("nowhere")
-    seen.add(digest_inputs(SETTINGS, summary))
+    seen.add(look_at(summary))
     assert len(seen) == 5
 
 
 def test_what_is_not_clear_any_more_is_a_change_and_no_error(tmp_path):
     fake_folder(tmp_path / "one")
     summary = prepared(tmp_path)
-    before = digest_inputs(SETTINGS, summary)
+    before = look_at(summary)
     touch(tmp_path, "two/images/x.nii")
-    assert digest_inputs(SETTINGS, summary) != before
+    assert look_at(summary) != before
     del summary["sources"]  # of an earlier version
-    assert digest_inputs(SETTINGS, summary) != before
+    assert look_at(summary) != before
 
 
 def test_the_sources_are_the_files_of_the_cases(tmp_path):

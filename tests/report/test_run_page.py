@@ -152,10 +152,10 @@ def test_a_run_without_a_stage_says_so(full_run: Path, stage: str) -> None:
     assert f"make {target} DATASET=phantom EXPERIMENT=k4" in page
 
 
-def test_an_unfinished_stage_shows_its_curves_so_far(full_run: Path) -> None:
+def test_an_interrupted_stage_shows_its_curves_so_far(full_run: Path) -> None:
     (full_run / "segment" / "stage.json").unlink()
     page = page_of(full_run)
-    assert "segment (unfinished)" in section(page, "headline")
+    assert "segment (interrupted)" in section(page, "headline")
     assert "Dice, validation" in section(page, "curves")
 
 

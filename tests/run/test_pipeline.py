@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -6,68 +5,22 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from run_requests import request_for
 
 from tests.fakes import write_checkpoint
 from weakmedsam.errors import DIVERGED, ConfigError
 from weakmedsam.run import pipeline
-from weakmedsam.run.overrides import parse_options, wanted_settings
+from weakmedsam.run.overrides import wanted_settings
 from weakmedsam.run.pipeline import run
 from weakmedsam.run.stages import (
     STAGES,
-    Request,
 )
 from weakmedsam.system.file_lock import alone
 from weakmedsam.system.fingerprints import is_whole
-from weakmedsam.system.json_files import write_object
+from weakmedsam.system.json_files import read_object, write_object
 from weakmedsam.system.signals import REQUEUE, Relay
 
 STAGE = {stage.name: stage for stage in STAGES}
-
-
-def request_for(folder, *words, **changes):
-    settings = {
-        "dataset": "phantom",
-        "experiment": "x",
-        "backbone": "pocket",
-        "data_dir": None,
-        "runs": folder / "runs",
-    }
-    return Request(**settings | changes, options=parse_options(list(words)))
-
-
-@pytest.fixture
-def house(tmp_path, monkeypatch):
-    """A copy of the experiments, and a command that only writes what it was asked."""
-    (tmp_path / "experiments").symlink_to(Path("experiments").resolve())
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "scans").mkdir()
-    calls = []
-    masked = [3]
-    monkeypatch.setattr(pipeline, "masked", masked, raising=False)
-
-    def record(self, arguments):
-        calls.append(arguments[arguments.index("weakmedsam") + 1 :])
-        if "--summary" in arguments:
-            summary = Path(arguments[arguments.index("--summary") + 1])
-            summary.parent.mkdir(parents=True, exist_ok=True)
-            splits = {"test": {"masked": masked[0]}}
-            write_object(tmp_path / "store/index.json", {"cases": []})
-            sources = {"root": str(tmp_path / "scans"), "tables": ["labels.csv"]}
-            scans = {path.name: path.read_text() for path in (tmp_path / "scans").iterdir()}
-            found = {"store": str(tmp_path / "store"), "sources": sources, "splits": splits, "content": scans}
-            summary.write_text(json.dumps(found))
-        elif "--trainer.default_root_dir" in arguments:
-            folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
-            for name in ("best", "last"):
-                write_checkpoint(folder / f"checkpoints/{name}.ckpt")
-            for name in ("a.safetensors", "features.json", "scores.json", "quality.csv", "cam_cases.csv", "cases.csv",
-                         "summary.json", "config.yaml", "test/cases.csv"):  # fmt: skip
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).touch()
-        return 0
-
-    monkeypatch.setattr(Relay, "run", record)
-    return calls
 
 
 def ran(calls):
@@ -283,7 +236,7 @@ def test_a_lost_result_is_made_again_in_its_place(house, tmp_path, capsys):
     (tmp_path / "runs/phantom/x/pseudo_labels/a.safetensors").unlink()
     run("pseudo-labels", request_for(tmp_path))
     assert ran(house) == ["predict classify"]
-    assert "a.safetensors of its result is gone: made again" in capsys.readouterr().out.replace("\n", " ")
+    assert "result missing: a.safetensors" in capsys.readouterr().out.replace("\n", " ")
     assert not list(tmp_path.glob("runs/phantom/x/*.old*"))
 
 
@@ -404,7 +357,7 @@ def test_a_stage_that_a_signal_ended_is_asked_for_again_whatever_its_launcher_sa
 
 def test_deciding_what_is_up_to_date_needs_no_torch():
     code = textwrap.dedent("""
-        import sys, weakmedsam.run.pipeline, weakmedsam.report.cli
+        import sys, weakmedsam.run.pipeline, weakmedsam.run.status, weakmedsam.report.cli
         assert not {"torch", "lightning"} & sys.modules.keys()
     """)
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -428,8 +381,8 @@ def test_a_finished_training_whose_best_network_is_lost_or_damaged_is_trained_an
         run("evaluate", request_for(tmp_path))
         assert house == []
     said = capsys.readouterr().out
-    assert "checkpoints/best.ckpt of its result is gone: made again" in said
-    assert "checkpoints/best.ckpt of its result is damaged (7 bytes, " in said
+    assert "result missing: checkpoints/best.ckpt" in said
+    assert "result damaged: checkpoints/best.ckpt (7 bytes, " in said
 
 
 def test_a_network_that_comes_out_otherwise_puts_what_follows_out_of_date(house, tmp_path, monkeypatch):
@@ -498,9 +451,7 @@ def test_a_damaged_store_is_prepared_again_and_what_follows_stays(house, tmp_pat
         house.clear()
         run("classify", request_for(tmp_path))
         assert ran(house) == ["prepare phantom"]
-    assert "store/index.json of its result is damaged: made again" in capsys.readouterr().out.replace(
-        "\n", ""
-    )
+    assert f"result damaged: {tmp_path}/store/index.json\n" in capsys.readouterr().out
 
 
 def test_a_null_summary_is_made_again(house, tmp_path):
@@ -518,15 +469,14 @@ def test_a_stage_that_leaves_no_result_is_an_error_that_says_so(house, tmp_path,
         run("prepare", request_for(tmp_path))
 
 
-def test_a_run_of_an_earlier_version_is_up_to_date(house, tmp_path):
-    run("evaluate", request_for(tmp_path))
-    for path in (tmp_path / "runs/phantom/x").glob("*/stage.json"):
-        held = json.loads(path.read_text())
-        del held["seal"]
-        path.write_text(json.dumps({**held, "results": list(held["results"])}))
+def test_a_run_of_an_earlier_version_is_set_aside(house, tmp_path, capsys):
+    run("classify", request_for(tmp_path))
+    path = tmp_path / "runs/phantom/x/classify/stage.json"
+    write_object(path, {**read_object(path), "inputs": "a digest of all"})
     house.clear()
-    run("evaluate", request_for(tmp_path))
-    assert house == []
+    run("classify", request_for(tmp_path))
+    assert ran(house) == ["fit classify"]
+    assert "classify is out of date (made by an earlier version of weakmedsam)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("code", [-9, 137])

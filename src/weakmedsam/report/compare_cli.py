@@ -49,9 +49,7 @@ def write_comparison(names: Sequence[str], runs: Path, output: Path | None = Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and say where it is; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m weakmedsam.report.compare_cli", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="weakmedsam compare", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="RUN", help="<dataset>/<experiment>, two or more")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=None)

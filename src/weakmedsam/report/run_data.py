@@ -20,6 +20,7 @@ from weakmedsam.report.readers import (
     read_history,
     read_rows,
 )
+from weakmedsam.run.stage_state import DONE, INTERRUPTED, NOT_RUN, OUT_OF_DATE, recorded_state
 from weakmedsam.system.json_files import parse_mapping, read_object, read_text
 
 STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
@@ -40,8 +41,8 @@ class Stage:
 
     Attributes:
         name: one of ``STAGES``, or of a later round.
-        state: "done" (its stage.json is there), "unfinished" (its folder is), "not run"; of a later round also "out of
-            date": what it was made of has been made anew.
+        state: as of ``stage_state``: done, interrupted, out of date or not run.
+        reasons: why it is out of date.
         settings: resolved options, nested.
         command: the command that ran it.
         seconds: how long it took; NaN where unknown.
@@ -51,7 +52,8 @@ class Stage:
     """
 
     name: str
-    state: str = "not run"
+    state: str = NOT_RUN
+    reasons: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     seconds: float = NAN
@@ -137,7 +139,7 @@ class Run:
     @property
     def last(self) -> Round:
         """The round whose figures are the run's: the last that is scored; where none is, the last that is trained."""
-        trained = [one for one in self.rounds if self.stages[in_round("segment", one.number)].state == "done"]
+        trained = [one for one in self.rounds if self.stages[in_round("segment", one.number)].state == DONE]
         return ([one for one in self.rounds if one.cases] or trained or self.rounds[:1])[-1]
 
     def latest(self, kind: str) -> str:
@@ -175,7 +177,7 @@ def read_run(folder: Path) -> Run:
     configs = {name: parse_mapping(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(configs[name]) for name in trained}
     stages = {name: _read_stage(folder, name) for name in (*names, *BESIDE)}
-    stages = {name: found for name, found in stages.items() if name in names or found.state != "not run"}
+    stages = {name: found for name, found in stages.items() if name in names or found.state != NOT_RUN}
     return Run(
         folder=folder,
         stages=stages,
@@ -191,13 +193,8 @@ def read_run(folder: Path) -> Run:
 
 
 def _fits(folder: Path, name: str) -> bool:
-    """Whether a stage of a later round was made of what is there now."""
-    after = read_object(folder / name / "settings.json").get("after")
-    if not isinstance(after, dict):
-        return False
-    return all(
-        read_object(folder / stage / "stage.json").get("made") == made for stage, made in after.items()
-    )
+    """Whether a stage has begun, of what is there now."""
+    return recorded_state(folder, name).state in (DONE, INTERRUPTED)
 
 
 def _count_rounds(folder: Path) -> int:
@@ -210,8 +207,8 @@ def _count_rounds(folder: Path) -> int:
 
 def _within(folder: Path, name: str) -> Path:
     """A stage's folder; of a later round's that is out of date one that is not there, so that nothing is read of it."""
-    fits = split_round(name)[1] == 1 or _fits(folder, name)
-    return folder / name if fits else folder / name / "out of date"
+    stale = split_round(name)[1] > 1 and recorded_state(folder, name).state == OUT_OF_DATE
+    return folder / name / "out of date" if stale else folder / name
 
 
 def _read_round(folder: Path, number: int) -> Round:
@@ -243,21 +240,18 @@ def _backbone_options(config: Any) -> dict[str, Any]:
 
 
 def _read_stage(run: Path, name: str) -> Stage:
-    folder = run / name
-    path = folder / "stage.json"
-    begun = folder.is_dir() and any(folder.iterdir())
-    if begun and _within(run, name) != folder:
-        return Stage(name, "out of date")
-    if not path.exists():
-        return Stage(name, "unfinished" if begun else "not run")
+    path = run / name / "stage.json"
+    state, reasons, _ = recorded_state(run, name)
     facts = read_object(path)
+    if state != DONE:
+        return Stage(name, state, reasons)
     settings, versions = (facts.get(key) or {} for key in ("settings", "versions"))
     if not isinstance(settings, dict) or not isinstance(versions, dict):
         raise DataError(f"{path}: `settings` and `versions` must be objects")
     seconds = facts.get("seconds")
     return Stage(
-        name=folder.name,
-        state="done",
+        name=name,
+        state=state,
         settings=settings,
         command=str(facts.get("command") or ""),
         seconds=float(seconds) if isinstance(seconds, int | float) else NAN,

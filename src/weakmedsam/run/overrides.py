@@ -8,7 +8,16 @@ from typing import Any
 from weakmedsam.config_diff import DEVICE_KEYS, EXECUTION_KEYS, dotted_keys
 from weakmedsam.contracts import in_round, split_round
 from weakmedsam.errors import ConfigError
-from weakmedsam.run.stages import ANOTHER_ROUND, REFINED, STAGES, Request, Stage, stage_configs
+from weakmedsam.run.stages import (
+    ANOTHER_ROUND,
+    REFINED,
+    STAGES,
+    Request,
+    Stage,
+    experiment_file,
+    experiment_name,
+    stage_configs,
+)
 from weakmedsam.system.yaml_files import read_settings_file
 
 
@@ -49,10 +58,10 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     ranks = {lead: 1, in_round(lead, number): 2, kind: 3, stage.name: 4}
     own = None
     if kind == "refined":
-        own = REFINED
+        own = experiment_file(REFINED)
         ranks |= {kind: 4, stage.name: 5}  # in the same way in every round
     elif number > 1 and kind in ("pseudo_labels", "test_maps"):
-        own = ANOTHER_ROUND
+        own = experiment_file(ANOTHER_ROUND)
         ranks |= {"pseudo_labels": 3, in_round("pseudo_labels", number): 4}  # scored as it is made
     kept = _set_by(own) if own else set()
     known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
@@ -125,7 +134,9 @@ def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
         ConfigError: see ``stage_configs`` and ``read_settings_file``.
     """
     files = stage_configs(stage, request)
-    merged = {str(path): read_settings_file(path) for path in files if path in stage.configs(request)}
+    merged = {
+        experiment_name(path): read_settings_file(path) for path in files if path in stage.configs(request)
+    }
     if request.trainer and "trainer" in stage.takes:
         chosen = decisive(stage, _under(files[-1], "trainer"))
         merged |= {"trainer": chosen} if chosen else {}

@@ -1,13 +1,7 @@
-"""Chains the stages of a run: ``python -m weakmedsam.run.pipeline train --dataset phantom``.
+"""Chains the stages of a run: ``weakmedsam train --dataset phantom``.
 
-Every stage is a LightningCLI command of its own; this file decides which are out of date and where an
-interrupted one continues. It imports neither torch nor Lightning, so a run that is up to date says so at
-once.
-
-A stage's folder holds ``settings.json`` from its start and ``stage.json`` from its end. It is up to date
-when its settings and the results before it are those it was made with, and its own are what was written
-(``results.py``); interrupted when only the first is there. Settings are compared as parsed values: a
-comment in a YAML changes nothing.
+Every stage is a LightningCLI command of its own; ``stage_state`` decides which are out of date, this file runs them.
+It imports neither torch nor Lightning, so a run that is up to date says so at once.
 """
 
 from __future__ import annotations
@@ -19,29 +13,36 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 
-from weakmedsam.config_diff import changes
 from weakmedsam.errors import DIVERGED, LESS_MEMORY, ConfigError, DataError
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.overrides import check_rounds, options_for, parse_options, wanted_settings
-from weakmedsam.run.stage_results import find_broken, mark_results, name_result
-from weakmedsam.run.stage_state import digest_inputs
+from weakmedsam.run.stage_state import (
+    DONE,
+    INTERRUPTED,
+    NOT_NEEDED,
+    OUT_OF_DATE,
+    StageState,
+    finished_note,
+    read_note,
+    settings_of,
+    state_of,
+)
 from weakmedsam.run.stages import (
     TARGETS,
     Request,
     Stage,
     chosen_stages,
+    keep_request,
     stage_configs,
 )
 from weakmedsam.system.atomic_io import put_away
 from weakmedsam.system.file_lock import LOCK, alone
-from weakmedsam.system.json_files import MEND, read_object, write_object
+from weakmedsam.system.json_files import MEND, write_object
 from weakmedsam.system.signals import KILLED, REQUEUE, Relay
 
 console = Console(highlight=False)
@@ -49,10 +50,10 @@ console = Console(highlight=False)
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 """Of a stage that trains."""
 
-HELD: dict[str, tuple[str, type]] = {"settings.json": ("configs", dict), "clock.json": ("seconds", float)}
-"""Note of a stage -> what it has to hold."""
 PROVENANCE = ("versions", "git", "command", "data")
 """What ``stage.json`` takes over from ``provenance.json``."""
+SHOWN = 5
+"""How many reasons the terminal shows; ``stage.json`` keeps all."""
 
 
 def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None:
@@ -70,56 +71,45 @@ def run_stage(stage: Stage, request: Request, number: str, relay: Relay) -> None
     """
     folder = request.folder / stage.name
     head = f"[bold]\\[{number}] {stage.name}[/bold]"
-    if stage.needs_test_masks and _test_masks(request) == 0:
-        console.print(f"{head}: no test case has an expert mask, so there is nothing to score")
+    for name in ("stage.json", "settings.json", "clock.json"):
+        _read(folder / name)  # names and puts away what is damaged
+    state, kept = state_of(stage, request), None
+    reasons = state.reasons
+    if state.state == OUT_OF_DATE and not state.broken and not (stage.in_place and folder.is_dir()):
+        kept = _set_aside(folder, state.reasons)
+        state = _take_up_earlier(stage, request)
+    if state.state in (DONE, NOT_NEEDED):
+        console.print(f"{head}: {'; '.join(state.reasons) or 'up to date'}")
+        if state.state == DONE and not read_note(folder / "settings.json"):
+            write_object(folder / "settings.json", settings_of(stage, request))
         return
-    if folder.exists() and not folder.is_dir():
-        _set_aside(folder, "it is a file, not a folder")
-    wanted = wanted_settings(stage, request) | {"after": _stamps(stage, request)}
-    in_place = stage.name == "prepare"  # its result lies in the store, under a name of its own
-    kept = None if in_place else _make_room(folder, wanted)
-    done = _read(folder / "stage.json")
-    if done is not None and done.get("settings") == wanted:
-        broken = find_broken(folder, done.get("results")) or (_broken_store(folder) if in_place else {})
-        if in_place and broken:  # what lies in the store is looked at by the command
-            _clear_away(folder, broken, head)
-        elif done.get("inputs") != _inputs(stage, request, wanted):
-            kept = None if in_place else _set_aside(folder, "files it was made from have changed")
-        elif broken:
-            _clear_away(folder, broken, head)
-        else:
-            console.print(f"{head}: up to date")
-            if _read(folder / "settings.json") is None:
-                write_object(folder / "settings.json", wanted)
-            return
-    begun = _read(folder / "settings.json")
+    begun = state.state == INTERRUPTED or (state.state == OUT_OF_DATE and kept is None)
     console.print(f"{head}: {stage.title}{' (continued)' if begun else ''}")
+    if kept is None:
+        _say(_shorten(reasons))
+    if state.broken:
+        _clear_away(folder, state)
+    clock = read_note(folder / "clock.json") if begun else {}
+    reasons = reasons or tuple(clock.get("reasons", ()))
+    wanted = settings_of(stage, request)
     write_object(folder / "settings.json", wanted)
-    spent = (_read(folder / "clock.json") or {}).get("seconds", 0.0) if begun else 0.0
-    _carry_out(stage, request, wanted, spent, kept, relay)
+    spent = clock.get("seconds", 0.0)
+    write_object(folder / "clock.json", {"seconds": spent, "reasons": reasons})
+    _carry_out(stage, request, wanted, kept, relay)
 
 
-def _clear_away(folder: Path, broken: Mapping[str, str], head: str) -> None:
-    """Say what of a result is lost or damaged, and make room for it; the stage is then one that was interrupted.
-
-    Args:
-        folder: of the stage; what lies elsewhere stays.
-        broken: file -> what is wrong.
-        head: of a line on the terminal.
-    """
-    name, what = next(iter(broken.items()))
-    more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
-    console.print(f"{head}: {escape(f'{name} of its result {what}{more}')}: made again", soft_wrap=True)
-    for name in broken:
-        if not Path(name).is_absolute():
+def _clear_away(folder: Path, state: StageState) -> None:
+    """Make room for what of a result is lost or damaged; the stage is then one that was interrupted."""
+    for name in state.broken:
+        if not Path(name).is_absolute():  # what lies in the store is looked at by the command
             put_away(folder / name)
-    if BEST in broken:  # all epochs are over, and none would bring it back
+    if BEST in state.broken:  # all epochs are over, and none would bring it back
         put_away(folder / LAST)
     (folder / "stage.json").unlink()
 
 
 def _carry_out(
-    stage: Stage, request: Request, wanted: dict[str, Any], spent: float, kept: Path | None, relay: Relay
+    stage: Stage, request: Request, wanted: dict[str, Any], kept: Path | None, relay: Relay
 ) -> None:
     """Run the stage's commands and put the stamp of a finished stage.
 
@@ -127,7 +117,6 @@ def _carry_out(
         stage: what is run.
         request: what the user asked for.
         wanted: its settings.
-        spent: seconds that earlier, interrupted calls took.
         kept: where an earlier result was moved to; it comes back if the command leaves nothing.
         relay: runs its commands.
     """
@@ -137,12 +126,13 @@ def _carry_out(
     common = [word for path in stage_configs(stage, request) for word in ("--config", str(path))]
     if request.data_dir is not None:
         common += ["--data.data_dir", request.data_dir]
-    started = time.monotonic()
+    clock = read_note(folder / "clock.json")
+    started = time.monotonic() - clock["seconds"]  # as if the earlier, interrupted calls had gone before
     commands = stage.command(request, [*common, *options_for(stage, request.options)])
     launcher = request.launcher if "trainer" in stage.takes else ()
     for arguments in commands:
         code = relay.run([*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments])
-        write_object(folder / "clock.json", {"seconds": spent + time.monotonic() - started})
+        write_object(folder / "clock.json", clock | {"seconds": time.monotonic() - started})
         if code in KILLED:
             console.print(f"[bold]{stage.name}[/bold]: its process was killed: {LESS_MEMORY}")
         if code:
@@ -150,24 +140,16 @@ def _carry_out(
             _stop(stage, folder, kept, REQUEUE if relay.asked else code)
         if relay.asked and arguments != commands[-1]:
             raise SystemExit(REQUEUE)
-    inputs, results = _inputs(stage, request, wanted), mark_results(stage, folder)
     write_object(
         folder / "stage.json",
         {
             "stage": stage.name,
-            # Of scans that were copied or touched the same slices come out: what follows stays.
-            "made": name_result(stage, wanted, "" if stage.name == "prepare" else inputs, results),
-            "settings": wanted,
-            "inputs": inputs,
-            "results": results,
+            **finished_note(stage, folder, wanted),
+            "reasons": clock["reasons"],
             "command": " && ".join(f"python -m weakmedsam {shlex.join(words)}" for words in commands),
-            "seconds": round(spent + time.monotonic() - started, 1),
+            "seconds": round(time.monotonic() - started, 1),
             "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            **{
-                key: value
-                for key, value in (_read(folder / "provenance.json") or {}).items()
-                if key in PROVENANCE
-            },
+            **{key: value for key, value in _read(folder / "provenance.json").items() if key in PROVENANCE},
         },
     )
     if relay.asked:
@@ -200,73 +182,55 @@ def _advice(code: int) -> str:
     return "Once that is mended, the same command continues where it was."
 
 
-def _test_masks(request: Request) -> int | None:
-    """How many test cases have an expert mask; None where that is not known."""
-    summary = _read(request.folder / "prepare/data.json") or {}
-    return summary.get("splits", {}).get("test", {}).get("masked")
-
-
-def _stamps(stage: Stage, request: Request) -> dict[str, Any]:
-    """Which results it reads: others put this one out of date."""
-    stamps = {name: _read(request.folder / name / "stage.json") for name in stage.after}
-    return {name: stamp.get("made") if stamp else None for name, stamp in stamps.items()}
-
-
-def _broken_store(folder: Path) -> dict[str, str]:
-    """What of the slice store is lost or damaged, and in which way."""
-    from data_modules.wholeness import find_broken_files
-
-    summary = _read(folder / "data.json") or {}
-    return find_broken_files(Path(summary["store"]).absolute()) if "store" in summary else {}
-
-
-def _inputs(stage: Stage, request: Request, wanted: dict[str, Any]) -> str:
-    summary = _read(request.folder / "prepare/data.json") if stage.name == "prepare" else None
-    return digest_inputs(wanted, summary)
-
-
-def _make_room(folder: Path, wanted: dict[str, Any]) -> Path | None:
-    """Move what is there of other settings aside; what was moved aside earlier, of these, comes back.
+def _take_up_earlier(stage: Stage, request: Request) -> StageState:
+    """Where a result that was set aside earlier is of the settings and inputs of now, it comes back.
 
     Returns:
-        Where a result was moved to; None where nothing had to be.
+        The state of the stage's folder, which is not there.
     """
-    begun = _read(folder / "settings.json") or (_read(folder / "stage.json") or {}).get("settings")
-    if begun is None or begun == wanted:
-        return None
-    what = "; ".join(changes(begun, wanted)[:5]) or "the stages before it were made anew"
-    kept = _set_aside(folder, what)
+    folder = request.folder / stage.name
     for earlier in sorted(folder.parent.glob(f"{folder.name}.old*")):
-        if _read(earlier / "settings.json") == wanted:
+        state = state_of(stage, request, earlier)
+        if state.state in (DONE, INTERRUPTED) and (earlier / "settings.json").is_file():
             console.print(f"  {earlier.name} is of these settings and is taken up again")
             earlier.rename(folder)
-            break
-    return kept
+            return state
+    return state_of(stage, request)
 
 
-def _set_aside(folder: Path, what: str) -> Path:
+def _set_aside(folder: Path, reasons: tuple[str, ...]) -> Path:
     """Keep a result under another name, and say what has changed; returns the new place."""
     number = 1
     while (kept := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
     folder.rename(kept)
-    console.print(f"  {folder.name} is out of date ({what}): the earlier result is kept as {kept.name}")
+    _say(
+        [
+            f"{folder.name} is out of date ({'; '.join(_shorten(reasons))}): the earlier result is kept as {kept.name}"
+        ]
+    )
     return kept
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """What a stage says of itself, None where it says nothing; a damaged file is named and removed."""
+def _shorten(reasons: tuple[str, ...]) -> list[str]:
+    more = len(reasons) - SHOWN
+    return [*reasons[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a stage says of itself, nothing where it says nothing; a damaged file is named and removed."""
     try:
-        found = read_object(path)
-        key, kind = HELD.get(path.name, ("", object))
-        if found and not isinstance(found.get(key), kind):
-            raise DataError(f"{path}: does not hold the {key} of a stage")
+        return read_note(path, strict=True)
     except DataError as error:
         said = str(error).removesuffix(f". {MEND}")
-        console.print(f"  {said}: it is put away, and its stage looked at anew", markup=False, soft_wrap=True)
+        _say([f"{said}: it is put away, and its stage looked at anew"])
         put_away(path)
-        return None
-    return found or None
+        return {}
 
 
 def run(target: str, request: Request) -> None:
@@ -283,6 +247,8 @@ def run(target: str, request: Request) -> None:
     for stage in chosen:  # a file that cannot be read ends the run before the first stage, not before its own
         wanted_settings(stage, request)
     with alone(request.folder) as lock, Relay([lock]).listening() as relay:
+        if chosen:
+            keep_request(request)
         for i, stage in enumerate(chosen, start=1):
             run_stage(stage, request, f"{i}/{len(chosen)}", relay)
         if target in ("train", "report"):
@@ -296,9 +262,7 @@ def main(words: list[str] | None = None) -> None:
     """Parse the command line and run the target."""
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(
-        prog="python -m weakmedsam.run.pipeline", description="Run the stages of an experiment."
-    )
+    parser = argparse.ArgumentParser(prog="weakmedsam", description="Run the stages of an experiment.")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default")

@@ -1,4 +1,4 @@
-"""Segment new scans with a run's network: ``python -m weakmedsam.run.predict --scans FOLDER --dataset cardiac``.
+"""Segment new scans with a run's network: ``weakmedsam predict --scans FOLDER --dataset cardiac``.
 
 One NIfTI file a scan goes in, of which nothing need be known; one of class ids comes out, voxel for voxel beside it.
 The work is Lightning's ``predict`` with the run's own model and settings; this file puts its configuration together,
@@ -42,7 +42,7 @@ SHOWN = 20
 
 
 def prediction_config(network: Network, scans: Path, out: Path, made_by: str) -> dict[str, Any]:
-    """The configuration of ``python -m weakmedsam predict``.
+    """The configuration of LightningCLI's ``predict``.
 
     Args:
         network: what segments.
@@ -112,7 +112,7 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
         out: gets ``<scan>.nii.gz``, ``pictures/``, ``volumes.csv``, ``skipped.csv`` where scans were left out, and,
             under ``provenance/``, what made them.
         plain: as of ``find_network``.
-        options: further ones of ``python -m weakmedsam predict``.
+        options: further ones of LightningCLI's ``predict``.
 
     Raises:
         WeakMedSAMError: no network, no scans, or one that cannot be used.
@@ -193,7 +193,7 @@ def main(words: list[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
-        prog="python -m weakmedsam.run.predict", description="Segment new scans with the network of a run."
+        prog="weakmedsam predict", description="Segment new scans with the network of a run."
     )
     parser.add_argument(
         "--scans", type=Path, required=True, help="folder of .nii or .nii.gz files, or one file"

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from weakmedsam.contracts import in_round
-from weakmedsam.errors import ConfigError
+from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.checkpoints import resume_options
+from weakmedsam.system.json_files import read_object, seal, write_object
 
 EXPERIMENTS = Path("experiments")
-ANOTHER_ROUND = EXPERIMENTS / "another_round.yaml"
+"""Of the working folder; a file that it lacks is the installed package's."""
+PACKAGED = Path(__file__).parents[1] / "experiments"
+"""Of the installed package; in a checkout there is no such folder."""
+ANOTHER_ROUND = "another_round.yaml"
 """What a later round sets otherwise."""
-REFINED = EXPERIMENTS / "refined.yaml"
+REFINED = "refined.yaml"
 """What PAM sets otherwise on predictions of test cases."""
+REQUEST = "request.json"
+"""In the folder of a run."""
+_RECORDED = ("backbone", "data_dir", "options", "trainer", "logger", "rounds")
+
+
+def experiment_file(name: str) -> Path:
+    """Where a file of ``experiments/`` lies, ``data/phantom.yaml``: in the working folder's own, or the package's."""
+    own, packaged = EXPERIMENTS / name, PACKAGED / name
+    return packaged if packaged.is_file() and not own.is_file() else own
+
+
+def experiment_name(path: Path) -> str:
+    """``experiments/data/phantom.yaml``, wherever the file lies: settings are known by it."""
+    return str(EXPERIMENTS / path.relative_to(PACKAGED) if path.is_relative_to(PACKAGED) else path)
 
 
 class Request(NamedTuple):
@@ -52,6 +71,29 @@ class Request(NamedTuple):
         return self.runs / self.dataset / self.experiment
 
 
+def keep_request(request: Request) -> None:
+    """Note in the run's folder what was asked for last, for ``recorded_request``."""
+    path = request.folder / REQUEST
+    asked = {key: getattr(request, key) for key in _RECORDED}
+    with contextlib.suppress(DataError):  # a damaged one is written anew
+        if seal(asked) == seal(read_object(path)):
+            return
+    write_object(path, asked)
+
+
+def recorded_request(runs: Path, dataset: str, experiment: str) -> Request:
+    """What a run was asked for last; the defaults where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    held = {"backbone": "pocket", "data_dir": None, "options": []} | read_object(
+        runs / dataset / experiment / REQUEST
+    )
+    held["options"] = [(key, values) for key, values in held["options"]]
+    return Request(dataset, experiment, runs=runs, **{key: held[key] for key in _RECORDED if key in held})
+
+
 class Stage(NamedTuple):
     """One stage of the chain.
 
@@ -79,6 +121,11 @@ class Stage(NamedTuple):
     trains: bool = False
 
     @property
+    def in_place(self) -> bool:
+        """Its result lies in the slice store, under a name of its own, so that nothing has to make room for it."""
+        return self.name == "prepare"
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """Patterns of all that has to stay as it was written: the results, and what they were made by."""
         return (*self.results, *(("config.yaml",) if "trainer" in self.takes else ()))
@@ -86,18 +133,18 @@ class Stage(NamedTuple):
 
 def _classify_configs(request: Request) -> list[Path]:
     return [
-        EXPERIMENTS / "classify.yaml",
+        experiment_file("classify.yaml"),
         *_data_config(request),
-        EXPERIMENTS / f"backbone/{request.backbone}.yaml",
+        experiment_file(f"backbone/{request.backbone}.yaml"),
     ]
 
 
 def _segment_configs(request: Request) -> list[Path]:
-    return [EXPERIMENTS / "segment.yaml", *_data_config(request)]
+    return [experiment_file("segment.yaml"), *_data_config(request)]
 
 
 def _data_config(request: Request) -> list[Path]:
-    return [EXPERIMENTS / f"data/{request.dataset}.yaml"]
+    return [experiment_file(f"data/{request.dataset}.yaml")]
 
 
 def _root(folder: Path) -> list[str]:
@@ -165,20 +212,20 @@ def _from_network(
 
 
 def _refined_configs(request: Request) -> list[Path]:
-    return [*_classify_configs(request), REFINED]
+    return [*_classify_configs(request), experiment_file(REFINED)]
 
 
 def _labels_again_configs(request: Request) -> list[Path]:
-    return [*_pseudo_configs(request), ANOTHER_ROUND]
+    return [*_pseudo_configs(request), experiment_file(ANOTHER_ROUND)]
 
 
 def _maps_again_configs(request: Request) -> list[Path]:
-    return [*_classify_configs(request), ANOTHER_ROUND]
+    return [*_classify_configs(request), experiment_file(ANOTHER_ROUND)]
 
 
 def _pseudo_configs(request: Request) -> list[Path]:
     first, *rest = _classify_configs(request)
-    return [first, EXPERIMENTS / "pseudo_labels.yaml", *rest]
+    return [first, experiment_file("pseudo_labels.yaml"), *rest]
 
 
 def _features(request: Request, common: list[str]) -> list[list[str]]:
@@ -188,7 +235,7 @@ def _features(request: Request, common: list[str]) -> list[list[str]]:
 
 def _features_configs(request: Request) -> list[Path]:
     first, *rest = _classify_configs(request)
-    return [first, EXPERIMENTS / "features.yaml", *rest]
+    return [first, experiment_file("features.yaml"), *rest]
 
 
 _ALL = ("data", "trainer", "seed_everything", "throughput", "preemption")
@@ -293,11 +340,12 @@ def stage_configs(stage: Stage, request: Request) -> list[Path]:
     first, *rest = stage.configs(request)
     files = [first, *rest]
     if "trainer" in stage.takes:
-        logger = [EXPERIMENTS / f"logger/{request.logger}.yaml"] if request.logger else []
-        trainer = [EXPERIMENTS / f"trainer/{request.trainer}.yaml"] if request.trainer else []
+        logger = [experiment_file(f"logger/{request.logger}.yaml")] if request.logger else []
+        trainer = [experiment_file(f"trainer/{request.trainer}.yaml")] if request.trainer else []
         files = [first, *logger, *rest, *trainer]
     for path in files:
         if not path.is_file():
-            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+            folders = path.parent, PACKAGED / path.relative_to(EXPERIMENTS).parent
+            known = ", ".join(sorted({other.stem for folder in folders for other in folder.glob("*.yaml")}))
             raise ConfigError(f"{path} does not exist; there are: {known}")
     return files

@@ -12,8 +12,9 @@ from weakmedsam.config_diff import DEVICE_KEYS, NEUTRAL_KEYS, deciding
 from weakmedsam.contracts import in_round
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.overrides import pam_of, parse_options
-from weakmedsam.run.stages import REFINED
-from weakmedsam.system.json_files import parse_mapping, read_object, read_text
+from weakmedsam.run.stage_state import is_current, result_name
+from weakmedsam.run.stages import REFINED, experiment_file
+from weakmedsam.system.json_files import parse_mapping, read_text
 
 CONFIGURED = ("model.init_args", "data.init_args", "trainer")
 """What is read of a stage's configuration."""
@@ -35,26 +36,13 @@ class Network(NamedTuple):
     said: str
 
 
-def is_current(run: Path, stage: str) -> bool:
-    """Whether a stage is finished, and of the stages before it as they are now; what was removed does not count."""
-    stamp = _stamp(run, stage)
-    if stamp is None:
-        return False
-    return all(
-        (_stamp(run, name) or {}).get("made") == made and is_current(run, name)
-        for name, made in stamp["settings"]["after"].items()
-        # The store may be filled anew without a change.
-        if name != "prepare" and (run / name).is_dir()
-    )
-
-
 def last_round(run: Path) -> int:
     """Number of the run's last round whose segmentation network follows from the rounds before it as they are now.
 
     Raises:
         ConfigError: it has no network.
     """
-    if _stamp(run, "segment") is None:
+    if result_name(run / "segment") is None:
         raise ConfigError(
             f"{run} has no trained segmentation network: name the DATASET and EXPERIMENT of a run, or make it first "
             "(make train)"
@@ -79,7 +67,7 @@ def find_network(run: Path, plain: bool) -> Network:
     number = last_round(run)
     segment, refined = (run / in_round(name, number) for name in ("segment", "refined"))
     checkpoint = segment / "checkpoints/best.ckpt"
-    made = [_stamp(run, segment.name)["made"]]
+    made = [result_name(segment)]
     if plain:
         return Network(
             read_settings(segment / "config.yaml", *CONFIGURED), checkpoint, made, f"{segment}, not refined"
@@ -93,17 +81,18 @@ def find_network(run: Path, plain: bool) -> Network:
             f"{settings} was trained without PAM (model.pam: null): PLAIN=1 segments by the network alone"
         )
     if settings != refined:
-        if not REFINED.is_file():
+        default = experiment_file(REFINED)
+        if not default.is_file():
             raise ConfigError(
-                f"{REFINED}: there is no such file here; run the command in the repository's folder"
+                f"{default}: there is no such file here; run the command in the repository's folder"
             )
-        pam["init_args"] = _merged(pam["init_args"], pam_of(REFINED))
-        said = str(REFINED)
+        pam["init_args"] = _merged(pam["init_args"], pam_of(default))
+        said = str(default)
     pam["init_args"] = _merged(pam["init_args"], {"start": {"checkpoint": str(checkpoint)}})
-    classified = _stamp(run, "classify")
+    classified = result_name(run / "classify")
     if classified is None:
         raise ConfigError(f"{run / 'classify'} is not finished: finish it (make train), or take PLAIN=1")
-    made.append(classified["made"])
+    made.append(classified)
     said = f"{segment}, refined by PAM with the settings of {said}"
     return Network(config, run / "classify/checkpoints/best.ckpt", made, said)
 
@@ -116,17 +105,6 @@ def _merged(settings: dict[str, Any], others: Mapping[str, Any]) -> dict[str, An
         else value
         for key, value in others.items()
     }
-
-
-def _stamp(run: Path, stage: str) -> Any:
-    """What a finished stage says of itself; None of another, and where that is damaged."""
-    try:
-        found = read_object(run / stage / "stage.json")
-    except DataError:
-        return None
-    settings = found.get("settings")
-    after = settings.get("after") if isinstance(settings, dict) else None
-    return found if "made" in found and isinstance(after, dict) else None
 
 
 def read_settings(path: Path, *needed: str) -> dict[str, Any]:
