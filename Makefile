@@ -134,7 +134,7 @@ predict: $(STAMP)
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/scale.md)
 sweep: $(STAMP)
-	@$(BIN)/python -m weakmedsam.sweep $(call given,SWEEP) --dataset $(call given,DATASET) \
+	@$(BIN)/python -m weakmedsam.sweep.cli $(call given,SWEEP) --dataset $(call given,DATASET) \
 		--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
 		--count $(call given,COUNT) $(if $(LOCAL),--local) $(call option,--name,NAME) \
 		$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(more)

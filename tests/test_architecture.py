@@ -43,7 +43,14 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "src/weakmedsam/system/fingerprints.py": ({CONTRACTS}, HEAVY),
     **{
         f"src/weakmedsam/{name}.py": ({"weakmedsam"}, HEAVY)
-        for name in ("results", "resuming", "sweep_run", "sweep_local")
+        for name in (
+            "results",
+            "resuming",
+            "sweep/agent",
+            "sweep/definition",
+            "sweep/local_runner",
+            "sweep/trials",
+        )
     },
     "src/weakmedsam/pam/pseudo_label_io.py": (
         {CONTRACTS, FILES_WRITER, "weakmedsam.classification.cam", "weakmedsam.pam.affinity"},
