@@ -11,7 +11,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.system import file_lock as locks
 from weakmedsam.system.file_lock import alone
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 # Holds the lock, says so, and starts a process that holds it too.
 HOLDER = """
 import subprocess, sys, time

@@ -76,7 +76,7 @@ def start(sweep: Sweep, request: Request, count: int, local: bool, jobs: int | N
         WeakMedSAMError: a setting or file that is wrong.
     """
     check_parameters(sweep)
-    with alone(sweep.folder, wait=True):  # other calls of this sweep are in turn
+    with alone(sweep.folder / "locks/prepare", wait=True):  # calls of this sweep take turns
         run(sweep.program.target, request)
         sweep = fit_to_store(sweep)
         claim(sweep)

@@ -102,36 +102,31 @@ def read_definition(path: Path) -> dict[str, Any]:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise ConfigError(f"{path} does not exist; there are: {known}")
     definition = read_settings_file(path)
-    program = PROGRAMS.get(str(definition.get("program", "")))
-    metric, parameters = definition.get("metric"), definition.get("parameters")
     if unknown := sorted(definition.keys() - set(KEYS)):
         raise ConfigError(f"{path}: {unknown[0]} is not a key of a sweep; there are {', '.join(KEYS)}")
-    if definition.get("method") not in METHODS:
-        raise ConfigError(
-            f"{path}: method is {definition.get('method')!r}; choose one of {', '.join(METHODS)}"
-        )
-    if program is None:
-        raise ConfigError(
-            f"{path}: program is {definition.get('program')!r}; choose one of {', '.join(PROGRAMS)}"
-        )
+    for key, choices in {"method": METHODS, "program": tuple(PROGRAMS)}.items():
+        if definition.get(key) not in choices:
+            raise ConfigError(f"{path}: {key} is {definition.get(key)!r}; choose one of {', '.join(choices)}")
+    metric, parameters = definition.get("metric"), definition.get("parameters")
     if not isinstance(metric, Mapping) or metric.get("goal", "minimize") not in GOALS:
         raise ConfigError(f"{path}: metric is {metric!r}; give its name, and as goal {' or '.join(GOALS)}")
-    name = str(metric.get("name"))
-    if not any(name == logged or name.startswith(f"{logged}/") for logged in program.metrics):
+    name, logged = str(metric.get("name")), PROGRAMS[definition["program"]].metrics
+    if not any(name == other or name.startswith(f"{other}/") for other in logged):
         raise ConfigError(
-            f"{path}: metric {name!r} is logged by nothing; {definition['program']} logs "
-            f"{', '.join(program.metrics)}, and each with /<class>"
+            f"{path}: metric {name!r} is logged by nothing; {definition['program']} logs {', '.join(logged)}, "
+            "and each with /<class>"
         )
-    if not isinstance(definition.get("seed", 0), int):
+    if type(definition.get("seed", 0)) is not int:
         raise ConfigError(f"{path}: seed is {definition['seed']!r}; it is a whole number, 0 by default")
     if not isinstance(parameters, Mapping) or not parameters:
         raise ConfigError(f"{path}: parameters is {parameters!r}; name the settings to vary")
     definition["parameters"] = flat_parameters(path, parameters)
     for name, drawn in definition["parameters"].items():
-        check_distribution(f"{path}: parameters.{name}", drawn, definition["method"])
+        if said := unsupported(drawn, definition["method"]):
+            raise ConfigError(f"{path}: parameters.{name}: {said}")
     if "early_terminate" in definition:
         check_early_terminate(path, definition["early_terminate"])
-    if program.stage == "features":
+    if definition["program"] == "pam":
         check_pam(path, definition)
     return definition
 
@@ -143,33 +138,29 @@ def kind_of(drawn: Mapping[str, Any]) -> str:
     return "int_uniform" if all(type(drawn.get(key)) is int for key in ("min", "max")) else "uniform"
 
 
-def check_distribution(where: str, drawn: Any, method: str) -> None:
-    """See that a parameter has a distribution that can be sampled.
-
-    Raises:
-        ConfigError: it has not; begins with ``where``.
-    """
-    kind = kind_of(drawn) if isinstance(drawn, Mapping) else None
+def unsupported(drawn: Any, method: str) -> str | None:
+    """Why a parameter cannot be sampled; None where it can."""
+    kind = kind_of(drawn) if isinstance(drawn, Mapping) else ""
     if kind not in DISTRIBUTIONS:
-        raise ConfigError(
-            f"{where}: cannot sample {drawn!r}; give value, values, or min and max with one of the "
-            f"distributions {', '.join(DISTRIBUTIONS)}"
+        return (
+            f"cannot sample {drawn!r}; give value, values, or min and max with one of the distributions "
+            f"{', '.join(DISTRIBUTIONS)}"
         )
     needed = DISTRIBUTIONS[kind]
     if drawn.keys() - {"distribution"} != needed:
-        raise ConfigError(f"{where}: {kind} takes {', '.join(sorted(needed))}, not {dict(drawn)!r}")
-    numbers = [drawn[key] for key in sorted(needed & {"min", "max", "q"})]
-    wanted = int if kind == "int_uniform" else (int, float)
-    if any(not isinstance(number, wanted) or isinstance(number, bool) for number in numbers):
-        raise ConfigError(f"{where}: {dict(drawn)!r} are not {'whole ' * (wanted is int)}numbers")
-    if "min" in needed and not drawn["min"] < drawn["max"]:
-        raise ConfigError(f"{where}: min {drawn['min']} is not less than max {drawn['max']}")
-    if (kind == "log_uniform_values" and drawn["min"] <= 0) or drawn.get("q", 1) <= 0:
-        raise ConfigError(f"{where}: {'q' if 'q' in drawn else 'min'} has to be above 0")
+        return f"{kind} takes {', '.join(sorted(needed))}, not {dict(drawn)!r}"
     if "values" in needed and not (isinstance(drawn["values"], list) and drawn["values"]):
-        raise ConfigError(f"{where}: values is {drawn['values']!r}; list one value or more")
+        return f"values is {drawn['values']!r}; list one value or more"
+    types = (int,) if kind == "int_uniform" else (int, float)
+    if any(type(drawn[key]) not in types for key in needed & {"min", "max", "q"}):
+        return f"{dict(drawn)!r} are not {'whole ' if len(types) == 1 else ''}numbers"
+    if "min" in needed and not drawn["min"] < drawn["max"]:
+        return f"min {drawn['min']} is not less than max {drawn['max']}"
+    if (kind == "log_uniform_values" and drawn["min"] <= 0) or drawn.get("q", 1) <= 0:
+        return f"{'q' if 'q' in drawn else 'min'} has to be above 0"
     if method == "grid" and grid_values(drawn) is None:
-        raise ConfigError(f"{where}: a grid cannot go through {kind}; list values, or choose random or bayes")
+        return f"a grid cannot go through {kind}; list values, or choose random or bayes"
+    return None
 
 
 def grid_values(drawn: Mapping[str, Any]) -> list[Any] | None:
@@ -185,20 +176,16 @@ def grid_values(drawn: Mapping[str, Any]) -> list[Any] | None:
 
 
 def check_early_terminate(path: Path, early: Any) -> None:
-    """See that an early end is W&B's Hyperband, in whole numbers.
+    """See that an early end is W&B's Hyperband: ``min_iter``, or ``max_iter`` and ``s``.
 
     Raises:
         ConfigError: it is not.
     """
-    keys = {"min_iter", "max_iter", "s", "eta"}
-    if (
-        not isinstance(early, Mapping)
-        or early.get("type") != "hyperband"
-        or early.keys() - keys - {"type"}
-        or ("min_iter" in early) == ({"max_iter", "s"} <= early.keys())
-        or any(type(early[key]) is not int or early[key] < 1 for key in keys & early.keys())
-        or early.get("eta", 3) < 2
-    ):
+    given = dict(early) if isinstance(early, Mapping) else {}
+    numbers = {key: value for key, value in given.items() if key != "type"}
+    known = numbers.keys() - {"eta"} in ({"min_iter"}, {"max_iter", "s"})
+    whole = all(type(value) is int and value >= (2 if key == "eta" else 1) for key, value in numbers.items())
+    if given.get("type") != "hyperband" or not known or not whole:
         raise ConfigError(
             f"{path}: early_terminate is {early!r}; it takes type: hyperband, and either min_iter or max_iter and s, "
             "and eta, whole numbers from 1 (eta from 2)"
@@ -274,20 +261,13 @@ def fit_to_store(sweep: Sweep) -> Sweep:
             )
         print(f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.erasing 0")
         sweep = sweep._replace(definition=sweep.definition | {"parameters": parameters})
-    _check_grids(sweep, head.grids)
-    return sweep
-
-
-def _check_grids(sweep: Sweep, held: list[int]) -> None:
-    drawn = sweep.definition["parameters"].get("model.pam.grid")
-    if drawn is None:
-        return
-    missing = sorted(set(grid_values(drawn) or []) - set(held))
-    if missing:
+    grids = grid_values(parameters.get("model.pam.grid", {"values": []})) or []
+    if missing := sorted(set(grids) - set(head.grids)):
         raise ConfigError(
-            f"{SWEEPS / sweep.name}.yaml: model.pam.grid {missing} is not among the grids {held} whose prompt "
+            f"{SWEEPS / sweep.name}.yaml: model.pam.grid {missing} is not among the grids {head.grids} whose prompt "
             f"masks are stored; add it to KeepFeatures's grids in {EXPERIMENTS / 'features.yaml'}"
         )
+    return sweep
 
 
 def plan(name: str, request: Request, title: str | None = None) -> Sweep:

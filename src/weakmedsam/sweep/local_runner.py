@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.checkpoints import resume_options
-from weakmedsam.sweep.agent import pam_settings, words_of
+from weakmedsam.sweep.agent import words_of
 from weakmedsam.sweep.definition import Sweep
 from weakmedsam.sweep.plots import write_plots
 from weakmedsam.sweep.trials import Trials, console
@@ -54,7 +54,7 @@ def run_local(sweep: Sweep, count: int, jobs: int | None = None) -> None:
             _train(trials, count, jobs or max(1, len(visible_gpus())))
     finally:
         trials.write_table()
-    write_plots(sweep.folder, trials)
+        write_plots(trials)
     ranked = trials.ranked()
     running = [str(trial.number) for trial in ranked if trial.state == TrialState.RUNNING]
     if running:
@@ -76,7 +76,8 @@ def _score_stored(trials: Trials, features: Path, count: int) -> None:
     metric = trials.sweep.metric
     while (trial := trials.take(count)) is not None:
         begun = time.monotonic()
-        metrics = score(features, pam_settings(words_of(trials.values(trial))))
+        changes = {name.removeprefix("model.pam."): value for name, value in trials.values(trial).items()}
+        metrics = score(features, changes)
         if metric not in metrics:
             raise ConfigError(f"metric {metric!r} is not scored; there are {', '.join(metrics)}")
         write_whole(trials.folder(trial.number) / "scores.json", json.dumps(metrics, indent=1) + "\n")
@@ -105,6 +106,7 @@ def _train(trials: Trials, count: int, jobs: int) -> None:
                 for slot, running in list(slots.items()):
                     if _look(trials, running, relay.asked):
                         del slots[slot]
+                        write_plots(trials)
         finally:
             for running in slots.values():
                 running.process.kill()  # each continues from its last epoch

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
@@ -156,7 +156,7 @@ class Trials:
         try:
             with alone(sweep.folder, wait=True):
                 _mend(path)
-                self._storage = JournalStorage(JournalFileBackend(str(path)))
+                self._storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
                 self.study = optuna.create_study(
                     storage=self._storage,
                     study_name="sweep",
