@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from tests.backbone_checks import BACKBONES, tiny_words
-from weakmedsam import cli
+from weakmedsam import cli, loggers
 from weakmedsam.backbones import checkpoints
 from weakmedsam.callbacks import Throughput
 from weakmedsam.classification.module import WeakMedSAM
@@ -253,15 +253,15 @@ def test_wandb_stays_offline_unless_the_user_is_logged_in(monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SILENT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    cli.use_wandb_offline_unless_asked()
+    loggers.use_wandb_offline_unless_asked()
     assert os.environ["WANDB_MODE"] == "offline"
     monkeypatch.delenv("WANDB_MODE")
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
     (tmp_path / ".netrc").chmod(0o600)
-    cli.use_wandb_offline_unless_asked()
+    loggers.use_wandb_offline_unless_asked()
     assert "WANDB_MODE" not in os.environ
     monkeypatch.setenv("WANDB_MODE", "online")
-    cli.use_wandb_offline_unless_asked()
+    loggers.use_wandb_offline_unless_asked()
     assert os.environ["WANDB_MODE"] == "online"
 
 

@@ -1,6 +1,6 @@
 """Every file of ``experiments/`` runs one step, small; what needs a GPU is parsed. Backbones: test_backbones.py.
 
-Sweeps: test_sweep.py. Batch scripts: test_slurm.py.
+Sweeps: sweep/test_definition.py. Batch scripts: test_slurm.py.
 """
 
 import json
@@ -18,9 +18,9 @@ from weakmedsam import cli
 from weakmedsam.fsdp import FullySharded
 from weakmedsam.pam.feature_cache import score
 from weakmedsam.pam.pseudo_label_io import read_origin
-from weakmedsam.sweep import read_definition
-from weakmedsam.sweep_ledger import draw, words_of
-from weakmedsam.sweep_run import pam_settings
+from weakmedsam.sweep.agent import pam_settings, words_of
+from weakmedsam.sweep.definition import read_definition
+from weakmedsam.sweep.trials import draw
 from weakmedsam.system.atomic_io import read_table
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ COMMANDS = {
     "status": ("weakmedsam.run.status", "show which stages of a run are done, and why others are not"),
     "compare": ("weakmedsam.report.compare_cli", "write one page about several runs"),
     "predict": ("weakmedsam.run.predict", "segment unlabelled scans (with --config: LightningCLI's predict)"),
-    "sweep": ("weakmedsam.sweep", "sweep over settings"),
+    "sweep": ("weakmedsam.sweep.cli", "sweep over settings"),
     "weights": ("weakmedsam.backbones.weights", "find or fetch the official weights of backbones"),
     "fit": ("", "LightningCLI: train a module with --config files"),
     "validate": ("", "LightningCLI: one pass over the validation cases"),

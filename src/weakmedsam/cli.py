@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import netrc
-import os
 import shlex
 import subprocess
 import sys
@@ -43,6 +41,7 @@ from weakmedsam.callbacks.wandb_tables import SendTables
 from weakmedsam.cli_parser import Parser, PrepareParser, check_nulls, check_trainer, typed
 from weakmedsam.config_diff import deciding
 from weakmedsam.errors import DIVERGED, ConfigError, DivergenceError
+from weakmedsam.loggers import use_wandb_offline_unless_asked
 from weakmedsam.run.cli_errors import show_remarks
 from weakmedsam.system.atomic_io import replacing, write_whole
 from weakmedsam.system.file_lock import alone
@@ -235,19 +234,6 @@ def prepare(words: list[str]) -> None:
     data.prepare_data()
     if known.summary is not None:
         write_whole(known.summary, json.dumps(data.summary(), indent=2) + "\n")
-
-
-def use_wandb_offline_unless_asked() -> None:
-    """W&B goes online when the user is logged in or has set WANDB_MODE; else it writes to disk only."""
-    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
-        return
-    try:
-        logged_in = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        logged_in = False
-    if not logged_in:
-        os.environ["WANDB_MODE"] = "offline"
-        os.environ.setdefault("WANDB_SILENT", "true")
 
 
 def quieten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 import re
 import secrets
@@ -17,6 +18,19 @@ from weakmedsam.system.atomic_io import put_away, write_whole
 from weakmedsam.system.json_files import read_text
 
 NUMBER = "wandb_run.txt"
+
+
+def use_wandb_offline_unless_asked() -> None:
+    """W&B goes online when the user is logged in or has set WANDB_MODE; else it writes to disk only."""
+    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
+        return
+    try:
+        logged_in = netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        logged_in = False
+    if not logged_in:
+        os.environ["WANDB_MODE"] = "offline"
+        os.environ.setdefault("WANDB_SILENT", "true")
 
 
 class WeightsAndBiases(WandbLogger):

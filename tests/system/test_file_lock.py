@@ -88,7 +88,7 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch):
     "words",
     [
         ("weakmedsam.run.pipeline", "prepare", "--runs", "RUNS", "--experiment", "twice"),
-        ("weakmedsam.sweep", "pam", "--local", "--runs", "RUNS", "--experiment", "twice"),
+        ("weakmedsam.sweep.cli", "pam", "--local", "--runs", "RUNS", "--experiment", "twice"),
         ("weakmedsam", "fit", *TRAINING, "--trainer.default_root_dir", "RUNS/phantom/twice"),
     ],
 )

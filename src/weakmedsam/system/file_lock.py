@@ -17,7 +17,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
+def alone(folder: Path, wait: bool = False) -> Iterator[int]:
     """Work in a folder alone; it is made where it is missing.
 
     The lock goes with the process however that ends, SIGKILL included; the file stays and means nothing then.
@@ -25,6 +25,7 @@ def alone(folder: Path) -> Iterator[int]:
 
     Args:
         folder: of a run, a sweep or a stage.
+        wait: until another process that works there has ended, instead of an error.
 
     Yields:
         The lock's file descriptor.
@@ -37,7 +38,7 @@ def alone(folder: Path) -> Iterator[int]:
         put_away(folder / LOCK)
     with (folder / LOCK).open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"

@@ -55,7 +55,11 @@ class Relay:
         return self.start(words).wait()
 
     def start(
-        self, words: Sequence[str], environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        log: IO[bytes] | None = None,
+        held: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
         """Start a command.
 
@@ -63,9 +67,12 @@ class Relay:
             words: the command.
             environment: its variables; this process's by default.
             log: where its output goes; this process's by default.
+            held: descriptors that this command alone keeps open, besides those of all.
         """
         errors = None if log is None else subprocess.STDOUT
-        child = subprocess.Popen(words, env=environment, stdout=log, stderr=errors, pass_fds=self._held)
+        child = subprocess.Popen(
+            words, env=environment, stdout=log, stderr=errors, pass_fds=(*self._held, *held)
+        )
         self._children = [other for other in self._children if other.poll() is None] + [child]
         if self.asked:  # it came while the process was being started
             child.terminate()

@@ -1,9 +1,11 @@
-"""Sweeps as they are written down: W&B takes them, our command line takes what is drawn, and the metric is logged."""
+"""Sweeps as they are written down: our command line takes what is drawn, and the metric is logged."""
 
+import math
 import re
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from lightning import Trainer
@@ -12,7 +14,7 @@ from pam_settings import pam_callback, pam_settings
 from segmenters import Disks
 from tiny import TinyBackbone, tiny_phantom
 
-from weakmedsam import cli, sweep
+from weakmedsam import cli
 from weakmedsam.callbacks import SubClassExploration
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError
@@ -20,12 +22,14 @@ from weakmedsam.pam.feature_cache import Head, write_head
 from weakmedsam.run.overrides import parse_options
 from weakmedsam.run.stages import Request
 from weakmedsam.segmentation.module import Segmenter
-from weakmedsam.sweep import PROGRAMS, claim, fit_to_store, plan, read_definition
-from weakmedsam.sweep_ledger import draw, words_of
-from weakmedsam.sweep_run import pam_settings as read_words
-from weakmedsam.sweep_run import with_null
+from weakmedsam.sweep import cli as sweep
+from weakmedsam.sweep import definition as definitions
+from weakmedsam.sweep.agent import pam_settings as read_words
+from weakmedsam.sweep.agent import with_null, words_of
+from weakmedsam.sweep.definition import PROGRAMS, claim, fit_to_store, plan, read_definition
+from weakmedsam.sweep.trials import Trials, direction, distribution_of, draw, encoded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(path.stem for path in (ROOT / "experiments/sweeps").glob("*.yaml"))
 
 
@@ -47,11 +51,8 @@ def written(folder, text="", **changes):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_passes_wandbs_validator_with_its_command_too(tmp_path, name):
-    from sweeps.config import schema_violations_from_proposed_config
-
+def test_every_sweep_is_valid_and_has_its_command(tmp_path, name):
     found = plan(name, request_for(tmp_path, "--trainer.max_epochs", "2"))
-    assert schema_violations_from_proposed_config(found.definition) == []
     assert found.definition["command"][-1] == "${args}"
     assert found.folder == tmp_path / "runs/phantom/sweeps" / name
 
@@ -100,7 +101,7 @@ def test_every_drawn_setting_of_pam_is_one(tmp_path):
     ],
 )
 def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, monkeypatch, drawn, missing):
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    monkeypatch.setattr(definitions, "SWEEPS", tmp_path)
     definition = yaml.safe_load((ROOT / "experiments/sweeps/pam.yaml").read_text())
     definition["parameters"]["model.pam.prompts.grid"] = drawn
     written(tmp_path, text=yaml.safe_dump(definition))
@@ -119,7 +120,7 @@ def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, mon
 
 @pytest.mark.parametrize("erasing", [0.0, 0.3])
 def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypatch, capsys, erasing):
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    monkeypatch.setattr(definitions, "SWEEPS", tmp_path)
     written(tmp_path, text=(ROOT / "experiments/sweeps/pam.yaml").read_text())
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
@@ -136,7 +137,7 @@ def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypat
 
 
 def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    monkeypatch.setattr(definitions, "SWEEPS", tmp_path)
     definition = yaml.safe_load((ROOT / "experiments/sweeps/pam.yaml").read_text())
     definition["parameters"] = {"model.pam.occlusion.weight": {"min": 0.1, "max": 1.0}}
     written(tmp_path, text=yaml.safe_dump(definition))
@@ -209,9 +210,12 @@ PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
     ("changes", "said"),
     [
         ({"metric": {"name": "val/accuracy", "goal": "maximize"}}, "'val/accuracy' is logged by nothing; classify"),
-        ({"metric": None}, "W&B does not take it"),
-        ({"method": "annealing"}, "W&B does not take it: 'annealing' is not one of"),
+        ({"metric": None}, "metric is None; give its name, and as goal minimize or maximize"),
+        ({"method": "annealing"}, "method is 'annealing'; choose one of bayes, random, grid"),
         ({"parameters": {"model.sub_classes": {"min": 8, "max": 2}}}, "min 8 is not less than max 2"),
+        ({"early_terminat": {}}, "early_terminat is not a key of a sweep; there are program, method"),
+        ({"seed": "x"}, "seed is 'x'; it is a whole number"),
+        ({"parameters": {}}, "parameters is {}; name the settings to vary"),
         ({"program": "prepare"}, "program is 'prepare'; choose one of classify, segment, pam"),
         (PAM, "model.pam.affinity.kind cannot be swept on stored"),
         (
@@ -240,7 +244,7 @@ def test_a_sweep_that_is_not_there_lists_those_that_are(tmp_path):
 
 
 def test_a_parameter_that_does_not_exist_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    monkeypatch.setattr(definitions, "SWEEPS", tmp_path)
     monkeypatch.setattr(sweep, "run", lambda target, request: pytest.fail("a stage was run"))
     written(tmp_path, parameters={"model.sub_clases": {"values": [2, 4]}})
     with pytest.raises(ConfigError, match=r"own: .*sub_clases"):
@@ -268,8 +272,10 @@ def test_with_an_account_it_is_registered_and_an_agent_started(tmp_path, monkeyp
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr(wandb, "sweep", lambda definition, project: taken.append(definition) or "abc123")
     monkeypatch.setattr(sweep.subprocess, "run", lambda words, check: taken.append(words))
-    sweep.register(plan("sce", request_for(tmp_path)), 7)
+    found = plan("sce", request_for(tmp_path))
+    sweep.register(found._replace(definition=found.definition | {"seed": 3}), 7)
     definition, agent = taken
+    assert "seed" not in definition  # W&B knows no such key
     assert definition["metric"]["name"] == "val/cam_dice"
     assert agent[1:] == ["-m", "wandb", "agent", "--project", "weakmedsam", "--count", "7", "abc123"]
 
@@ -289,11 +295,7 @@ def test_nested_parameters_are_drawn_by_their_options_as_wandb_draws_them(tmp_pa
     assert set(found["parameters"]) == {
         *("model.learning_rate", "model.pam.affinity.beta", "data.percentiles", "data.split_file"),
     }
-    drawn = []
-    while (
-        values := draw(found, [as_run(number, values) for number, values in enumerate(drawn)], 0)
-    ) is not None:
-        drawn.append(values)
+    drawn = drawn_in_turn(found)
     assert len(drawn) == 4
     assert {(v["model.learning_rate"], tuple(v["data.percentiles"])) for v in drawn} == {
         (rate, pair) for rate in (1e-3, 2e-3) for pair in ((0.5, 99.5), (1.0, 99.0))
@@ -306,11 +308,16 @@ def test_nested_parameters_are_drawn_by_their_options_as_wandb_draws_them(tmp_pa
     assert "--data.split_file=null" in words_of(drawn[0])
 
 
-def as_run(number, values):
-    import sweeps
-
-    config = {name: {"value": value} for name, value in values.items()}
-    return sweeps.SweepRun(name=str(number), state=sweeps.RunState.finished, config=config)
+def drawn_in_turn(definition, count=99):
+    """Settings that are drawn one after another, each finished before the next."""
+    study = optuna.create_study(direction=direction(definition))
+    space = {name: distribution_of(drawn) for name, drawn in definition["parameters"].items()}
+    drawn = []
+    while len(drawn) < count and (values := draw(definition, study.trials)) is not None:
+        drawn.append(values)
+        params = {name: encoded(value) for name, value in values.items()}
+        study.add_trial(optuna.create_trial(value=0.5, params=params, distributions=space))
+    return drawn
 
 
 def test_a_grid_of_long_numbers_ends(tmp_path):
@@ -318,10 +325,108 @@ def test_a_grid_of_long_numbers_ends(tmp_path):
     found = read_definition(
         written(tmp_path, method="grid", parameters={"model.learning_rate": {"values": values}})
     )
-    first = draw(found, [], 0)
-    second = draw(found, [as_run(0, first)], 0)
-    assert [first["model.learning_rate"], second["model.learning_rate"]] == values
-    assert draw(found, [as_run(0, first), as_run(1, second)], 0) is None
+    assert sorted(drawn["model.learning_rate"] for drawn in drawn_in_turn(found)) == values
+
+
+def test_a_grid_goes_through_ranges_of_steps(tmp_path):
+    parameters = {
+        "a": {"min": 2, "max": 4},
+        "b": {"distribution": "q_uniform", "min": 0, "max": 1.2, "q": 0.5},
+    }
+    drawn = drawn_in_turn(read_definition(written(tmp_path, method="grid", parameters=parameters)))
+    assert sorted((values["a"], values["b"]) for values in drawn) == [
+        (a, b) for a in (2, 3, 4) for b in (0, 0.5, 1.0)
+    ]
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_each_distribution_is_sampled_within_its_range(tmp_path, method):
+    parameters = {
+        "a": {"min": 2, "max": 4},
+        "b": {"min": 0.0, "max": 1},
+        "c": {"distribution": "log_uniform_values", "min": 1e-4, "max": 0.123456789},
+        "d": {"distribution": "log_uniform", "min": -7, "max": 0},
+        "e": {"distribution": "q_uniform", "min": 10, "max": 52, "q": 5},
+        "f": {"distribution": "constant", "value": "x"},
+        "g": {"values": [1, 2, "auto", None, True]},
+    }
+    found = read_definition(written(tmp_path, method=method, parameters=parameters))
+    drawn = drawn_in_turn(found, 12)
+    assert {values["a"] for values in drawn} <= {2, 3, 4}
+    assert all(0 <= values["b"] <= 1 for values in drawn)
+    assert all(1e-4 <= values["c"] <= 0.123456789 and len(f"{values['c']:.9g}") <= 12 for values in drawn)
+    assert all(math.exp(-7) <= values["d"] <= 1 for values in drawn)
+    assert {values["e"] for values in drawn} <= set(range(10, 53, 5))
+    assert all(values["f"] == "x" for values in drawn)
+    assert all(isinstance(values["e"], int) for values in drawn)
+    assert drawn_in_turn(found, 12) == drawn  # the seed decides it
+    assert drawn_in_turn(found | {"seed": 1}, 12) != drawn
+    assert min(values["d"] for values in drawn) < 0.05  # evenly, none would be
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        ({"distribution": "normal", "mu": 0, "sigma": 1}, "parameters.a: cannot sample .*constant, categorical"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.5]}, "parameters.a: categorical takes values, not"),
+        ({"min": 1}, "parameters.a: uniform takes max, min, not"),
+        ({"min": "a", "max": 2}, "parameters.a: .* are not numbers"),
+        ({"distribution": "int_uniform", "min": 0.5, "max": 2}, "are not whole numbers"),
+        ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "min has to be above 0"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "q has to be above 0"),
+        ({"values": []}, "list one value or more"),
+        ({"min": 0.5, "max": 2}, "a grid cannot go through uniform"),
+    ],
+)  # fmt: skip
+def test_a_distribution_that_cannot_be_sampled_is_refused(tmp_path, drawn, said):
+    method = "grid" if drawn == {"min": 0.5, "max": 2} else "random"
+    with pytest.raises(ConfigError, match=said) as found:
+        read_definition(written(tmp_path, method=method, parameters={"a": drawn}))
+    assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("early", "looks"),
+    [
+        ({"min_iter": 2, "eta": 2}, [2, 4, 8, 16]),
+        ({"min_iter": 3}, [3, 9]),
+        ({"max_iter": 27, "s": 2, "eta": 3}, [3, 9]),
+        ({"max_iter": 27, "s": 9}, [1, 3, 9]),
+        ({"max_iter": 16, "s": 2, "eta": 2}, [4, 8]),
+    ],
+)
+def test_trials_are_compared_where_wandb_compares_them(tmp_path, early, looks):
+    """Each of 20 epochs of a trial that always wins asks whether it is compared with others there."""
+    early = {"type": "hyperband", **early}
+    changes = {"metric": {"name": "val/auroc", "goal": "maximize"}, "early_terminate": early}
+    definition = read_definition(written(tmp_path, parameters={"a": {"value": 1}}, **changes))
+    trials = Trials(definitions.Sweep("own", definition, PROGRAMS["classify"], tmp_path / "sweep", []))
+    number = trials.take(1).number
+    seen = []
+    for epoch in range(1, 21):
+        rows = "".join(f"{n},{n / 20}\n" for n in range(epoch))
+        trials.folder(number).mkdir(parents=True, exist_ok=True)
+        (trials.folder(number) / "history.csv").write_text("epoch,val/auroc\n" + rows)
+        before = len(trials.all[number].system_attrs)
+        assert not trials.falls_behind(number)
+        seen += [epoch] * (len(trials.all[number].system_attrs) > before)
+    assert seen == looks
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        *({"type": "median"}, {}, {"min_iter": 2, "max_iter": 4, "s": 1}, {"max_iter": 4}),
+        *({"min_iter": 0}, {"min_iter": 2, "eta": 1}, 3),
+    ],
+)  # fmt: skip
+def test_an_early_end_that_is_not_hyperbands_is_refused(tmp_path, early):
+    if isinstance(early, dict):
+        early = {"type": "hyperband", **early}
+    with pytest.raises(
+        ConfigError, match=r"early_terminate is .*; it takes type: hyperband, and either min_iter"
+    ):
+        read_definition(written(tmp_path, early_terminate=early))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One run of a sweep as W&B's agent starts it: ``python -m weakmedsam.sweep_run FOLDER WORDS... --a.b=1 ...``.
+"""One run of a sweep as W&B's agent starts it: ``python -m weakmedsam.sweep.agent FOLDER WORDS... --a.b=1 ...``.
 
 It gives the run a folder of its own, named by W&B's number of the run, and becomes the stage's command.
 For a sweep of PAM, WORDS is the folder of the stored features, and the run is scored in this process.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def stage_command(folder: Path, words: list[str]) -> list[str]:
 def with_null(words: list[str]) -> list[str]:
     """Options as the command line reads them: W&B's agent writes Python's ``None`` where YAML has ``null``."""
     return [f"{word[:-4]}null" if word.endswith("=None") else word for word in words]
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """``{"a.b": 1}`` -> ``["--a.b=1"]``, as W&B's agent writes ``${args}``; a list is a YAML list either way."""
+    return with_null([f"--{name}={value}" for name, value in values.items()])
 
 
 def pam_settings(words: list[str]) -> dict[str, Any]:

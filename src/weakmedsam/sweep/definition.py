@@ -1,17 +1,9 @@
-"""Sweeps over settings: ``python -m weakmedsam.sweep sce --dataset abdomen [--local]``.
-
-A sweep is a file of ``experiments/sweeps`` in W&B's own format. With an account it is registered there
-and an agent is started; with ``--local`` the same file is drawn from by W&B's sweep library and run here
-(``sweep_local``). Either way the stages before it are brought up to date first, and every run of the sweep
-has a folder of its own under ``runs/<dataset>/sweeps/<name>/``.
-"""
+"""Definitions of sweeps: files of ``experiments/sweeps`` in W&B's format, validated. No torch."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,18 +13,9 @@ import yaml
 
 from weakmedsam.config_diff import differences
 from weakmedsam.errors import ConfigError, DataError
-from weakmedsam.run.cli_errors import ending_in_a_message
-from weakmedsam.run.overrides import options_for, parse_options
-from weakmedsam.run.pipeline import run
-from weakmedsam.run.stages import (
-    EXPERIMENTS,
-    STAGES,
-    Request,
-    pseudo_labelled,
-    stage_configs,
-)
+from weakmedsam.run.overrides import options_for
+from weakmedsam.run.stages import EXPERIMENTS, STAGES, Request, pseudo_labelled, stage_configs
 from weakmedsam.system.atomic_io import write_whole
-from weakmedsam.system.file_lock import alone
 from weakmedsam.system.json_files import parse_mapping, read_text
 from weakmedsam.system.yaml_files import read_settings_file
 
@@ -67,6 +50,17 @@ PROGRAMS = {
 }
 
 
+KEYS = ("program", "method", "metric", "parameters", "early_terminate", "seed", "description")
+METHODS = ("bayes", "random", "grid")
+GOALS = ("minimize", "maximize")
+DISTRIBUTIONS = {
+    "constant": {"value"},
+    "categorical": {"values"},
+    **{kind: {"min", "max"} for kind in ("int_uniform", "uniform", "log_uniform", "log_uniform_values")},
+    "q_uniform": {"min", "max", "q"},
+}
+"""W&B's distributions that Optuna samples too -> what each takes."""
+
 _ERASED = ("model.pam.occlusion.weight", "model.pam.occlusion.share")
 
 
@@ -99,38 +93,103 @@ class Sweep(NamedTuple):
 
 
 def read_definition(path: Path) -> dict[str, Any]:
-    """A sweep's file, nested parameters by their options, once it has passed W&B's validator and ours.
+    """Read and validate a sweep's file; nested parameters are named by their options.
 
     Raises:
-        ConfigError: it is not there, W&B would refuse it, or its metric is one that nothing logs.
+        ConfigError: the file is missing, a key or distribution is not supported, or nothing logs its metric.
     """
-    from weakmedsam.sweep_ledger import library
-
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise ConfigError(f"{path} does not exist; there are: {known}")
     definition = read_settings_file(path)
-    try:
-        found = library().config.schema_violations_from_proposed_config(definition)
-    except ValueError as error:
-        found = [str(error)]
-    if found:
-        raise ConfigError(f"{path}: W&B does not take it: {'; '.join(found)}")
-    definition["parameters"] = flat_parameters(path, definition["parameters"])
-    program = PROGRAMS.get(str(definition.get("program", "")))
-    if program is None:
+    if unknown := sorted(definition.keys() - set(KEYS)):
+        raise ConfigError(f"{path}: {unknown[0]} is not a key of a sweep; there are {', '.join(KEYS)}")
+    for key, choices in {"method": METHODS, "program": tuple(PROGRAMS)}.items():
+        if definition.get(key) not in choices:
+            raise ConfigError(f"{path}: {key} is {definition.get(key)!r}; choose one of {', '.join(choices)}")
+    metric, parameters = definition.get("metric"), definition.get("parameters")
+    if not isinstance(metric, Mapping) or metric.get("goal", "minimize") not in GOALS:
+        raise ConfigError(f"{path}: metric is {metric!r}; give its name, and as goal {' or '.join(GOALS)}")
+    name, logged = str(metric.get("name")), PROGRAMS[definition["program"]].metrics
+    if not any(name == other or name.startswith(f"{other}/") for other in logged):
         raise ConfigError(
-            f"{path}: program is {definition.get('program')!r}; choose one of {', '.join(PROGRAMS)}"
+            f"{path}: metric {name!r} is logged by nothing; {definition['program']} logs {', '.join(logged)}, "
+            "and each with /<class>"
         )
-    metric = definition.get("metric", {}).get("name", "")
-    if not any(metric == name or metric.startswith(f"{name}/") for name in program.metrics):
-        raise ConfigError(
-            f"{path}: metric {metric!r} is logged by nothing; {definition['program']} logs "
-            f"{', '.join(program.metrics)}, and each with /<class>"
-        )
-    if program.stage == "features":
+    if type(definition.get("seed", 0)) is not int:
+        raise ConfigError(f"{path}: seed is {definition['seed']!r}; it is a whole number, 0 by default")
+    if not isinstance(parameters, Mapping) or not parameters:
+        raise ConfigError(f"{path}: parameters is {parameters!r}; name the settings to vary")
+    definition["parameters"] = flat_parameters(path, parameters)
+    for name, drawn in definition["parameters"].items():
+        if said := unsupported(drawn, definition["method"]):
+            raise ConfigError(f"{path}: parameters.{name}: {said}")
+    if "early_terminate" in definition:
+        check_early_terminate(path, definition["early_terminate"])
+    if definition["program"] == "pam":
         check_pam(path, definition)
     return definition
+
+
+def kind_of(drawn: Mapping[str, Any]) -> str:
+    """A parameter's distribution, as W&B infers it where none is named."""
+    if "distribution" in drawn or "value" in drawn or "values" in drawn:
+        return str(drawn.get("distribution", "constant" if "value" in drawn else "categorical"))
+    return "int_uniform" if all(type(drawn.get(key)) is int for key in ("min", "max")) else "uniform"
+
+
+def unsupported(drawn: Any, method: str) -> str | None:
+    """Why a parameter cannot be sampled; None where it can."""
+    kind = kind_of(drawn) if isinstance(drawn, Mapping) else ""
+    if kind not in DISTRIBUTIONS:
+        return (
+            f"cannot sample {drawn!r}; give value, values, or min and max with one of the distributions "
+            f"{', '.join(DISTRIBUTIONS)}"
+        )
+    needed = DISTRIBUTIONS[kind]
+    if drawn.keys() - {"distribution"} != needed:
+        return f"{kind} takes {', '.join(sorted(needed))}, not {dict(drawn)!r}"
+    if "values" in needed and not (isinstance(drawn["values"], list) and drawn["values"]):
+        return f"values is {drawn['values']!r}; list one value or more"
+    types = (int,) if kind == "int_uniform" else (int, float)
+    if any(type(drawn[key]) not in types for key in needed & {"min", "max", "q"}):
+        return f"{dict(drawn)!r} are not {'whole ' if len(types) == 1 else ''}numbers"
+    if "min" in needed and not drawn["min"] < drawn["max"]:
+        return f"min {drawn['min']} is not less than max {drawn['max']}"
+    if (kind == "log_uniform_values" and drawn["min"] <= 0) or drawn.get("q", 1) <= 0:
+        return f"{'q' if 'q' in drawn else 'min'} has to be above 0"
+    if method == "grid" and grid_values(drawn) is None:
+        return f"a grid cannot go through {kind}; list values, or choose random or bayes"
+    return None
+
+
+def grid_values(drawn: Mapping[str, Any]) -> list[Any] | None:
+    """All values of a parameter, in order; None where it is continuous."""
+    kind = kind_of(drawn)
+    if kind in ("constant", "categorical"):
+        return list(drawn.get("values", [drawn.get("value")]))
+    if kind not in ("int_uniform", "q_uniform"):
+        return None
+    step = drawn.get("q", 1)
+    count = math.floor((drawn["max"] - drawn["min"]) / step + 1e-9) + 1
+    return [drawn["min"] + number * step for number in range(count)]
+
+
+def check_early_terminate(path: Path, early: Any) -> None:
+    """See that an early end is W&B's Hyperband: ``min_iter``, or ``max_iter`` and ``s``.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    given = dict(early) if isinstance(early, Mapping) else {}
+    numbers = {key: value for key, value in given.items() if key != "type"}
+    known = numbers.keys() - {"eta"} in ({"min_iter"}, {"max_iter", "s"})
+    whole = all(type(value) is int and value >= (2 if key == "eta" else 1) for key, value in numbers.items())
+    if given.get("type") != "hyperband" or not known or not whole:
+        raise ConfigError(
+            f"{path}: early_terminate is {early!r}; it takes type: hyperband, and either min_iter or max_iter and s, "
+            "and eta, whole numbers from 1 (eta from 2)"
+        )
 
 
 def flat_parameters(path: Path, parameters: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -202,23 +261,13 @@ def fit_to_store(sweep: Sweep) -> Sweep:
             f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.occlusion.weight 0"
         )
         sweep = sweep._replace(definition=sweep.definition | {"parameters": parameters})
-    _check_grids(sweep, head.grids)
-    return sweep
-
-
-def _check_grids(sweep: Sweep, held: list[int]) -> None:
-    drawn = sweep.definition["parameters"].get("model.pam.prompts.grid")
-    if drawn is None:
-        return
-    wanted = drawn.get("values", [drawn["value"]] if "value" in drawn else None)
-    if wanted is None:
-        wanted = range(int(drawn["min"]), int(drawn["max"]) + 1)
-    missing = sorted(set(wanted) - set(held))
-    if missing:
+    grids = grid_values(parameters.get("model.pam.prompts.grid", {"values": []})) or []
+    if missing := sorted(set(grids) - set(head.grids)):
         raise ConfigError(
-            f"{SWEEPS / sweep.name}.yaml: model.pam.prompts.grid {missing} is not among the grids {held} whose prompt "
-            f"masks are stored; add it to KeepFeatures's grids in {EXPERIMENTS / 'features.yaml'}"
+            f"{SWEEPS / sweep.name}.yaml: model.pam.prompts.grid {missing} is not among the grids {head.grids} whose "
+            f"prompt masks are stored; add it to KeepFeatures's grids in {EXPERIMENTS / 'features.yaml'}"
         )
+    return sweep
 
 
 def plan(name: str, request: Request, title: str | None = None) -> Sweep:
@@ -244,30 +293,9 @@ def plan(name: str, request: Request, title: str | None = None) -> Sweep:
         words = [str(request.folder / "features")]
     title = title or name
     folder = request.runs / request.dataset / "sweeps" / title
-    command = [sys.executable, "-m", "weakmedsam.sweep_run", str(folder), *words, "${args}"]
+    command = [sys.executable, "-m", "weakmedsam.sweep.agent", str(folder), *words, "${args}"]
     definition |= {"name": f"{request.dataset}/{title}", "project": "weakmedsam", "command": command}
     return Sweep(title, definition, program, folder, words)
-
-
-def check_parameters(sweep: Sweep) -> None:
-    """See that the command line takes what is drawn, before anything is trained.
-
-    Raises:
-        ConfigError: it refuses a parameter or a value; the message is its own.
-    """
-    if sweep.features is not None:
-        return
-    from weakmedsam.sweep_ledger import draw, words_of
-
-    words = [*sweep.words, *words_of(draw(sweep.definition, [], seed=0) or {}), "--print_config"]
-    done = subprocess.run(
-        [sys.executable, "-m", "weakmedsam", *words], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("weakmedsam: ")]
-        raise ConfigError(
-            f"{sweep.name}: {said[0].removeprefix('weakmedsam: ') if said else done.stderr[-500:]}"
-        )
 
 
 def claim(sweep: Sweep) -> None:
@@ -284,80 +312,13 @@ def claim(sweep: Sweep) -> None:
             raise ConfigError(
                 f"{path} is damaged: remove it if the sweep is still defined as it was, and the same command goes on"
             ) from error
-        found = list(differences(held, json.loads(json.dumps(sweep.definition))))
+        wanted = json.loads(json.dumps(sweep.definition))
+        for definition in (held, wanted):  # another machine may have its Python elsewhere
+            definition["command"] = definition.get("command", [])[1:]
+        found = list(differences(held, wanted))
         if found:
             raise ConfigError(
                 f"{sweep.folder} holds a sweep of other settings ({'; '.join(found[:5])}): choose another "
                 "NAME, or remove that folder"
             )
     write_whole(path, yaml.safe_dump(sweep.definition, sort_keys=False))
-
-
-def register(sweep: Sweep, count: int) -> None:
-    """Hand the sweep to W&B's server and start an agent here.
-
-    Raises:
-        ConfigError: no account.
-    """
-    import wandb
-
-    from weakmedsam.cli import use_wandb_offline_unless_asked
-
-    use_wandb_offline_unless_asked()
-    if os.environ.get("WANDB_MODE") == "offline":
-        raise ConfigError(
-            "nobody is logged in to W&B: `wandb login`, or run the sweep here: make sweep LOCAL=1"
-        )
-    number = wandb.sweep(sweep.definition, project="weakmedsam")
-    subprocess.run(
-        [sys.executable, "-m", "wandb", "agent", "--project", "weakmedsam", "--count", str(count), number],
-        check=True,
-    )
-
-
-def start(sweep: Sweep, request: Request, count: int, local: bool, jobs: int | None) -> None:
-    """Bring up to date what the sweep builds on, then run it.
-
-    Raises:
-        WeakMedSAMError: a setting or file that is wrong.
-    """
-    check_parameters(sweep)
-    run(sweep.program.target, request)
-    sweep = fit_to_store(sweep)
-    with alone(sweep.folder) as lock:
-        claim(sweep)
-        if local:
-            from weakmedsam.sweep_local import run_local
-
-            run_local(sweep, count, jobs, [lock])
-        else:
-            register(sweep, count)
-
-
-def main(words: list[str] | None = None) -> None:
-    """Parse the command line and run the sweep."""
-    words = sys.argv[1:] if words is None else words
-    split = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(prog="python -m weakmedsam.sweep", description="Sweep over settings.")
-    parser.add_argument("sweep", help="experiments/sweeps/<SWEEP>.yaml")
-    parser.add_argument("--dataset", default="phantom")
-    parser.add_argument("--experiment", default="default", help="the run whose earlier stages it builds on")
-    parser.add_argument("--backbone", default="pocket")
-    parser.add_argument("--data-dir", default=None)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--trainer", default=None)
-    parser.add_argument("--name", default=None, help="of the sweep's folder; SWEEP by default")
-    parser.add_argument("--count", type=int, default=20, help="runs, those of earlier calls included")
-    parser.add_argument("--local", action="store_true", help="run here, without an account")
-    parser.add_argument("--jobs", type=int, default=None, help="runs at once; one a GPU by default")
-    args = parser.parse_args(words[:split])
-    with ending_in_a_message("where it was", vars(args)):
-        options = parse_options(words[split + 1 :])
-        request = Request(
-            args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options, args.trainer
-        )
-        start(plan(args.sweep, request, args.name), request, args.count, args.local, args.jobs)
-
-
-if __name__ == "__main__":
-    main()
