@@ -132,8 +132,6 @@ def _look(trials: Trials, running: Running, asked: bool) -> bool:
         trials.spend(number, time.monotonic() - begun)
         trials.release(number)
         return True
-    elif not code:
-        trials.check_metric(number)
     state = TrialState.PRUNED if stopped else TrialState.FAIL if code else TrialState.COMPLETE
     trials.close(number, state, time.monotonic() - begun)
     if code:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,9 +131,7 @@ def pruner_of(definition: Mapping[str, Any]) -> BasePruner:
     if early is None:
         return NopPruner()
     eta = early.get("eta", 3)
-    # As many brackets as there are with an epoch at least.
-    brackets = min(early.get("s", 0), int(math.log(early.get("max_iter", 1), eta) + 1e-9))
-    first = early.get("min_iter") or max(early["max_iter"] // eta**brackets, 1)
+    first = early.get("min_iter") or max(early["max_iter"] // eta ** early["s"], 1)
     return SuccessiveHalvingPruner(min_resource=first, reduction_factor=eta)
 
 
@@ -157,11 +156,9 @@ class Trials:
             with alone(sweep.folder, wait=True):
                 _mend(path)
                 self._storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+                goal = direction(sweep.definition)
                 self.study = optuna.create_study(
-                    storage=self._storage,
-                    study_name="sweep",
-                    direction=direction(sweep.definition),
-                    load_if_exists=True,
+                    storage=self._storage, study_name="sweep", direction=goal, load_if_exists=True
                 )
         except (ValueError, KeyError, TypeError, AssertionError, IsADirectoryError) as error:
             raise DataError(
@@ -200,15 +197,12 @@ class Trials:
 
     def _lock(self, number: int) -> bool:
         """Whether nobody else runs a trial; then it is locked."""
-        if number in self.locks:
-            return False
-        stack = ExitStack()
-        try:
-            self.locks[number] = stack.enter_context(alone(self.sweep.folder / "locks" / f"{number:03d}"))
-        except ConfigError:
-            return False
-        self._held[number] = stack
-        return True
+        with ExitStack() as stack, suppress(ConfigError):
+            if number not in self.locks:
+                self.locks[number] = stack.enter_context(alone(self.sweep.folder / "locks" / f"{number:03d}"))
+                self._held[number] = stack.pop_all()
+                return True
+        return False
 
     def release(self, number: int) -> None:
         """Give up a trial's lock."""
@@ -217,19 +211,11 @@ class Trials:
 
     def history(self, number: int) -> list[float]:
         """The metric by epoch; what is damaged or not finite is left out."""
-        rows = read_table(self.folder(number) / "history.csv")
-        return list(_finite(row.get(self.sweep.metric) for row in rows))
-
-    def check_metric(self, number: int) -> None:
-        """See that a finished trial has logged the metric.
-
-        Raises:
-            ConfigError: it has not; names what is logged.
-        """
-        rows = read_table(self.folder(number) / "history.csv")
-        if rows and self.sweep.metric not in rows[-1]:
-            names = ", ".join(name for name in rows[-1] if "/" in name)
-            raise ConfigError(f"the trials of {self.sweep.name} log no {self.sweep.metric}; they log {names}")
+        found = []
+        for row in read_table(self.folder(number) / "history.csv"):
+            with suppress(TypeError, ValueError):
+                found.append(float(row.get(self.sweep.metric, "nan")))
+        return [value for value in found if math.isfinite(value)]
 
     def best_of(self, scores: Sequence[float]) -> float:
         """The best of some values."""
@@ -251,9 +237,17 @@ class Trials:
         self._storage.set_trial_user_attr(self._identity(number), "seconds", round(before + seconds, 1))
 
     def close(self, number: int, state: TrialState, seconds: float, score: float | None = None) -> None:
-        """Write down how a trial ended, unlock it, and write ``table.csv`` anew."""
-        finite = list(_finite([score])) if score is not None else self.history(number)
-        best = self.best_of(finite) if finite else None
+        """Write down how a trial ended, unlock it, and write ``table.csv`` anew.
+
+        Raises:
+            ConfigError: it has finished without logging the metric; names what is logged.
+        """
+        rows = read_table(self.folder(number) / "history.csv")
+        if rows and state == TrialState.COMPLETE and self.sweep.metric not in rows[-1]:
+            names = ", ".join(name for name in rows[-1] if "/" in name)
+            raise ConfigError(f"the trials of {self.sweep.name} log no {self.sweep.metric}; they log {names}")
+        scores = self.history(number) if score is None else [score] * math.isfinite(score)
+        best = self.best_of(scores) if scores else None
         if best is None and state == TrialState.COMPLETE:
             state = TrialState.FAIL
         self.spend(number, seconds)
@@ -293,21 +287,8 @@ class Trials:
         return self._storage.get_trial_id_from_study_id_trial_number(study, number)
 
 
-def _finite(values: Any) -> Iterator[float]:
-    for value in values:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):  # of a damaged table
-            continue
-        if math.isfinite(number):
-            yield number
-
-
 def _mend(path: Path) -> None:
     """Cut off a last line that a kill or a full disk has left incomplete: nothing could be appended to it."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+        os.truncate(path, content.rfind(b"\n") + 1)
