@@ -116,8 +116,8 @@ def read_definition(path: Path) -> dict[str, Any]:
             f"{path}: metric {name!r} is logged by nothing; {definition['program']} logs {', '.join(logged)}, "
             "and each with /<class>"
         )
-    if type(definition.get("seed", 0)) is not int:
-        raise ConfigError(f"{path}: seed is {definition['seed']!r}; it is a whole number, 0 by default")
+    if type(seed := definition.get("seed", 0)) is not int or seed < 0:
+        raise ConfigError(f"{path}: seed is {seed!r}; it is a whole number, 0 by default")
     if not isinstance(parameters, Mapping) or not parameters:
         raise ConfigError(f"{path}: parameters is {parameters!r}; name the settings to vary")
     definition["parameters"] = flat_parameters(path, parameters)

@@ -158,13 +158,8 @@ def _stop_if_all_fail(trials: Trials, number: int) -> None:
 def _start(trials: Trials, trial: FrozenTrial, gpu: str | None, relay: Relay) -> subprocess.Popen[bytes]:
     folder, options = trials.folder(trial.number), words_of(trials.values(trial))
     folder.mkdir(parents=True, exist_ok=True)
-    words = [
-        *trials.sweep.words,
-        *options,
-        "--trainer.default_root_dir",
-        str(folder),
-        *resume_options(folder),
-    ]
+    words = [*trials.sweep.words, *options, "--trainer.default_root_dir", str(folder)]
+    words += resume_options(folder)
     environment = {**os.environ, "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
@@ -50,11 +51,7 @@ def distribution_of(drawn: Mapping[str, Any]) -> BaseDistribution:
     low, high, step = drawn["min"], drawn["max"], drawn.get("q")
     if step is not None:
         high = (grid_values(drawn) or [high])[-1]
-    if (
-        kind != "uniform"
-        and all(isinstance(number, int) for number in (low, high, step or 1))
-        and "log" not in kind
-    ):
+    if kind in ("int_uniform", "q_uniform") and {type(low), type(high), type(step or 1)} == {int}:
         return IntDistribution(low, high, step=step or 1)
     if kind == "log_uniform":  # W&B gives the exponents
         low, high = math.exp(low), math.exp(high)
@@ -97,6 +94,7 @@ def draw(definition: Mapping[str, Any], past: Sequence[FrozenTrial] = (), seed: 
         Option -> value.
     """
     seed = definition.get("seed", 0) if seed is None else seed
+    own = int(np.random.SeedSequence((seed, len(past))).generate_state(1)[0])
     parameters = definition["parameters"]
     space = {name: distribution_of(drawn) for name, drawn in parameters.items()}
     sampler: BaseSampler
@@ -106,9 +104,9 @@ def draw(definition: Mapping[str, Any], past: Sequence[FrozenTrial] = (), seed: 
             return None
         sampler = GridSampler(grid, seed)
     elif definition["method"] == "random":
-        sampler = RandomSampler(seed + len(past))
+        sampler = RandomSampler(own)
     else:
-        sampler = TPESampler(n_startup_trials=STARTUP, seed=seed + len(past))
+        sampler = TPESampler(n_startup_trials=STARTUP, seed=own)
     # A study in memory: the journal takes the whole trial in one line then, or none where the process is killed.
     study = optuna.create_study(sampler=sampler, direction=direction(definition))
     study.add_trials(past)
