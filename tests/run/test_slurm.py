@@ -79,7 +79,7 @@ def test_a_job_that_fails_after_the_signal_is_not_requeued(script, false_slurm, 
     assert "scontrol" not in (tmp_path / "calls").read_text()
 
 
-@pytest.mark.parametrize(("target", "module"), [("train", "pipeline"), ("sweep", "sweep.cli")])
+@pytest.mark.parametrize(("target", "module"), [("train", "run.pipeline"), ("sweep", "sweep.cli")])
 def test_make_prints_the_one_command_that_it_would_run(target, module):
     words = ["make", "--silent", "--just-print", "-o", ".venv/.installed", target, "ARGS=--a 1 --b '{x: 1}'"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -267,18 +267,21 @@ class Trials:
 
     def write_table(self) -> None:
         """Write ``table.csv``, a row a trial, the best first."""
-        rows = [
-            {
-                "trial": trial.number,
-                "state": STATES[trial.state],
-                self.sweep.metric: f"{trial.user_attrs['best']:.6g}" if "best" in trial.user_attrs else "",
-                **self.values(trial),
-                "seconds": trial.user_attrs.get("seconds", 0.0),
-            }
-            for trial in self.ranked()
-        ]
         columns = ("trial", "state", self.sweep.metric, *self.sweep.definition["parameters"], "seconds")
-        write_table(self.sweep.folder / "table.csv", columns, rows)
+        with alone(self.sweep.folder, wait=True):  # or an older table might take a newer one's place
+            rows = [
+                {
+                    "trial": trial.number,
+                    "state": STATES[trial.state],
+                    self.sweep.metric: f"{trial.user_attrs['best']:.6g}"
+                    if "best" in trial.user_attrs
+                    else "",
+                    **self.values(trial),
+                    "seconds": trial.user_attrs.get("seconds", 0.0),
+                }
+                for trial in self.ranked()
+            ]
+            write_table(self.sweep.folder / "table.csv", columns, rows)
 
     def _identity(self, number: int) -> int:
         study = self._storage.get_study_id_from_name("sweep")
