@@ -116,8 +116,8 @@ def read_definition(path: Path) -> dict[str, Any]:
             f"{path}: metric {name!r} is logged by nothing; {definition['program']} logs {', '.join(logged)}, "
             "and each with /<class>"
         )
-    if type(definition.get("seed", 0)) is not int:
-        raise ConfigError(f"{path}: seed is {definition['seed']!r}; it is a whole number, 0 by default")
+    if type(seed := definition.get("seed", 0)) is not int or seed < 0:
+        raise ConfigError(f"{path}: seed is {seed!r}; it is a whole number, 0 by default")
     if not isinstance(parameters, Mapping) or not parameters:
         raise ConfigError(f"{path}: parameters is {parameters!r}; name the settings to vary")
     definition["parameters"] = flat_parameters(path, parameters)
@@ -156,6 +156,8 @@ def unsupported(drawn: Any, method: str) -> str | None:
         return f"{dict(drawn)!r} are not {'whole ' if len(types) == 1 else ''}numbers"
     if "min" in needed and not drawn["min"] < drawn["max"]:
         return f"min {drawn['min']} is not less than max {drawn['max']}"
+    if "q" in needed and drawn["q"] > 0 and len(grid_values(drawn) or []) < 2:
+        return f"fewer than two multiples of q {drawn['q']} lie between min and max"
     if (kind == "log_uniform_values" and drawn["min"] <= 0) or drawn.get("q", 1) <= 0:
         return f"{'q' if 'q' in drawn else 'min'} has to be above 0"
     if method == "grid" and grid_values(drawn) is None:
@@ -170,9 +172,9 @@ def grid_values(drawn: Mapping[str, Any]) -> list[Any] | None:
         return list(drawn.get("values", [drawn.get("value")]))
     if kind not in ("int_uniform", "q_uniform"):
         return None
-    step = drawn.get("q", 1)
-    count = math.floor((drawn["max"] - drawn["min"]) / step + 1e-9) + 1
-    return [drawn["min"] + number * step for number in range(count)]
+    step = drawn.get("q", 1)  # multiples of it, as W&B's
+    first, last = math.ceil(drawn["min"] / step - 1e-9), math.floor(drawn["max"] / step + 1e-9)
+    return [round(number * step, 9) for number in range(first, last + 1)]
 
 
 def check_early_terminate(path: Path, early: Any) -> None:

@@ -106,7 +106,6 @@ def _train(trials: Trials, count: int, jobs: int) -> None:
                 for slot, running in list(slots.items()):
                     if _look(trials, running, relay.asked):
                         del slots[slot]
-                        write_plots(trials)
         finally:
             for running in slots.values():
                 running.process.kill()  # each continues from its last epoch
@@ -132,8 +131,6 @@ def _look(trials: Trials, running: Running, asked: bool) -> bool:
         trials.spend(number, time.monotonic() - begun)
         trials.release(number)
         return True
-    elif not code:
-        trials.check_metric(number)
     state = TrialState.PRUNED if stopped else TrialState.FAIL if code else TrialState.COMPLETE
     trials.close(number, state, time.monotonic() - begun)
     if code:
@@ -160,13 +157,8 @@ def _stop_if_all_fail(trials: Trials, number: int) -> None:
 def _start(trials: Trials, trial: FrozenTrial, gpu: str | None, relay: Relay) -> subprocess.Popen[bytes]:
     folder, options = trials.folder(trial.number), words_of(trials.values(trial))
     folder.mkdir(parents=True, exist_ok=True)
-    words = [
-        *trials.sweep.words,
-        *options,
-        "--trainer.default_root_dir",
-        str(folder),
-        *resume_options(folder),
-    ]
+    words = [*trials.sweep.words, *options, "--trainer.default_root_dir", str(folder)]
+    words += resume_options(folder)
     environment = {**os.environ, "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as plots
 
-from weakmedsam.sweep.trials import Trials, direction
+from weakmedsam.sweep.trials import Trials, console, direction
 from weakmedsam.system.atomic_io import write_whole
 
 LEAST = 8
@@ -45,7 +45,11 @@ def write_plots(trials: Trials) -> None:
     for name, plot in drawn.items():
         with warnings.catch_warnings(), pyplot.style.context("default"):
             warnings.simplefilter("ignore")  # plots of matplotlib are experimental in Optuna
-            axes = plot(study, target_name=trials.sweep.metric)
+            try:
+                axes = plot(study, target_name=trials.sweep.metric)
+            except (RuntimeError, ValueError) as error:  # no reason to end trials that run
+                console.print(f"  {name}.png is not drawn: {error}")
+                continue
             for lines in axes.collections:  # in Optuna's blues the worst trials cannot be seen
                 lines.set_cmap("viridis" if study.direction.name == "MAXIMIZE" else "viridis_r")
             axes.figure.set_size_inches(1.9 * len(names) + 3.5 if name == "parallel" else 8.0, 4.8)

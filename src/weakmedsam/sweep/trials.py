@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
@@ -48,12 +50,9 @@ def distribution_of(drawn: Mapping[str, Any]) -> BaseDistribution:
         return CategoricalDistribution([encoded(value) for value in grid_values(drawn) or []])
     low, high, step = drawn["min"], drawn["max"], drawn.get("q")
     if step is not None:
-        high = (grid_values(drawn) or [high])[-1]
-    if (
-        kind != "uniform"
-        and all(isinstance(number, int) for number in (low, high, step or 1))
-        and "log" not in kind
-    ):
+        values = grid_values(drawn) or [low, high]
+        low, high = values[0], values[-1]
+    if kind in ("int_uniform", "q_uniform") and {type(low), type(high), type(step or 1)} == {int}:
         return IntDistribution(low, high, step=step or 1)
     if kind == "log_uniform":  # W&B gives the exponents
         low, high = math.exp(low), math.exp(high)
@@ -61,8 +60,9 @@ def distribution_of(drawn: Mapping[str, Any]) -> BaseDistribution:
 
 
 def encoded(value: Any) -> Any:
-    """A choice as Optuna keeps it: a list or mapping as JSON."""
-    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+    """A choice as Optuna keeps it: a list, a mapping, or a boolean, which Python takes for 0 or 1, as JSON."""
+    plain = value is None or (isinstance(value, int | float | str) and not isinstance(value, bool))
+    return value if plain else json.dumps(value)
 
 
 def _rounded(value: Any, space: BaseDistribution) -> Any:
@@ -96,6 +96,7 @@ def draw(definition: Mapping[str, Any], past: Sequence[FrozenTrial] = (), seed: 
         Option -> value.
     """
     seed = definition.get("seed", 0) if seed is None else seed
+    own = int(np.random.SeedSequence((seed, len(past))).generate_state(1)[0])
     parameters = definition["parameters"]
     space = {name: distribution_of(drawn) for name, drawn in parameters.items()}
     sampler: BaseSampler
@@ -105,9 +106,9 @@ def draw(definition: Mapping[str, Any], past: Sequence[FrozenTrial] = (), seed: 
             return None
         sampler = GridSampler(grid, seed)
     elif definition["method"] == "random":
-        sampler = RandomSampler(seed + len(past))
+        sampler = RandomSampler(own)
     else:
-        sampler = TPESampler(n_startup_trials=STARTUP, seed=seed + len(past))
+        sampler = TPESampler(n_startup_trials=STARTUP, seed=own)
     # A study in memory: the journal takes the whole trial in one line then, or none where the process is killed.
     study = optuna.create_study(sampler=sampler, direction=direction(definition))
     study.add_trials(past)
@@ -130,9 +131,7 @@ def pruner_of(definition: Mapping[str, Any]) -> BasePruner:
     if early is None:
         return NopPruner()
     eta = early.get("eta", 3)
-    # As many brackets as there are with an epoch at least.
-    brackets = min(early.get("s", 0), int(math.log(early.get("max_iter", 1), eta) + 1e-9))
-    first = early.get("min_iter") or max(early["max_iter"] // eta**brackets, 1)
+    first = early.get("min_iter") or max(early["max_iter"] // eta ** early["s"], 1)
     return SuccessiveHalvingPruner(min_resource=first, reduction_factor=eta)
 
 
@@ -157,11 +156,9 @@ class Trials:
             with alone(sweep.folder, wait=True):
                 _mend(path)
                 self._storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+                goal = direction(sweep.definition)
                 self.study = optuna.create_study(
-                    storage=self._storage,
-                    study_name="sweep",
-                    direction=direction(sweep.definition),
-                    load_if_exists=True,
+                    storage=self._storage, study_name="sweep", direction=goal, load_if_exists=True
                 )
         except (ValueError, KeyError, TypeError, AssertionError, IsADirectoryError) as error:
             raise DataError(
@@ -200,15 +197,12 @@ class Trials:
 
     def _lock(self, number: int) -> bool:
         """Whether nobody else runs a trial; then it is locked."""
-        if number in self.locks:
-            return False
-        stack = ExitStack()
-        try:
-            self.locks[number] = stack.enter_context(alone(self.sweep.folder / "locks" / f"{number:03d}"))
-        except ConfigError:
-            return False
-        self._held[number] = stack
-        return True
+        with ExitStack() as stack, suppress(ConfigError):
+            if number not in self.locks:
+                self.locks[number] = stack.enter_context(alone(self.sweep.folder / "locks" / f"{number:03d}"))
+                self._held[number] = stack.pop_all()
+                return True
+        return False
 
     def release(self, number: int) -> None:
         """Give up a trial's lock."""
@@ -217,19 +211,11 @@ class Trials:
 
     def history(self, number: int) -> list[float]:
         """The metric by epoch; what is damaged or not finite is left out."""
-        rows = read_table(self.folder(number) / "history.csv")
-        return list(_finite(row.get(self.sweep.metric) for row in rows))
-
-    def check_metric(self, number: int) -> None:
-        """See that a finished trial has logged the metric.
-
-        Raises:
-            ConfigError: it has not; names what is logged.
-        """
-        rows = read_table(self.folder(number) / "history.csv")
-        if rows and self.sweep.metric not in rows[-1]:
-            names = ", ".join(name for name in rows[-1] if "/" in name)
-            raise ConfigError(f"the trials of {self.sweep.name} log no {self.sweep.metric}; they log {names}")
+        found = []
+        for row in read_table(self.folder(number) / "history.csv"):
+            with suppress(TypeError, ValueError):
+                found.append(float(row.get(self.sweep.metric, "nan")))
+        return [value for value in found if math.isfinite(value)]
 
     def best_of(self, scores: Sequence[float]) -> float:
         """The best of some values."""
@@ -251,9 +237,17 @@ class Trials:
         self._storage.set_trial_user_attr(self._identity(number), "seconds", round(before + seconds, 1))
 
     def close(self, number: int, state: TrialState, seconds: float, score: float | None = None) -> None:
-        """Write down how a trial ended, unlock it, and write ``table.csv`` anew."""
-        finite = list(_finite([score])) if score is not None else self.history(number)
-        best = self.best_of(finite) if finite else None
+        """Write down how a trial ended, unlock it, and write ``table.csv`` anew.
+
+        Raises:
+            ConfigError: it has finished without logging the metric; names what is logged.
+        """
+        rows = read_table(self.folder(number) / "history.csv")
+        if rows and state == TrialState.COMPLETE and self.sweep.metric not in rows[-1]:
+            names = ", ".join(name for name in rows[-1] if "/" in name)
+            raise ConfigError(f"the trials of {self.sweep.name} log no {self.sweep.metric}; they log {names}")
+        scores = self.history(number) if score is None else [score] * math.isfinite(score)
+        best = self.best_of(scores) if scores else None
         if best is None and state == TrialState.COMPLETE:
             state = TrialState.FAIL
         self.spend(number, seconds)
@@ -275,39 +269,36 @@ class Trials:
 
     def write_table(self) -> None:
         """Write ``table.csv``, a row a trial, the best first."""
-        rows = [
-            {
-                "trial": trial.number,
-                "state": STATES[trial.state],
-                self.sweep.metric: f"{trial.user_attrs['best']:.6g}" if "best" in trial.user_attrs else "",
-                **self.values(trial),
-                "seconds": trial.user_attrs.get("seconds", 0.0),
-            }
-            for trial in self.ranked()
-        ]
         columns = ("trial", "state", self.sweep.metric, *self.sweep.definition["parameters"], "seconds")
-        write_table(self.sweep.folder / "table.csv", columns, rows)
+        with alone(self.sweep.folder, wait=True):  # or an older table might take a newer one's place
+            rows = [
+                {
+                    "trial": trial.number,
+                    "state": STATES[trial.state],
+                    self.sweep.metric: f"{trial.user_attrs['best']:.6g}"
+                    if "best" in trial.user_attrs
+                    else "",
+                    **self.values(trial),
+                    "seconds": trial.user_attrs.get("seconds", 0.0),
+                }
+                for trial in self.ranked()
+            ]
+            write_table(self.sweep.folder / "table.csv", columns, rows)
 
     def _identity(self, number: int) -> int:
         study = self._storage.get_study_id_from_name("sweep")
         return self._storage.get_trial_id_from_study_id_trial_number(study, number)
 
 
-def _finite(values: Any) -> Iterator[float]:
-    for value in values:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):  # of a damaged table
-            continue
-        if math.isfinite(number):
-            yield number
-
-
 def _mend(path: Path) -> None:
     """Cut off a last line that a kill or a full disk has left incomplete: nothing could be appended to it."""
-    if not path.is_file():
+    if not path.exists():
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    lock = JournalFileOpenLock(str(path))  # another process may be appending
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
