@@ -79,12 +79,12 @@ def test_a_job_that_fails_after_the_signal_is_not_requeued(script, false_slurm, 
     assert "scontrol" not in (tmp_path / "calls").read_text()
 
 
-@pytest.mark.parametrize(("target", "module"), [("train", "pipeline"), ("sweep", "sweep")])
-def test_make_prints_the_one_command_that_it_would_run(target, module):
+@pytest.mark.parametrize("target", ["train", "sweep"])
+def test_make_prints_the_one_command_that_it_would_run(target):
     words = ["make", "--silent", "--just-print", "-o", ".venv/.installed", target, "ARGS=--a 1 --b '{x: 1}'"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     (line,) = done.stdout.replace("\\\n", "").splitlines()  # a shell joins them too
-    assert shlex.split(line)[:3] == [".venv/bin/python", "-m", f"weakmedsam.{module}"]
+    assert shlex.split(line)[:4] == [".venv/bin/python", "-m", "weakmedsam", target]
     assert shlex.split(line)[-5:] == ["--", "--a", "1", "--b", "{x: 1}"]
 
 
