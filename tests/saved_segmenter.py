@@ -33,7 +33,7 @@ def save(path, level=0.5, network="saved_segmenter.Brightness", classes=CLASSES,
     if data is not None:
         data.prepare_data()
         data.setup("test")
-        checkpoint[RUN_KEY] = {"settings": {}, "data": data_digest(data)}
+        checkpoint[RUN_KEY] = {"settings": {}, "data": data_digest(data), "version": "0.2.0"}
     segmenter.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
     return segmenter

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,35 @@ def test_commands_that_only_look_or_prepare_load_no_torch() -> None:
 
 def test_a_module_that_loads_torch_is_found() -> None:
     assert "weakmedsam.geometry loads {'torch'}" in load("weakmedsam.geometry").stderr
+
+
+def test_the_top_of_the_package_is_small() -> None:
+    assert len(list((ROOT / "src/weakmedsam").glob("[a-z]*.py"))) <= 12
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All functions and methods of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many arguments a function takes, without ``self``."""
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+MANY = {"data_modules/base.py", "data_modules/brats.py", "data_modules/folder.py", "data_modules/phantom.py"} | {
+    "src/weakmedsam/classification/module.py", "src/weakmedsam/segmentation/module.py",
+}  # fmt: skip
+"""Files whose constructors still take more than ten arguments."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_take_ten_arguments_at_most(path: Path) -> None:
+    many = [node.name for node in functions(path) if arguments(node) > 10]
+    assert bool(many) == (str(path.relative_to(ROOT)) in MANY), many
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

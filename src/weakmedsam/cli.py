@@ -39,7 +39,7 @@ from weakmedsam.callbacks.throughput import Throughput
 from weakmedsam.callbacks.wandb_lineage import Lineage
 from weakmedsam.callbacks.wandb_tables import SendTables
 from weakmedsam.cli_parser import Parser, PrepareParser, check_nulls, check_trainer, typed
-from weakmedsam.config_diff import deciding
+from weakmedsam.config_diff import check_version, deciding
 from weakmedsam.errors import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.loggers import use_wandb_offline_unless_asked
 from weakmedsam.run.cli_errors import show_remarks
@@ -173,6 +173,7 @@ class WeakMedSAMCLI(LightningCLI):
         if path:
             check_checkpoint(Path(path), "--ckpt_path")
         held = read_checkpoint(Path(path)) if path else {}
+        check_version(held, f"--ckpt_path {path}")
         if self.subcommand == "fit":
             self.settings = deciding(self.config.fit.as_dict())
             check_settings(held, self.settings, str(path))

@@ -7,6 +7,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from weakmedsam import __version__
+from weakmedsam.errors import CheckpointError
+
 EXECUTION_KEYS = (
     *("accelerator", "strategy", "plugins", "logger", "profiler", "log_every_n_steps"),
     *("enable_progress_bar", "enable_model_summary", "default_root_dir"),
@@ -111,3 +114,16 @@ def data_digest(data: KnownData) -> dict[str, Any]:
 def say_digest(digest: Mapping[str, Any]) -> str:
     """For messages."""
     return f"{digest['cases']} cases, {digest['digest']}"
+
+
+def check_version(checkpoint: Mapping[str, Any], path: str) -> None:
+    """See that a checkpoint is not of version 0.1, whose settings had other names.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if RUN_KEY in checkpoint and "version" not in checkpoint[RUN_KEY]:
+        raise CheckpointError(
+            f"{path} was made by weakmedsam 0.1, this is {__version__}, whose settings have other names: train anew, "
+            "in another folder (there is no conversion)"
+        )

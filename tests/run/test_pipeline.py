@@ -469,14 +469,14 @@ def test_a_stage_that_leaves_no_result_is_an_error_that_says_so(house, tmp_path,
         run("prepare", request_for(tmp_path))
 
 
-def test_a_run_of_an_earlier_version_is_set_aside(house, tmp_path, capsys):
+def test_a_run_of_version_0_1_is_refused(house, tmp_path):
     run("classify", request_for(tmp_path))
     path = tmp_path / "runs/phantom/x/classify/stage.json"
     write_object(path, {**read_object(path), "inputs": "a digest of all"})
     house.clear()
-    run("classify", request_for(tmp_path))
-    assert ran(house) == ["fit classify"]
-    assert "classify is out of date (made by an earlier version of weakmedsam)" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"x/classify was made by weakmedsam 0\.1.* remove .*phantom/x \("):
+        run("classify", request_for(tmp_path))
+    assert ran(house) == []
 
 
 @pytest.mark.parametrize("code", [-9, 137])

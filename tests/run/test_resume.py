@@ -45,8 +45,18 @@ def call(monkeypatch, tmp_path):
 def checkpoint(call, tmp_path):
     """A checkpoint of the default settings, as far as settings go."""
     path = tmp_path / "last.ckpt"
-    torch.save({RUN_KEY: {"settings": call(), "data": {"cases": 1, "digest": "a"}}}, path)
+    torch.save({RUN_KEY: {"settings": call(), "data": {"cases": 1, "digest": "a"}, "version": "0.2.0"}}, path)
     return path
+
+
+def test_a_checkpoint_of_version_0_1_is_refused(call, checkpoint):
+    held = torch.load(checkpoint, weights_only=True)
+    del held[RUN_KEY]["version"]
+    torch.save(held, checkpoint)
+    with pytest.raises(
+        SystemExit, match=r"last\.ckpt was made by weakmedsam 0\.1, this is 0\.2\.0.*train anew"
+    ):
+        call("--ckpt_path", str(checkpoint))
 
 
 SAMUS = {"backbone": "samus"}

@@ -8,6 +8,7 @@ from typing import Any, cast
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
+from weakmedsam import __version__
 from weakmedsam.config_diff import RUN_KEY, KnownData, data_digest, differences, say_digest, shared
 from weakmedsam.errors import CheckpointError
 
@@ -26,7 +27,9 @@ class KeepSettings(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Say what it is of."""
-        checkpoint[RUN_KEY] = {"settings": self.settings, "data": data_digest(_data(trainer))}
+        checkpoint[RUN_KEY] = {
+            "settings": self.settings, "data": data_digest(_data(trainer)), "version": __version__
+        }  # fmt: skip
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

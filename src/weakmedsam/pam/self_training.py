@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from weakmedsam.backbones.checkpoints import read_checkpoint
-from weakmedsam.config_diff import RUN_KEY, KnownData, data_digest, say_digest
+from weakmedsam.config_diff import RUN_KEY, KnownData, check_version, data_digest, say_digest
 from weakmedsam.errors import CheckpointError
 from weakmedsam.pam.affinity import onto_map
 from weakmedsam.segmentation.module import SIGNATURE, Segmenter
@@ -56,6 +56,7 @@ def load_segmenter(
         )
     check_checkpoint(path, "model.pam.start.checkpoint:")
     held = read_checkpoint(path)
+    check_version(held, f"model.pam.start.checkpoint: {path}")
     said = held.get(SIGNATURE) if isinstance(held, dict) else None
     if not isinstance(said, dict) or "made_by" not in said:
         raise CheckpointError(

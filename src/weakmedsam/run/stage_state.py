@@ -24,8 +24,6 @@ from weakmedsam.system.json_files import read_object
 DONE, INTERRUPTED, OUT_OF_DATE, NOT_RUN = "done", "interrupted", "out of date", "not run"
 NOT_NEEDED = "not needed"
 
-EARLIER_VERSION = "made by an earlier version of weakmedsam"
-
 _HELD: dict[str, tuple[str, type]] = {
     "stage.json": ("settings", dict),
     "settings.json": ("configs", dict),
@@ -165,8 +163,13 @@ def finished_note(stage: Stage, folder: Path, settings: Mapping[str, Any]) -> di
 
 def _input_reasons(stage: Stage, folder: Path, settings: Mapping[str, Any], held: Any) -> list[str]:
     """Which inputs were added, removed or changed since the stage has run."""
+    if isinstance(held, str):  # one digest of all inputs
+        raise ConfigError(
+            f"{folder} was made by weakmedsam 0.1, whose settings have other names: choose another EXPERIMENT, or "
+            f"remove {folder.parent} (there is no conversion)"
+        )
     if not isinstance(held, Mapping):
-        return [EARLIER_VERSION]
+        return [_result_reason("stage.json", "damaged")]
     prepared = _prepared(stage, folder) or {}
     root = Path(str(prepared.get("sources", {}).get("root", "")) or "/")
     before = {name: Mark(*values) for name, values in held.items()}
