@@ -6,7 +6,7 @@ from classifiers import module, trainer
 from tiny import TinyBackbone, tiny_phantom
 
 from weakmedsam.callbacks import CompareRefinements
-from weakmedsam.callbacks.pam_ablation import Remembering, RememberingLosses
+from weakmedsam.callbacks.pam_ablation import Remembering, RememberingDrops
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.prompt_masks import Slices
@@ -76,10 +76,10 @@ def test_an_answer_from_memory_is_the_answer():
 
 
 def test_what_erasing_takes_is_asked_once_for_a_slice_and_its_masks():
-    def losses(some, masks):
+    def drops(some, masks):
         return torch.stack([some.image.mean() + masks.mean((2, 3))], dim=1)
 
-    memory = RememberingLosses(losses)
+    memory = RememberingDrops(drops)
     box = torch.tensor([0, 32, 0, 32]).expand(2, 4)
     slices = Slices(torch.rand(2, 1, 32, 32), torch.rand(2, 1, 8, 8), None, torch.ones(2, 1), box)
     masks = torch.rand(2, 3, 8, 8)

@@ -8,14 +8,14 @@ from pam_settings import pam_settings
 from tiny import SIZE
 
 from weakmedsam.errors import ConfigError
-from weakmedsam.pam import occlusion as erasing
+from weakmedsam.pam import occlusion as occlusion
 from weakmedsam.pam.occlusion import (
-    by_erasing,
-    evidence_lost,
+    drops_under_occlusion,
+    logit_drops,
     paint_over,
     same_as,
-    smallest_telling,
-    with_telling_mask,
+    smallest_discriminative,
+    with_discriminative_mask,
 )
 from weakmedsam.pam.refiner import mine, refine
 
@@ -87,13 +87,13 @@ def test_what_a_mask_takes_is_counted_against_the_most():
     masks = torch.cat(
         [mask(4, 10, 4, 7), mask(4, 10, 4, 10), mask(20, 26, 20, 28), mask(14, 18, 14, 18)], dim=1
     )
-    lost = evidence_lost(grey_and_bright, image, BOX, masks)
-    assert lost.shape == (1, 2, 4)
-    assert lost[0, 0, 1] == 1
-    assert 0.3 < lost[0, 0, 0] < 0.9
-    assert lost[0, 0, 2:].tolist() == [0, 0]
-    assert lost[0, 1].tolist() == [0, 0, 1, 0]
-    nothing = evidence_lost(grey_and_bright, image * 0, BOX, masks)
+    drops = logit_drops(grey_and_bright, image, BOX, masks)
+    assert drops.shape == (1, 2, 4)
+    assert drops[0, 0, 1] == 1
+    assert 0.3 < drops[0, 0, 0] < 0.9
+    assert drops[0, 0, 2:].tolist() == [0, 0]
+    assert drops[0, 1].tolist() == [0, 0, 1, 0]
+    nothing = logit_drops(grey_and_bright, image * 0, BOX, masks)
     assert nothing.eq(0).all()
 
 
@@ -109,35 +109,35 @@ def test_slices_masks_and_pieces_are_asked_each_by_itself_and_the_same_mask_once
         asked.append(len(image))
         return torch.stack([image.flatten(1).std(1), image[..., :9].flatten(1).std(1)], dim=1)
 
-    together = evidence_lost(evidence, image, box, masks)
+    together = logit_drops(evidence, image, box, masks)
     assert sum(asked) == 3 + 3 * 4
     assert torch.equal(together[..., 3], together[..., 1])
-    alone = [evidence_lost(evidence, image[b : b + 1], box[:1], masks[b : b + 1]) for b in range(3)]
+    alone = [logit_drops(evidence, image[b : b + 1], box[:1], masks[b : b + 1]) for b in range(3)]
     assert torch.allclose(torch.cat(alone), together, atol=1e-5)
-    monkeypatch.setattr(erasing, "PAIRS", 2)
-    assert torch.allclose(evidence_lost(evidence, image, box, masks), together, atol=1e-5)
+    monkeypatch.setattr(occlusion, "PAIRS", 2)
+    assert torch.allclose(logit_drops(evidence, image, box, masks), together, atol=1e-5)
 
 
 def test_the_smallest_of_those_that_tell_enough_is_taken():
     masks = torch.cat([mask(0, 20, 0, 20), mask(0, 10, 0, 10), mask(0, 4, 0, 4)], dim=1)
-    lost = torch.tensor([[[1.0, 0.8, 0.3], [0.0, 0.0, 0.0]]])
+    drops = torch.tensor([[[1.0, 0.8, 0.3], [0.0, 0.0, 0.0]]])
     for share, chosen in ((0.9, 0), (0.7, 1), (0.2, 2)):
-        found = smallest_telling(masks, lost, share)
+        found = smallest_discriminative(masks, drops, share)
         assert torch.equal(found[0, 0], masks[0, chosen])
         assert found[0, 1].eq(0).all()
-    untrusted = smallest_telling(masks, lost, 0.7, torch.tensor([[0.6, 0.0, 0.5]]))
+    untrusted = smallest_discriminative(masks, drops, 0.7, torch.tensor([[0.6, 0.0, 0.5]]))
     assert torch.equal(untrusted[0, 0], masks[0, 0])
-    assert smallest_telling(masks, lost, 0.7, torch.zeros(1, 3)).eq(0).all()
-    assert torch.equal(smallest_telling(masks * 0.5, lost, 0.7)[0, 0], masks[0, 1])
+    assert smallest_discriminative(masks, drops, 0.7, torch.zeros(1, 3)).eq(0).all()
+    assert torch.equal(smallest_discriminative(masks * 0.5, drops, 0.7)[0, 0], masks[0, 1])
 
 
 def test_activation_and_mask_stand_side_by_side_or_the_activation_alone():
     maps = torch.cat([mask(0, 10, 0, 10), mask(0, 10, 0, 10)], dim=1)
-    telling = torch.cat([mask(0, 10, 5, 15), torch.zeros(1, 1, SIZE, SIZE)], dim=1)
-    both = with_telling_mask(maps, telling, 0.25)[0]
+    discriminative = torch.cat([mask(0, 10, 5, 15), torch.zeros(1, 1, SIZE, SIZE)], dim=1)
+    both = with_discriminative_mask(maps, discriminative, 0.25)[0]
     assert both[0, 5, [2, 7, 12]].tolist() == pytest.approx([0.75, 1.0, 0.25])
     assert torch.equal(both[1], maps[0, 1])
-    assert torch.equal(with_telling_mask(maps, telling, 1.0)[0, 0], telling[0, 0])
+    assert torch.equal(with_discriminative_mask(maps, discriminative, 1.0)[0, 0], discriminative[0, 0])
 
 
 @settings(max_examples=20, deadline=None)
@@ -151,15 +151,15 @@ def test_a_mirrored_image_loses_the_same(seed, axis):
     def evidence(image, box):
         return image.flatten(1).square().mean(1, keepdim=True)
 
-    lost = evidence_lost(evidence, image, box, masks)
-    assert 0 <= lost.min() <= lost.max() <= 1
-    mirrored = evidence_lost(evidence, image.flip(axis), box, masks.flip(axis))
-    assert torch.allclose(mirrored, lost, atol=1e-4)
+    drops = logit_drops(evidence, image, box, masks)
+    assert 0 <= drops.min() <= drops.max() <= 1
+    mirrored = logit_drops(evidence, image.flip(axis), box, masks.flip(axis))
+    assert torch.allclose(mirrored, drops, atol=1e-4)
 
 
 # Within PAM
 
-ERASING = {"affinity__kind": "per_prompt", "occlusion__weight": 0.5}
+OCCLUDING = {"affinity__kind": "per_prompt", "occlusion__weight": 0.5}
 
 
 def beside():
@@ -174,10 +174,10 @@ def beside():
 @pytest.mark.parametrize("walk", ["slice", "volume"])
 def test_an_activation_beside_its_target_is_brought_onto_it(walk):
     slices = beside()
-    losses = by_erasing(grey_and_bright)
+    drops = drops_under_occlusion(grey_and_bright)
     plain, moved = (
-        mine(BoxBackbone(), slices, pam_settings(SCENE, **{**ERASING, "occlusion__weight": e, "walk__extent": walk}), 4,
-             thickness=1.0, losses=losses).walked
+        mine(BoxBackbone(), slices, pam_settings(SCENE, **{**OCCLUDING, "occlusion__weight": e, "walk__extent": walk}),
+             4, thickness=1.0, drops=drops).walked
         for e in (0.0, 0.5)
     )  # fmt: skip
     for c in (0, 1):
@@ -190,15 +190,17 @@ def test_an_activation_beside_its_target_is_brought_onto_it(walk):
 def test_masks_are_asked_for_whatever_pixels_are_compared_by(affinity):
     slices = beside()
     settings_ = pam_settings(SCENE, **{"affinity__kind": affinity, "occlusion__weight": 0.9})
-    after = refine(BoxBackbone(), slices, settings_, 4, by_erasing(grey_and_bright)).after
+    after = refine(BoxBackbone(), slices, settings_, 4, drops_under_occlusion(grey_and_bright)).after
     assert dice(after[0, 0] > 0.5, slices.embedding[0, 0] == 1) > 0.8
 
 
 @pytest.mark.parametrize("vote", ["alone", "before", "after"])
 def test_a_vote_goes_by_what_erasing_found(vote):
     slices = beside()
-    voted = {**ERASING, "vote__when": vote, "vote__power": 8.0}
-    after = refine(BoxBackbone(), slices, pam_settings(SCENE, **voted), 4, by_erasing(grey_and_bright)).after
+    voted = {**OCCLUDING, "vote__when": vote, "vote__power": 8.0}
+    after = refine(
+        BoxBackbone(), slices, pam_settings(SCENE, **voted), 4, drops_under_occlusion(grey_and_bright)
+    ).after
     assert dice(after[0, 0] > 0.5, slices.embedding[0, 0] == 1) > 0.8
 
 
@@ -206,8 +208,8 @@ def test_a_mask_that_is_not_trusted_is_not_taken():
     """The first kind of box answers with a low quality: only the second class can be moved."""
     slices = beside()
     backbone = BoxBackbone(torch.tensor([0.9, 0.2, 0.9]))
-    chosen = pam_settings(SCENE, **{**ERASING, "prompts__min_quality": 0.5, "walk__steps": 0})
-    walked = mine(backbone, slices, chosen, 4, losses=by_erasing(grey_and_bright)).walked
+    chosen = pam_settings(SCENE, **{**OCCLUDING, "prompts__min_quality": 0.5, "walk__steps": 0})
+    walked = mine(backbone, slices, chosen, 4, drops=drops_under_occlusion(grey_and_bright)).walked
     assert dice(walked[0, 0] > 0.4, slices.embedding[0, 0] == 1) < 0.2
     assert dice(walked[0, 1] > 0.4, slices.embedding[0, 0] == 2) > 0.5
 
@@ -218,7 +220,7 @@ def test_rounding_tells_nothing():
     def evidence(image, box):
         return 5.0 + 1e-5 * image.flatten(1).mean(1, keepdim=True)
 
-    assert evidence_lost(evidence, image, BOX, torch.rand(1, 4, 8, 8)).eq(0).all()
+    assert logit_drops(evidence, image, BOX, torch.rand(1, 4, 8, 8)).eq(0).all()
 
 
 def test_images_are_painted_in_the_images_own_precision():
@@ -228,16 +230,23 @@ def test_images_are_painted_in_the_images_own_precision():
         assert image.dtype == torch.bfloat16
         return image.flatten(1).mean(1, keepdim=True)
 
-    assert evidence_lost(evidence, image, BOX, torch.rand(1, 4, 8, 8)).isfinite().all()
+    assert logit_drops(evidence, image, BOX, torch.rand(1, 4, 8, 8)).isfinite().all()
 
 
 def test_chunks_change_nothing():
     slices = scene(5)
     slices = slices._replace(image=slices.image * torch.linspace(0.9, 1, 5).view(5, 1, 1, 1))
     for walk in ("slice", "volume"):
-        chosen = pam_settings(SCENE, **{**ERASING, "walk__extent": walk})
+        chosen = pam_settings(SCENE, **{**OCCLUDING, "walk__extent": walk})
         whole, parts = (
-            mine(BoxBackbone(), slices, chosen, chunk, thickness=1.0, losses=by_erasing(grey_and_bright))
+            mine(
+                BoxBackbone(),
+                slices,
+                chosen,
+                chunk,
+                thickness=1.0,
+                drops=drops_under_occlusion(grey_and_bright),
+            )
             for chunk in (5, 2)
         )
         assert torch.allclose(whole.walked, parts.walked, atol=1e-4)

@@ -118,19 +118,19 @@ def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, mon
             fit_to_store(found)
 
 
-@pytest.mark.parametrize("erasing", [0.0, 0.3])
-def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypatch, capsys, erasing):
+@pytest.mark.parametrize("occlusion", [0.0, 0.3])
+def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypatch, capsys, occlusion):
     monkeypatch.setattr(definitions, "SWEEPS", tmp_path)
     written(tmp_path, text=(ROOT / "experiments/sweeps/pam.yaml").read_text())
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
-    write_head(found.features, Head(["lesion"], ["a"], 32, {"occlusion.weight": erasing}, [4, 6, 8]))
+    write_head(found.features, Head(["lesion"], ["a"], 32, {"occlusion.weight": occlusion}, [4, 6, 8]))
     left = fit_to_store(found).definition["parameters"]
     gone = found.definition["parameters"].keys() - left.keys()
-    assert gone == (set() if erasing else {"model.pam.occlusion.weight", "model.pam.occlusion.share"})
+    assert gone == (set() if occlusion else {"model.pam.occlusion.weight", "model.pam.occlusion.share"})
     assert (
         "not swept: model.pam.occlusion.weight, model.pam.occlusion.share" in capsys.readouterr().out
-    ) == (not erasing)
+    ) == (not occlusion)
     assert (
         read_definition(tmp_path / "own.yaml")["parameters"].keys() == found.definition["parameters"].keys()
     )
@@ -145,7 +145,7 @@ def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, mo
     found.features.mkdir(parents=True)
     write_head(found.features, Head(["lesion"], ["a"], 32, {"occlusion.weight": 0.0}, [4]))
     with pytest.raises(
-        ConfigError, match=r"own\.yaml sweeps erasing alone, but .*write it with a value above 0"
+        ConfigError, match=r"own\.yaml sweeps occlusion alone, but .*write it with a value above 0"
     ):
         fit_to_store(found)
 

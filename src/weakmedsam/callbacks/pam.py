@@ -33,7 +33,7 @@ from weakmedsam.pam.config import (
     Vote,
     Walk,
 )
-from weakmedsam.pam.occlusion import by_erasing
+from weakmedsam.pam.occlusion import drops_under_occlusion
 from weakmedsam.pam.pseudo_label_io import Origin, read_origin, write_pseudo_label
 from weakmedsam.pam.refiner import Refined, Slices, refine
 from weakmedsam.pam.self_training import SegmentedStart
@@ -147,7 +147,11 @@ class PromptAffinityMining(Callback):
         embedding = module.embedding(activation, image) if self.settings.prompted else None
         slices = Slices(image, activation.cam, embedding, label, box)
         return refine(
-            module.backbone, slices, self.settings, module.slices_per_step, by_erasing(module.evidence)
+            module.backbone,
+            slices,
+            self.settings,
+            module.slices_per_step,
+            drops_under_occlusion(module.evidence),
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -17,7 +17,7 @@ from weakmedsam.classification.module import Activation, WeakMedSAM
 from weakmedsam.contracts import VolumeBatch
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.config import Refinement
-from weakmedsam.pam.occlusion import Losses, by_erasing
+from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
 from weakmedsam.pam.prompt_masks import Slices
 from weakmedsam.pam.tables import CaseDice, gather_cases
 from weakmedsam.pam.volumes import labelled_rows, score_volume
@@ -63,16 +63,16 @@ class Remembering(Backbone):
         self._backbone[0].set_trainable(policy)
 
 
-class RememberingLosses:
-    """What erasing takes, asked once for each slice and its masks.
+class RememberingDrops:
+    """Drops of the class logits under occlusion, computed once for each slice and its masks.
 
     Args:
-        losses: says it for new ones.
+        drops: computes new ones.
     """
 
-    def __init__(self, losses: Losses) -> None:
+    def __init__(self, drops: Drops) -> None:
         self.asked = 0
-        self._losses = losses
+        self._drops = drops
         self._answers: dict[bytes, Tensor] = {}
 
     def __call__(self, some: Slices, masks: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ class RememberingLosses:
         rows = []
         for b in range(len(masks)):
             one = some.rows(slice(b, b + 1))
-            key = _digest(one.image, masks[b], b"losses")
+            key = _digest(one.image, masks[b], b"drops")
             if key not in self._answers:
                 self.asked += 1
-                self._answers[key] = self._losses(one, masks[b : b + 1])
+                self._answers[key] = self._drops(one, masks[b : b + 1])
             rows.append(self._answers[key])
         return torch.cat(rows)
 
@@ -98,7 +98,7 @@ def _digest(about: Tensor, asked: Tensor, question: bytes) -> bytes:
 class CompareRefinements(Callback):
     """Score many settings of PAM in one test: ``refinements.csv`` and ``refinements_mean.csv``.
 
-    Slices are encoded once, every prompt is put once and every mask erased once, however many settings there
+    Slices are encoded once, every prompt is put once and every mask occluded once, however many settings there
     are. No network is chosen and nothing is tuned here: it is for the table of a study.
 
     Args:
@@ -133,7 +133,10 @@ class CompareRefinements(Callback):
     ) -> None:
         """Score a volume under every setting."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        backbone, losses = Remembering(module.backbone), RememberingLosses(by_erasing(module.evidence))
+        backbone, drops = (
+            Remembering(module.backbone),
+            RememberingDrops(drops_under_occlusion(module.evidence)),
+        )
         rows = labelled_rows(batch)
         if len(rows) and any(settings.prompted for settings in self.settings.values()):
             made = module.embedding(activation.rows(rows), batch["image"][rows])
@@ -141,7 +144,7 @@ class CompareRefinements(Callback):
             embedding[rows] = made
             activation = activation._replace(embedding=embedding)
         for name, settings in self.settings.items():
-            self._cases[name] += score_volume(module, activation, batch, settings, backbone, losses)
+            self._cases[name] += score_volume(module, activation, batch, settings, backbone, drops)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both tables: by case and class, and means over cases, a class without a target left out."""

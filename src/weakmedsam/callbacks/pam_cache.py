@@ -20,7 +20,7 @@ from weakmedsam.geometry import inside_box
 from weakmedsam.pam.affinity import grid_points, prompt_maps
 from weakmedsam.pam.config import Refinement, dotted
 from weakmedsam.pam.feature_cache import Head, Part, write_head, write_part
-from weakmedsam.pam.occlusion import Losses, by_erasing
+from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
 from weakmedsam.pam.prompt_masks import MASKS, Slices
 from weakmedsam.system.atomic_io import write_whole
 
@@ -95,7 +95,7 @@ class KeepFeatures(Callback):
         rows = batch["label"].any(dim=1).nonzero().flatten()
         embedding = module.embedding(activation.rows(rows), batch["image"][rows]) if len(rows) else None
         prompts = {side: self._masks(module.backbone, embedding, side) for side in self._sides}
-        losses = by_erasing(module.evidence)
+        drops = drops_under_occlusion(module.evidence)
         slices = Slices(
             batch["image"][rows], activation.cam[rows], None, batch["label"][rows], batch["box"][rows]
         )
@@ -105,7 +105,7 @@ class KeepFeatures(Callback):
             labelled=rows,
             cam=activation.cam[rows].float(),
             prompts=prompts,
-            lost={side: self._lost(losses, slices, masks) for side, masks in prompts.items()}
+            drops={side: self._drops(drops, slices, masks) for side, masks in prompts.items()}
             if self._settings.occlusion.weight > 0 and len(rows)
             else {},
             label=batch["label"][rows].to(torch.uint8),
@@ -127,13 +127,13 @@ class KeepFeatures(Callback):
         return torch.cat(parts)
 
     @staticmethod
-    def _lost(losses: Losses, slices: Slices, masks: Tensor) -> Tensor:
+    def _drops(drops: Drops, slices: Slices, masks: Tensor) -> Tensor:
         """(L, C, side * side), of the masks as they come from the store."""
         inside = inside_box(slices.box, slices.image.shape[-1], masks.shape[-1])
         parts = []
         for i in range(0, len(masks), step := max(1, MASKS // masks.shape[1])):
             some = masks[i : i + step].to(inside.device).float() / 255 * inside[i : i + step]
-            parts.append(losses(slices.rows(slice(i, i + step)), some))
+            parts.append(drops(slices.rows(slice(i, i + step)), some))
         return torch.cat(parts)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

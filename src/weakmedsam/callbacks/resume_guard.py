@@ -17,7 +17,7 @@ class KeepSettings(Callback):
     """Put settings and a digest of the data into checkpoints; go on from those of the same data only.
 
     Args:
-        settings: of this run, see ``settings.deciding``.
+        settings: of this run, see ``config_diff.deciding``.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:

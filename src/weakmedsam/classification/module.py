@@ -70,7 +70,7 @@ class WeakMedSAM(LightningModule):
         subclass_weight: of the sub-class loss, 0 to 1,000,000; the paper uses 0.5.
         local_encoder: what is classified, clustered and activated instead of the backbone's features,
             which then answers prompts only; null takes the backbone's features, as published. See
-            ``local.py`` for why.
+            ``local_encoder.py`` for why.
         pooling: how a class's evidence over the cells becomes its logit: ``average`` (the paper's global
             average pooling), ``top_k`` or ``log_sum_exp``; see ``cam.pool_evidence``.
         top_share: share of the cells that ``top_k`` takes, in (0, 1].

@@ -7,7 +7,7 @@ belong together; the map flows between them and stops where masks end.
 Nothing here builds an N x N matrix. Weights live on the *stencil*: for each of the O offsets of half a
 disc (the other half is its mirror image), a map of the weight between a pixel and its neighbour at that
 offset. Where a shape says (..., *space), space is (h, w) in a slice and (D, h, w) in a volume
-(``volume_walk.py``), and an offset has as many numbers.
+(``volume_affinity.py``), and an offset has as many numbers.
 
 Differs from the published code: the grid covers the image (published: all points in the top-left
 corner); the P masks are compared one by one, each squashed to [0, 1] (published: raw logits summed into
@@ -99,7 +99,7 @@ def edge_weights(
 
     Args:
         maps: (B, P, *space).
-        offsets: O offsets of ``half_disc``, or of ``volume_walk.half_ball``.
+        offsets: O offsets of ``half_disc``, or of ``volume_affinity.half_ball``.
         beta: exponent; the paper uses 4.
         contrast: scale of the differences, 1 for ``summed`` (published). With masks in [0, 1] and 10,
             an edge that one prompt of sixteen sees weighs 0.08, one that four see 5e-5.

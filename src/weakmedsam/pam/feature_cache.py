@@ -31,7 +31,7 @@ from weakmedsam.system.json_files import read_object
 
 HEAD = "features.json"
 PROMPTS = "prompts."
-LOST = "lost."
+DROPS = "drops."
 STORED = (
     *("affinity.kind", "walk.map_size", "prompts.placement", "prompts.content_share", "prompts.peaks"),
     *("prompts.min_quality", "prompts.weigh_by_quality"),
@@ -67,8 +67,8 @@ class Part(NamedTuple):
         labelled: (L,) int64, rows of the slices that have a class; the following are theirs.
         cam: (L, C, h, w) float32 in [0, 1], class activation.
         prompts: by prompts a side g: (L, g * g, s, s) uint8, masks of the prompts, 255 = inside.
-        lost: by prompts a side g: (L, C, g * g) float32, what erasing each takes (``erasing.evidence_lost``);
-            none where the run's ``erasing`` was 0.
+        drops: by prompts a side g: (L, C, g * g) float32, drops of the class logits (``occlusion.logit_drops``); none
+            where the run's ``occlusion.weight`` was 0.
         label: (L, C) uint8, image-level label.
         box: (L, 4) int64, where the scan lies in the frame.
         image: (L, 1, S, S) uint8, 255 = 1, for affinities that look at grey values.
@@ -79,7 +79,7 @@ class Part(NamedTuple):
     labelled: Tensor
     cam: Tensor
     prompts: dict[int, Tensor]
-    lost: dict[int, Tensor]
+    drops: dict[int, Tensor]
     label: Tensor
     box: Tensor
     image: Tensor
@@ -142,9 +142,9 @@ def write_head(folder: Path, head: Head) -> None:
 
 def write_part(folder: Path, part: Part) -> None:
     """Write a part, whole or not at all, named by its first slice."""
-    tensors = {name: value for name, value in part._asdict().items() if name not in ("prompts", "lost")}
+    tensors = {name: value for name, value in part._asdict().items() if name not in ("prompts", "drops")}
     tensors |= {f"{PROMPTS}{side}": masks for side, masks in part.prompts.items()}
-    tensors |= {f"{LOST}{side}": lost for side, lost in part.lost.items()}
+    tensors |= {f"{DROPS}{side}": drops for side, drops in part.drops.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(folder / f"{int(part.rows[0]):07d}.safetensors") as path:
         save_file(tensors, path)
@@ -170,7 +170,7 @@ def read_parts(folder: Path) -> Iterator[Part]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             tensors = load_file(path)
-            part = Part(prompts=_by_side(tensors, PROMPTS), lost=_by_side(tensors, LOST), **tensors)
+            part = Part(prompts=_by_side(tensors, PROMPTS), drops=_by_side(tensors, DROPS), **tensors)
         except (OSError, SafetensorError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error}): {MEND}") from error
         yield part
@@ -221,7 +221,7 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
             image = part.image.float() / 255
             slices = Slices(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
             refined = refine(
-                stored, slices, settings, chunk, partial(_stored_losses, part, settings.prompts.grid)
+                stored, slices, settings, chunk, partial(_stored_drops, part, settings.prompts.grid)
             )
             found["cam"][part.labelled], _ = threshold_scores(refined.before, settings.threshold.value)
             found["pam"][part.labelled], _ = threshold_scores(refined.after, settings.threshold.value)
@@ -230,9 +230,9 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
     return _figures({name: torch.atleast_1d(m.compute()) for name, m in dice.items()}, head.class_names)
 
 
-def _stored_losses(part: Part, side: int, some: Slices, masks: Tensor) -> Tensor:
+def _stored_drops(part: Part, side: int, some: Slices, masks: Tensor) -> Tensor:
     assert some.embedding is not None
-    return part.lost[side][some.embedding.flatten()]
+    return part.drops[side][some.embedding.flatten()]
 
 
 def _figures(dice: Mapping[str, Tensor], class_names: list[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Erasing: what the evidence for a class loses when what a prompt's mask covers is painted over.
+"""Occlusion: by how much a class logit drops when what a prompt's mask covers is painted over.
 
 Not in the paper. An activation map shows where the classifier reads its evidence, and with fields larger than a
 target that is often its border or a place beside it. Painting a mask over asks the classifier itself: without
@@ -21,8 +21,8 @@ from weakmedsam.pam.thresholding import smooth
 Evidence = Callable[[Tensor, Tensor], Tensor]
 """Image (B, 1, S, S) and the scan's box (B, 4) -> class logits (B, C)."""
 
-Losses = Callable[[Slices, Tensor], Tensor]
-"""B slices and their masks (B, P, s, s) -> (B, C, P) of ``evidence_lost``."""
+Drops = Callable[[Slices, Tensor], Tensor]
+"""B slices and their masks (B, P, s, s) -> (B, C, P) of ``logit_drops``."""
 
 AROUND = 1 / 21
 """Width of the ring whose mean a mask is painted with, of the frame's side: 6 of 128 pixels."""
@@ -33,7 +33,7 @@ ALIKE = 0.9
 PAIRS = 64
 """Images of 128 x 128 pixels painted at once, of larger ones fewer; memory only."""
 
-LEAST = 1e-3
+SMALLEST_DROP = 1e-3
 """Of a logit, or of 1 where that is less than 1: a smaller loss is rounding."""
 
 
@@ -91,7 +91,7 @@ def _widened(masks: Tensor, reach: int) -> Tensor:
     return F.max_pool2d(rows, (1, side), stride=1, padding=(0, reach))
 
 
-def evidence_lost(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor) -> Tensor:
+def logit_drops(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor) -> Tensor:
     """What each mask takes from a class's logit, over what the mask that takes most does.
 
     Args:
@@ -101,7 +101,7 @@ def evidence_lost(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor)
         masks: (B, P, s, s) in [0, 1], brought to the frame's size here.
 
     Returns:
-        (B, C, P) in [0, 1]: ``max(0, z - z_p) / max_q (z - z_q)``; 0 where no mask takes anything but ``LEAST``.
+        (B, C, P) in [0, 1]: ``max(0, z - z_p) / max_q (z - z_q)``; 0 where no drop exceeds ``SMALLEST_DROP``.
         Masks that are the same (``same_as``) take the same.
     """
     size = image.shape[-1]
@@ -118,45 +118,47 @@ def evidence_lost(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor)
             without = paint_over(image[b : b + 1].float(), full, inside[b : b + 1]).transpose(0, 1)
             left.append(evidence(without.to(image.dtype), box[b].expand(len(without), 4)).float())
         taken.append((whole[b] - torch.cat(left)).clamp_min(0)[place].T)
-    lost = torch.stack(taken)
-    most = lost.amax(dim=-1, keepdim=True)
-    told = most >= LEAST * whole.abs().clamp_min(1)[..., None]
-    return torch.where(told, lost / most.clamp_min(LEAST), 0)
+    drops = torch.stack(taken)
+    most = drops.amax(dim=-1, keepdim=True)
+    told = most >= SMALLEST_DROP * whole.abs().clamp_min(1)[..., None]
+    return torch.where(told, drops / most.clamp_min(SMALLEST_DROP), 0)
 
 
-def by_erasing(evidence: Evidence) -> Losses:
-    """``evidence_lost`` of slices."""
-    return lambda some, masks: evidence_lost(evidence, some.image, some.box, masks)
+def drops_under_occlusion(evidence: Evidence) -> Drops:
+    """``logit_drops`` as a function of slices and masks."""
+    return lambda some, masks: logit_drops(evidence, some.image, some.box, masks)
 
 
-def smallest_telling(masks: Tensor, lost: Tensor, share: float, trust: Tensor | None = None) -> Tensor:
-    """Of each class the smallest mask that takes at least ``share`` of what the most telling one takes.
+def smallest_discriminative(
+    masks: Tensor, drops: Tensor, share: float, trust: Tensor | None = None
+) -> Tensor:
+    """Of each class the smallest mask whose drop is at least ``share`` of the largest one.
 
     The mask of the whole body takes most of all; the smallest that takes nearly as much is the target.
 
     Args:
         masks: (B, P, h, w) in [0, 1], 0 outside the scan.
-        lost: (B, C, P) of ``evidence_lost``.
-        share: in (0, 1]; 1 takes the most telling mask whatever its size.
+        drops: (B, C, P) of ``logit_drops``.
+        share: in (0, 1]; 1 takes the mask of the largest drop whatever its size.
         trust: (B, P) of each mask; one without trust is not taken. None: all are trusted.
 
     Returns:
         (B, C, h, w), each map with a maximum of 1; 0 where no mask takes anything.
     """
-    lost = lost if trust is None else lost * (trust > 0)[:, None]
-    most = lost.amax(dim=-1, keepdim=True)
-    area = masks.sum((-2, -1))[:, None].expand_as(lost)
-    chosen = area.masked_fill(lost < share * most, torch.inf).argmin(dim=-1)
+    drops = drops if trust is None else drops * (trust > 0)[:, None]
+    most = drops.amax(dim=-1, keepdim=True)
+    area = masks.sum((-2, -1))[:, None].expand_as(drops)
+    chosen = area.masked_fill(drops < share * most, torch.inf).argmin(dim=-1)
     found = masks.gather(1, chosen[..., None, None].expand(-1, -1, *masks.shape[2:])) * (most[..., None] > 0)
     return found / found.amax((-2, -1), keepdim=True).clamp_min(torch.finfo(found.dtype).tiny)
 
 
-def with_telling_mask(maps: Tensor, telling: Tensor, weight: float) -> Tensor:
-    """The activation and its telling mask together: ``(1 - weight) x + weight m``, scaled to a maximum of 1.
+def with_discriminative_mask(maps: Tensor, discriminative: Tensor, weight: float) -> Tensor:
+    """Activation and most discriminative mask together: ``(1 - weight) x + weight m``, scaled to a maximum of 1.
 
     Both are (B, C, h, w) in [0, 1]. Where no mask tells anything the map stays as it is.
     """
-    found = telling.amax((-2, -1), keepdim=True) > 0
-    both = (1 - weight) * maps + weight * telling
+    found = discriminative.amax((-2, -1), keepdim=True) > 0
+    both = (1 - weight) * maps + weight * discriminative
     both = both / both.amax((-2, -1), keepdim=True).clamp_min(torch.finfo(both.dtype).tiny)
     return torch.where(found, both, maps)

@@ -1,7 +1,8 @@
 """Prompt affinity mining, put together: activation of slices in, scores for their pseudo-labels out.
 
-The formulas are in ``affinity.py``, ``volume_walk.py``, ``erasing.py``, ``voting.py`` and ``pseudo_labels.py``, the
-settings in ``refinement.py``, the prompts' answers in ``answers.py``; ``callbacks/mine.py`` does it in a run.
+The formulas are in ``affinity.py``, ``volume_affinity.py``, ``occlusion.py``, ``mask_voting.py`` and
+``thresholding.py``, settings in ``config.py``, masks of prompts in ``prompt_masks.py``; ``callbacks/pam.py`` does
+it in a run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from weakmedsam.geometry import inside_box, min_max_inside
 from weakmedsam.pam.affinity import Offset, border_map, edge_weights, half_disc, random_walk
 from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.mask_voting import vote
-from weakmedsam.pam.occlusion import Losses, smallest_telling, with_telling_mask
+from weakmedsam.pam.occlusion import Drops, smallest_discriminative, with_discriminative_mask
 from weakmedsam.pam.prompt_masks import MASKS, Answers, Slices, ask, place_prompts
 from weakmedsam.pam.thresholding import centre_scores, compete, gated_scores, otsu_threshold
 from weakmedsam.pam.volume_affinity import half_ball, volume_weights
@@ -84,23 +85,23 @@ class Levels(NamedTuple):
 
 @torch.no_grad()
 def refine(
-    backbone: Backbone, slices: Slices, settings: Refinement, chunk: int, losses: Losses | None = None
+    backbone: Backbone, slices: Slices, settings: Refinement, chunk: int, drops: Drops | None = None
 ) -> Refined:
     """Mine the affinity of slices, each by itself, and walk their activation along it.
 
-    Images are not encoded again, unless ``losses`` does. Otsu's rule takes each slice by itself.
+    Images are not encoded again, unless ``drops`` does. Otsu's rule takes each slice by itself.
 
     Args:
         backbone: answers the prompts; S is its ``image_size``, s the settings' ``map_size``.
         slices: B of them.
         settings: the numbers of PAM.
         chunk: slices at once; bounds memory, changes nothing else.
-        losses: as in ``mine``.
+        drops: as in ``mine``.
     """
     parts = []
     for first in range(0, len(slices.cam), chunk):
         some = slices.rows(slice(first, first + chunk))
-        mined = mine(backbone, some, settings, chunk, losses=losses)
+        mined = mine(backbone, some, settings, chunk, drops=drops)
         levels = find_levels(mined, some, settings, whole=False)
         parts.append(score(mined, some, settings, levels))
     return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -114,7 +115,7 @@ def mine(
     chunk: int,
     positions: Tensor | None = None,
     thickness: float | None = None,
-    losses: Losses | None = None,
+    drops: Drops | None = None,
 ) -> Mined:
     """Walk and vote, on maps.
 
@@ -125,18 +126,19 @@ def mine(
         chunk: slices at once; bounds memory, changes nothing else.
         positions: (B,) rising numbers of the slices in their volume: only those that follow each other
             are neighbours. None: they all do.
-        thickness: ``volume_walk.relative_thickness``. None, or ``settings.walk.extent`` "slice": every slice is
+        thickness: ``volume_affinity.relative_thickness``. None, or ``settings.walk.extent`` "slice": every slice is
             walked by itself.
-        losses: what erasing each mask takes from each class; needed where ``settings.occlusion.weight`` is above 0.
+        drops: drop of each class logit under occlusion of each mask; needed where
+            ``settings.occlusion.weight`` is above 0.
     """
     if settings.prompted:
         chunk = min(chunk, max(1, MASKS // settings.prompts.grid**2))
     if not settings.volumetric or thickness is None:
         chunks = [slices.rows(slice(i, i + chunk)) for i in range(0, len(slices.cam), chunk)]
-        parts = [_mine_slices(backbone, some, settings, losses) for some in chunks]
+        parts = [_mine_slices(backbone, some, settings, drops) for some in chunks]
     else:
         parts = [
-            _mine_run(backbone, slices.rows(run), settings, chunk, thickness, losses)
+            _mine_run(backbone, slices.rows(run), settings, chunk, thickness, drops)
             for run in _runs(len(slices.cam), positions)
         ]
     return Mined(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -150,12 +152,12 @@ def _runs(length: int, positions: Tensor | None) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *breaks], [*breaks, length], strict=True)]
 
 
-def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement, losses: Losses | None) -> Mined:
+def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement, drops: Drops | None) -> Mined:
     """Each slice by itself."""
     offsets = half_disc(settings.affinity.radius)
     cam, start, inside = _start(backbone, some, settings)
     answers = ask(backbone, some, place_prompts(some, settings), settings)
-    walked = _begun(start, answers, inside, some, settings, losses)
+    walked = _begun(start, answers, inside, some, settings, drops)
     picture = torch.zeros_like(start[:, 0])
     if answers.maps is not None:
         trust = None if answers.weight is None else answers.weight[..., None, None]
@@ -175,7 +177,7 @@ def _mine_run(
     settings: Refinement,
     chunk: int,
     thickness: float,
-    losses: Losses | None,
+    drops: Drops | None,
 ) -> Mined:
     """Adjacent slices of a volume, together. Prompts' masks are held for some slices at a time only."""
     offsets = half_ball(settings.affinity.radius, settings.walk.slice_reach, thickness)
@@ -188,7 +190,7 @@ def _mine_run(
         for piece in pieces:
             some = run.rows(piece)
             answers = ask(backbone, some, prompts.rows(piece), settings)
-            begun.append(_begun(start[piece], answers, inside[piece], some, settings, losses))
+            begun.append(_begun(start[piece], answers, inside[piece], some, settings, drops))
             assert answers.maps is not None
             yield answers.maps, answers.weight
 
@@ -260,17 +262,19 @@ def _begun(
     inside: Tensor,
     some: Slices,
     settings: Refinement,
-    losses: Losses | None,
+    drops: Drops | None,
 ) -> Tensor:
     """What is walked: the activation, with the mask that tells most, or what the masks vote."""
     if settings.occlusion.weight > 0:
         assert answers.masks is not None
-        assert losses is not None
+        assert drops is not None
         masks = answers.masks * inside
         if answers.trust is not None:
             masks = masks * (answers.trust > 0)[..., None, None]
-        telling = smallest_telling(masks, losses(some, masks), settings.occlusion.share, answers.trust)
-        start = with_telling_mask(start, telling, settings.occlusion.weight)
+        discriminative = smallest_discriminative(
+            masks, drops(some, masks), settings.occlusion.share, answers.trust
+        )
+        start = with_discriminative_mask(start, discriminative, settings.occlusion.weight)
     if settings.vote.when in ("alone", "before"):
         start = _voted(start, answers, inside, settings)
     return start

@@ -43,7 +43,7 @@ def load_segmenter(
         image_size: side of the frames it will see, pixels.
 
     Returns:
-        The network, and ``settings.data_digest`` of what it learnt from (None: its checkpoint does not say).
+        The network, and ``config_diff.data_digest`` of what it learnt from (None: its checkpoint does not say).
 
     Raises:
         CheckpointError: no such file, or one of another stage, an earlier version, other classes or frames of another

@@ -14,7 +14,7 @@ from weakmedsam.contracts import VolumeBatch
 from weakmedsam.figures import Row
 from weakmedsam.geometry import inside_box, to_native
 from weakmedsam.metrics.overlap_surface import dice_from_counts, overlap_counts
-from weakmedsam.pam.occlusion import Losses, by_erasing
+from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
 from weakmedsam.pam.refiner import Refined, Refinement, Slices, find_levels, mine, score
 from weakmedsam.pam.self_training import find_present
 from weakmedsam.pam.tables import CaseDice
@@ -35,7 +35,7 @@ def refine_volume(
     batch: VolumeBatch,
     settings: Refinement,
     backbone: Backbone | None = None,
-    losses: Losses | None = None,
+    drops: Drops | None = None,
 ) -> Iterator[tuple[Tensor, Refined]]:
     """Refine the slices of a volume that have a class, with thresholds of the volume.
 
@@ -45,7 +45,7 @@ def refine_volume(
         batch: the volume.
         settings: the numbers of PAM.
         backbone: answers the prompts; None takes the module's.
-        losses: says what erasing takes; None asks the module.
+        drops: of the class logits under occlusion; None asks the module.
 
     Yields:
         Numbers of some slices, and what became of them; scores of the whole volume are never held at once.
@@ -60,8 +60,8 @@ def refine_volume(
     thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.walk.map_size)
     chunk = module.slices_per_step
     asked = module.backbone if backbone is None else backbone
-    erased = by_erasing(module.evidence) if losses is None else losses
-    mined = mine(asked, slices, settings, chunk, rows, thickness, erased)
+    occluded = drops_under_occlusion(module.evidence) if drops is None else drops
+    mined = mine(asked, slices, settings, chunk, rows, thickness, occluded)
     levels = find_levels(mined, slices, settings, whole=True)
     for first in range(0, len(rows), chunk):
         some = slice(first, first + chunk)
@@ -75,7 +75,7 @@ def score_volume(
     batch: VolumeBatch,
     settings: Refinement,
     backbone: Backbone | None = None,
-    losses: Losses | None = None,
+    drops: Drops | None = None,
 ) -> list[CaseDice]:
     """Dice of a volume on the scan's own slices, before and after refinement; one a class.
 
@@ -85,7 +85,7 @@ def score_volume(
         batch: the volume, with ``mask``.
         settings: the numbers of PAM.
         backbone: answers the prompts; None takes the module's.
-        losses: says what erasing takes; None asks the module.
+        drops: of the class logits under occlusion; None asks the module.
     """
     truth, names = batch["mask"], module.class_names
     empty = ~batch["label"].any(dim=1)
@@ -93,7 +93,7 @@ def score_volume(
     missed = overlap_counts(torch.zeros_like(truth[empty]), truth[empty], len(names)).sum(0).cpu()
     counts = {"cam": missed, "pam": missed}
     labelled = activation.rows(labelled_rows(batch))
-    for rows, refined in refine_volume(module, labelled, batch, settings, backbone, losses):
+    for rows, refined in refine_volume(module, labelled, batch, settings, backbone, drops):
         for name, scores in (("cam", refined.before), ("pam", refined.after)):
             ids, _ = threshold_scores(to_native(scores, batch["frame"]), settings.threshold.value)
             counts[name] = counts[name] + overlap_counts(ids, truth[rows], len(names)).sum(0).cpu()

@@ -93,7 +93,7 @@ def _reduce(points: Points, components: int, kmeans: KMeans) -> Points:
     kept = min(components, *points.shape)
     if kept == points.shape[1]:
         return points
-    from sklearn.decomposition import PCA  # as in clustering.py
+    from sklearn.decomposition import PCA  # as in kmeans.py
 
     pca = PCA(kept, svd_solver="full" if max(points.shape) <= 500 else "randomized", random_state=kmeans.seed)
     return np.ascontiguousarray(pca.fit_transform(points), dtype=np.float32)

@@ -64,7 +64,7 @@ class Evaluation:
             writes: this rank writes the tables.
 
         Returns:
-            The means to log, as of ``scores.take_means``.
+            The means to log, as of ``case_summary.take_means``.
         """
         scores = gather(self._scores, self.class_names)
         summary = summarise(scores, self.class_names)

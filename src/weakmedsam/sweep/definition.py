@@ -61,7 +61,7 @@ DISTRIBUTIONS = {
 }
 """W&B's distributions that Optuna samples too -> what each takes."""
 
-_ERASED = ("model.pam.occlusion.weight", "model.pam.occlusion.share")
+_OCCLUSION = ("model.pam.occlusion.weight", "model.pam.occlusion.share")
 
 
 class Sweep(NamedTuple):
@@ -237,9 +237,9 @@ def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
 
 
 def fit_to_store(sweep: Sweep) -> Sweep:
-    """Leave out what a run of PAM without erasing cannot answer, and see that masks of every grid are stored.
+    """Leave out what a run of PAM without occlusion cannot answer, and see that masks of every grid are stored.
 
-    Whether a run erases is its backbone's affair (``experiments/backbone/samus.yaml`` does not), so one sweep
+    Whether a run occludes is its backbone's affair (``experiments/backbone/samus.yaml`` does not), so one sweep
     serves both.
 
     Raises:
@@ -251,13 +251,13 @@ def fit_to_store(sweep: Sweep) -> Sweep:
     if features is None:
         return sweep
     head, parameters = read_head(features), sweep.definition["parameters"]
-    unanswered = [name for name in _ERASED if name in parameters]
+    unanswered = [name for name in _OCCLUSION if name in parameters]
     if unanswered and not head.settings.get("occlusion.weight"):
         parameters = {name: drawn for name, drawn in parameters.items() if name not in unanswered}
         if not parameters:
             raise ConfigError(
-                f"{SWEEPS / sweep.name}.yaml sweeps erasing alone, but {features} was written with "
-                "model.pam.occlusion.weight 0 and does not hold what erasing takes: write it with a value above 0"
+                f"{SWEEPS / sweep.name}.yaml sweeps occlusion alone, but {features} was written with "
+                "model.pam.occlusion.weight 0 and does not hold what occlusion takes: write it with a value above 0"
             )
         print(
             f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.occlusion.weight 0"

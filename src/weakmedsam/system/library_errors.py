@@ -139,7 +139,7 @@ def _place(error: BaseException, settings: Mapping[str, Any]) -> str:
 
 
 def _is_written_to(part: Path, path: Path) -> bool:
-    """Whether a file is the temporary one of another: see ``files.replacing``."""
+    """Whether a file is the temporary one of another: see ``atomic_io.replacing``."""
     return part.parent == path.parent and part.name.startswith(f".{path.name}.")
 
 

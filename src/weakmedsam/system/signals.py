@@ -1,7 +1,7 @@
 """What a job does that is about to be taken off its machine: the signals, and the exit status that asks for more.
 
 SLURM sends a signal some time before the end (``--signal``). It is passed on to the stage that runs; a training
-lets its epoch end (``callbacks/preempt.py``), anything else stops at once. The exit status is then ``REQUEUE``,
+lets its epoch end (``callbacks/preemption.py``), anything else stops at once. The exit status is then ``REQUEUE``,
 and the batch script puts the job back into the queue. The same command continues.
 """
 

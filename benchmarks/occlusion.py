@@ -1,7 +1,7 @@
-"""What erasing costs beside what PAM does anyway, a slice: ``python -m benchmarks.erasing``.
+"""What occlusion costs beside what PAM does anyway, a slice: ``python -m benchmarks.occlusion``.
 
 Drawn scenes of 128 pixels, ``pocket`` and an untrained local encoder of the default size, the repository's
-settings of PAM, eight adjacent slices of one volume. ``erasing_share``: of the whole, erasing's own; ``painted``:
+settings of PAM, eight adjacent slices of one volume. ``occlusion_share``: of the whole, occlusion's own; ``painted``:
 masks painted a slice, of all that are asked for.
 """
 
@@ -21,7 +21,7 @@ from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.pam.config import Affinity, Occlusion, Prompts, Refinement, Threshold, Walk
-from weakmedsam.pam.occlusion import evidence_lost, same_as
+from weakmedsam.pam.occlusion import logit_drops, same_as
 from weakmedsam.pam.prompt_masks import Slices, ask, place_prompts
 from weakmedsam.pam.refiner import mine
 from weakmedsam.pretraining.scenes import draw_scenes
@@ -29,14 +29,14 @@ from weakmedsam.pretraining.scenes import draw_scenes
 SIZE = 128
 
 
-def _known(losses: Tensor, some: Slices, masks: Tensor) -> Tensor:
-    return losses
+def _known(drops: Tensor, some: Slices, masks: Tensor) -> Tensor:
+    return drops
 
 
 @torch.inference_mode()
 def main() -> None:
     """Print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.erasing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.occlusion", description=__doc__)
     parser.add_argument("--slices", type=int, default=8, help="of the volume")
     parser.add_argument("--full", action="store_true", help="more repeats")
     arguments = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
     image = draw_scenes(count, 0).image
     box = torch.tensor([[0, SIZE, 0, SIZE]]).expand(count, 4)
     slices = Slices(image, model(image, box).cam, model.backbone.embed(image), torch.ones(count, 1), box)
-    table, figures = Table("prompts a side", "masks", "erasing", "all", "share", "painted"), {}
+    table, figures = Table("prompts a side", "masks", "occlusion", "all", "share", "painted"), {}
     for side in (4, 8):
         settings = Refinement(
             Prompts(side), Affinity("with_intensity", 0.67, contrast=15.0), Walk(32, extent="volume"),
@@ -57,16 +57,16 @@ def main() -> None:
         masks = ask(model.backbone, slices, prompts, settings).masks
         assert masks is not None
         asked = seconds(partial(ask, model.backbone, slices, prompts, settings), repeats)
-        erased = seconds(partial(evidence_lost, model.evidence, image, box, masks), repeats)
-        # With losses known, what is left is PAM without erasing.
-        known = partial(_known, evidence_lost(model.evidence, image, box, masks))
-        walk = partial(mine, model.backbone, slices, settings, count, thickness=1.0, losses=known)
+        occluded = seconds(partial(logit_drops, model.evidence, image, box, masks), repeats)
+        # With drops known, what is left is PAM without occlusion.
+        known = partial(_known, logit_drops(model.evidence, image, box, masks))
+        walk = partial(mine, model.backbone, slices, settings, count, thickness=1.0, drops=known)
         rest = seconds(walk, repeats)
         painted = sum(len(row.unique()) for row in same_as(masks)) / count
-        share = erased / (erased + rest)
-        times = (f"{1e3 * t / count:.0f} ms" for t in (asked, erased, erased + rest))
+        share = occluded / (occluded + rest)
+        times = (f"{1e3 * t / count:.0f} ms" for t in (asked, occluded, occluded + rest))
         table.add_row(str(side), *times, f"{share:.0%}", f"{painted:.0f} of {side * side}")
-        figures = {"erasing_share": round(share, 3), "painted": round(painted, 1)}
+        figures = {"occlusion_share": round(share, 3), "painted": round(painted, 1)}
     Console().print(table)
     print(json.dumps(figures))
 
