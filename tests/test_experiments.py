@@ -132,7 +132,8 @@ def on_predictions(call):
         run = call(command, configs, "phantom", *start, more=[name])
         held = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
         own = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())["model"]["init_args"]["pam"]
-        assert {key: held[key] for key in own["init_args"]} == own["init_args"]
+        for group, settings in own["init_args"].items():
+            assert {key: held[group][key] for key in settings} == settings
         return run, held
 
     return walk
@@ -142,7 +143,9 @@ def test_another_round_labels_volumes_from_a_segmentation_network(on_predictions
     run, held = on_predictions("predict", ["classify", "pseudo_labels"], "another_round")
     stamps = [read_origin(path).settings for path in run.glob("*.safetensors")]
     assert stamps
-    assert all(len(stamp["start"]) == 16 and stamp["steps"] == held["steps"] for stamp in stamps)
+    assert all(
+        len(stamp["start"]) == 16 and stamp["walk"]["steps"] == held["walk"]["steps"] for stamp in stamps
+    )
 
 
 def test_refined_segments_test_volumes_by_its_own_settings(on_predictions):

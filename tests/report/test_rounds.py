@@ -121,14 +121,17 @@ def test_runs_are_compared_by_their_last_rounds(run: Path) -> None:
 
 
 def test_runs_whose_later_rounds_are_set_otherwise_are_no_seeds_of_one_setting(run: Path) -> None:
-    pam = {"class_path": "x.Y", "init_args": {"pam": {"init_args": {"steps": 8, "start": "a/best.ckpt"}}}}
+    pam = {
+        "class_path": "x.Y",
+        "init_args": {"pam": {"init_args": {"walk": {"steps": 8}, "start": {"checkpoint": "a/best.ckpt"}}}},
+    }
     (run / "pseudo_labels_2/config.yaml").write_text(json.dumps({"model": pam}))
     other = Path(shutil.copytree(run, run.parent / "other"))
     pair = ["phantom/k4", "phantom/other"]
-    pam["init_args"]["pam"]["init_args"] |= {"start": "b/best.ckpt"}
+    pam["init_args"]["pam"]["init_args"] |= {"start": {"checkpoint": "b/best.ckpt"}}
     (other / "pseudo_labels_2/config.yaml").write_text(json.dumps({"model": pam}))
     assert len(group_by_seed(read_contenders(pair, run.parent.parent))) == 1
-    pam["init_args"]["pam"]["init_args"] |= {"steps": 4}
+    pam["init_args"]["pam"]["init_args"] |= {"walk": {"steps": 4}}
     (other / "pseudo_labels_2/config.yaml").write_text(json.dumps({"model": pam}))
     assert len(group_by_seed(read_contenders(pair, run.parent.parent))) == 2
     shutil.copy(run / "pseudo_labels_2/config.yaml", other / "pseudo_labels_2/config.yaml")
