@@ -37,7 +37,7 @@ from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.figures import Row, draw_grid
 from weakmedsam.geometry import min_max
 from weakmedsam.metrics.overlap_surface import VolumeDice
-from weakmedsam.pam.affinity import edge_weights, grid_points, half_disc, prompt_maps, random_walk
+from weakmedsam.pam.affinity import edge_weights, grid_points, half_disc, onto_map, random_walk
 from weakmedsam.pam.config import Affinity, Prompts, Walk
 from weakmedsam.pam.thresholding import threshold_scores
 from weakmedsam.pam.volumes import draw_row
@@ -138,7 +138,7 @@ def ours(image: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder
     """Encode once, decode all prompts from the embedding, walk on the stencil."""
     encoder, _, _ = parts
     logits = our_masks(encoder(image), grid_points(GRID, SIZE), parts)
-    return stencil_walk(cam, prompt_maps(logits, MAP, "per_prompt"))
+    return stencil_walk(cam, onto_map(logits.float().sigmoid(), MAP))
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:

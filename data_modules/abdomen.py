@@ -14,9 +14,9 @@ from pathlib import Path
 from data_modules.base import SliceDataModule
 from data_modules.cases import (
     Case,
-    DataSet,
+    DatasetInfo,
     Intensity,
-    first_problem,
+    case_of,
     require_cases,
     warn_of_left_out,
     warn_of_passed_over,
@@ -29,48 +29,58 @@ _log = logging.getLogger(__name__)
 SAME_SCAN = {"00928": "00297"}
 """Case -> the case it is the same scan as: one patient, so that they stay in one split."""
 
-FACTS = DataSet(
-    name="abdomen",
-    classes={"liver": (1,), "kidney": (2,), "spleen": (3,), "pancreas": (4,)},
-    default=("liver", "kidney", "spleen", "pancreas"),
-    values=(1, 2, 3, 4),
-    intensity=Intensity(window=(40.0, 400.0)),
-    layout=(
-        "  Case_00001_0000.nii.gz ...   images, in any folders below (nested parts, or Images/)\n"
-        "  Mask/Case_00001.nii.gz ...   masks (Mask/ or Masks/)"
-    ),
-    home="https://github.com/JunMa11/AbdomenCT-1K",
-    false_spacing=(1.0, 1.0, 1.0),
-)
-
-
 NAME = r"Case_(\d+)(_0000)?$"
 """Names without ending: of images with the second part, of masks without."""
 
 
-def find_cases(root: Path) -> list[Case]:
-    """The cases below a folder that have a mask; 62 images have none and are left out.
+class AbdomenCT1K(SliceDataModule):
+    """AbdomenCT-1K. Arguments are those of ``SliceDataModule``."""
 
-    Raises:
-        DataError: no case, or an image or mask that is there twice.
-    """
-    images, masks = _by_number(root)
-    unlabelled = sum(number not in masks for number in images)
-    if unlabelled:
-        _log.info("%d of %d images have no mask and are left out", unlabelled, len(images))
-    cases = []
-    for number, paths in masks.items():
-        name = f"Case_{number}"
-        patient = f"Case_{SAME_SCAN.get(number, number)}"
-        found = images.get(number, [])
-        problem = first_problem(*found, *paths)
-        if problem is None and not found:
-            problem = f"{paths[0].path}: is a mask without its image {name}_0000.nii.gz. Get it, or remove the mask."
-        elif problem is None and (len(found) > 1 or len(paths) > 1):
-            problem = f"{[str(f.path) for f in (*found, *paths)]}: {name} is there more than once. Keep one."
-        image = str(found[0].path) if found else ""
-        cases.append(Case(name, patient, image, str(paths[0].path), problem=problem))
-    return require_cases(cases if images else [], FACTS, root)
+    info = DatasetInfo(
+        name="abdomen",
+        classes={"liver": (1,), "kidney": (2,), "spleen": (3,), "pancreas": (4,)},
+        default=("liver", "kidney", "spleen", "pancreas"),
+        values=(1, 2, 3, 4),
+        intensity=Intensity(window=(40.0, 400.0)),
+        layout=(
+            "  Case_00001_0000.nii.gz ...   images, in any folders below (nested parts, or Images/)\n"
+            "  Mask/Case_00001.nii.gz ...   masks (Mask/ or Masks/)"
+        ),
+        home="https://github.com/JunMa11/AbdomenCT-1K",
+        example=("part1/Case_{number:05d}_0000.nii.gz", "Mask/Case_{number:05d}.nii.gz"),
+        false_spacing=(1.0, 1.0, 1.0),
+    )
+
+    def find_cases(self) -> list[Case]:
+        """The cases below a folder that have a mask; 62 images have none and are left out.
+
+        Raises:
+            DataError: no case, or an image or mask that is there twice.
+        """
+        root = Path(self.data_dir)
+        images, masks = _by_number(root)
+        unlabelled = sum(number not in masks for number in images)
+        if unlabelled:
+            _log.info("%d of %d images have no mask and are left out", unlabelled, len(images))
+        cases = []
+        for number, paths in masks.items():
+            name, found = f"Case_{number}", images.get(number, [])
+            problem = next((file.problem for file in (*found, *paths) if file.problem), None)
+            if problem is None and not found:
+                problem = (
+                    f"{paths[0].path}: has no image {name}_0000.nii.gz. Get the image, or remove the mask."
+                )
+            elif problem is None and (len(found) > 1 or len(paths) > 1):
+                problem = (
+                    f"{[str(f.path) for f in (*found, *paths)]}: {name} is there more than once. Keep one."
+                )
+            patient = f"Case_{SAME_SCAN.get(number, number)}"
+            cases.append(case_of(name, found[0] if found else None, paths[0], problem, patient))
+        return require_cases(cases if images else [], self.info, root)
+
+    def sources(self) -> Sources:
+        """Images and masks in all folders."""
+        return Sources(self.data_dir, pattern=NAME)
 
 
 def _by_number(root: Path) -> tuple[dict[str, list[NiftiFile]], dict[str, list[NiftiFile]]]:
@@ -89,17 +99,3 @@ def _by_number(root: Path) -> tuple[dict[str, list[NiftiFile]], dict[str, list[N
         passed_over += [path for path in listing.passed_over if path.name.lower().startswith("case_")]
     warn_of_passed_over(passed_over, root, "Case_<number>_0000.nii.gz and Case_<number>.nii.gz, or .nii")
     return images, masks
-
-
-class AbdomenCT1K(SliceDataModule):
-    """AbdomenCT-1K. Arguments are those of ``SliceDataModule``."""
-
-    facts = FACTS
-
-    def find_cases(self) -> list[Case]:
-        """The cases; see the module's ``find_cases``."""
-        return find_cases(Path(self.data_dir))
-
-    def sources(self) -> Sources:
-        """Images and masks in all folders."""
-        return Sources(self.data_dir, pattern=NAME)

@@ -1,15 +1,16 @@
 """SliceDataModule: from a data set's cases to the batches of the contract.
 
-Expert masks leave by two doors only: ``mask`` in validation and test batches, and, for the ceiling
-experiment alone, ``target`` when ``supervision`` is "expert".
+Expert masks are in two places only: ``mask`` of validation and test batches, and, for the fully supervised upper
+bound alone, ``target`` of training batches (``labels.supervision: expert``).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from lightning import LightningDataModule
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from data_modules.augmentation import Augmentation, augment_batch
-from data_modules.cases import Case, DataSet, Intensity, choose_classes
+from data_modules.cases import Case, DatasetInfo, choose_classes
+from data_modules.config import Labels, Preparation, Slices, Split
 from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
-from data_modules.prepare import OnBadCase, lock_store, prepare
+from data_modules.prepare import lock_store, prepare
 from data_modules.slice_datasets import (
     PseudoLabelReader,
     SliceDataset,
@@ -30,7 +32,7 @@ from data_modules.slice_datasets import (
     tabulate,
 )
 from data_modules.sources import Sources
-from data_modules.splits import check_fractions, read_split, split_cases
+from data_modules.splits import read_split, split_cases
 from data_modules.store import SliceReader
 from data_modules.store_index import Entry, Index, StoreSpec, read_index, write_rows
 from data_modules.summary import (
@@ -42,44 +44,34 @@ from data_modules.summary import (
     warn_of_false_spacing,
     warn_of_undefined,
 )
-from data_modules.volumes import Plane, check_plane
-from weakmedsam.errors import ConfigError, DataError, check_range
+from weakmedsam.errors import DataError, check_range
 
-Supervision = Literal["image", "pseudo", "expert"]
+DEFAULT_SLICES, DEFAULT_SPLIT, DEFAULT_LABELS, DEFAULT_PREPARATION = (
+    Slices(),
+    Split(),
+    Labels(),
+    Preparation(),
+)
 
 _log = logging.getLogger(__name__)
 
 
 class SliceDataModule(LightningDataModule):
-    """Slices of volumes with image-level labels. A data set is a subclass: ``facts`` and ``find_cases``.
+    """Slices of volumes with image-level labels. A data set is a subclass: ``info`` and ``find_cases``.
+
+    The order of training slices and their augmentation follow from ``seed_everything`` and the epoch.
 
     Args:
         data_dir: folder of the volumes, in the data set's own layout.
-        store_dir: where prepared slices go, a folder per data set and settings.
         image_size: side of the square working frame, pixels, 8 to 4,096.
-        plane: which slices are taken: axial, coronal or sagittal.
         classes: class name -> mask values, in order of their ids 1..C; None takes the data set's default.
-        min_pixels: a class counts as present in a slice if its mask has at least so many pixels of it
-            on the scan's own slice. Below about ten it is the blurred end of an organ, which a reader
-            does not name, and less than three pixels once 512 are resized to 256. A table wins over it.
-        window: (level, width) in the file's units, HU for CT; None takes the data set's rule.
-        percentiles: (lower, upper) in percent of the voxels above the volume's minimum; None takes the
-            data set's rule. Only one of window and percentiles can be given.
-        split_file: CSV (case, split) with split train, val or test; None takes the published split, if
-            there is one and all its cases are there, else a seeded hash of the patient.
-        split_fractions: of patients in train, val, test, for the hash.
-        seed: of the hash, of the order of training slices, and of augmentation, 0 to 4,294,967,295.
-        on_bad_case: "raise" ends with one error that lists them; "skip" leaves them out and lists them in
-            the log and in the store's ``skipped.csv``.
-        supervision: what training batches hold beside the image-level label: "image" nothing; "pseudo"
-            ``target`` and ``confidence`` from ``pseudo_labels_dir``; "expert" the EXPERT MASK as target:
-            no longer weak supervision, for the ceiling experiment only.
-        pseudo_labels_dir: folder of pseudo-label files.
-        only_positive: train on slices in which some class is present, only.
+        slices: which slices are taken, what counts as present, how intensities are scaled.
+        split: which patients train, validate and test.
+        labels: what training slices are labelled with.
         augment: ranges of random augmentation of training slices; None for none.
         batch_size: slices per step and process, 1 to 65,536.
         num_workers: processes that read slices, 0 to 256; 0 reads in the training process.
-        prepare_workers: processes that prepare volumes, 1 to 256; None takes one per processor.
+        prepare: how and where the slice store is written.
 
     Attributes:
         class_names: names of the classes, id 1 first.
@@ -93,68 +85,36 @@ class SliceDataModule(LightningDataModule):
         ConfigError: settings that contradict each other or the data set.
     """
 
-    facts: ClassVar[DataSet]
+    info: ClassVar[DatasetInfo]
 
     def __init__(
         self,
         data_dir: str,
-        store_dir: str = "data",
         image_size: int = 256,
-        plane: Plane = "axial",
         classes: dict[str, list[int]] | None = None,
-        min_pixels: int = 10,
-        window: tuple[float, float] | None = None,
-        percentiles: tuple[float, float] | None = None,
-        split_file: str | None = None,
-        split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        seed: int = 0,
-        on_bad_case: OnBadCase = "raise",
-        supervision: Supervision = "image",
-        pseudo_labels_dir: str | None = None,
-        only_positive: bool = False,
+        slices: Slices = DEFAULT_SLICES,
+        split: Split = DEFAULT_SPLIT,
+        labels: Labels = DEFAULT_LABELS,
         augment: Augmentation | None = None,
         batch_size: int = 24,
         num_workers: int = 2,
-        prepare_workers: int | None = None,
+        prepare: Preparation = DEFAULT_PREPARATION,
     ) -> None:
         super().__init__()
-        check_plane(plane)
-        if window is not None and percentiles is not None:
-            raise ConfigError("data.window and data.percentiles are both given; set one of them to null.")
-        if supervision == "pseudo" and pseudo_labels_dir is None:
-            raise ConfigError(
-                "data.supervision: pseudo needs data.pseudo_labels_dir, the folder of pseudo-label files."
-            )
-        check_range("data.min_pixels", min_pixels, 1, 2**31)
         check_range("data.image_size", image_size, 8, 4096)
         check_range("data.batch_size", batch_size, 1, 65_536)
-        check_range("data.seed", seed, 0, 2**32 - 1)
         check_range("data.num_workers", num_workers, 0, 256)
-        if prepare_workers is not None:
-            check_range("data.prepare_workers", prepare_workers, 1, 256)
-        check_fractions(split_fractions)
         self.data_dir = data_dir
-        self.store_dir = store_dir
         self.image_size = image_size
-        self.plane = plane
-        self.classes = choose_classes(self.facts, classes)
-        self.min_pixels = min_pixels
-        self.intensity = self.facts.intensity
-        if window is not None:
-            self.intensity = Intensity(window=(window[0], window[1]))
-        elif percentiles is not None:
-            self.intensity = Intensity(percentiles=(percentiles[0], percentiles[1]))
-        self.split_file = split_file
-        self.split_fractions = tuple(split_fractions)
-        self.seed = seed
-        self.on_bad_case: OnBadCase = on_bad_case
-        self.supervision: Supervision = supervision
-        self.pseudo_labels_dir = pseudo_labels_dir
-        self.only_positive = only_positive
+        self.classes = choose_classes(self.info, classes)
+        self.slices = slices
+        self.split_settings = split
+        self.labels = labels
         self.augment = augment
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.prepare_workers = prepare_workers
+        self.prepare = prepare
+        self.intensity = slices.intensity(self.info.intensity)
         self.class_names = list(self.classes)
         self.num_classes = len(self.classes)
         self.entries: Mapping[str, Entry] = {}
@@ -182,7 +142,7 @@ class SliceDataModule(LightningDataModule):
 
     def other_values(self) -> tuple[int, ...]:
         """Mask values that are known and become background if not chosen."""
-        return self.facts.values
+        return self.info.values
 
     # Preparing
 
@@ -190,11 +150,11 @@ class SliceDataModule(LightningDataModule):
     def spec(self) -> StoreSpec:
         """Everything that changes what is in the store."""
         return StoreSpec(
-            data_set=self.facts.name,
+            data_set=self.info.name,
             data_dir=str(Path(self.data_dir).resolve()),
             variant=self.variant(),
             image_size=self.image_size,
-            plane=self.plane,
+            plane=self.slices.plane,
             intensity=self.intensity,
             classes=self.classes,
             values=self.other_values(),
@@ -203,7 +163,7 @@ class SliceDataModule(LightningDataModule):
     @property
     def store(self) -> Path:
         """Folder of this data set's store under these settings."""
-        return self.spec.folder(self.store_dir)
+        return self.spec.folder(self.prepare.store_dir)
 
     def prepare_data(self) -> None:
         """Write the store and ``split-<name>.csv``; quick when all is there and unchanged.
@@ -212,11 +172,15 @@ class SliceDataModule(LightningDataModule):
             DataError: no data, bad cases, or an empty split.
         """
         cases = self.find_cases()
-        if self.split_file:  # its faults are told before volumes are read for hours
+        if self.split_settings.file:  # its faults are told before volumes are read for hours
             names = [case.name for case in cases]
-            read_split(Path(self.split_file), names, names if self.on_bad_case == "raise" else ())
-        index = prepare(cases, self.spec, self.store_dir, self.prepare_workers, self.on_bad_case)
-        warn_of_false_spacing(index.entries, self.facts)
+            read_split(
+                Path(self.split_settings.file), names, names if self.prepare.on_bad_case == "raise" else ()
+            )
+        index = prepare(
+            cases, self.spec, self.prepare.store_dir, self.prepare.workers, self.prepare.on_bad_case
+        )
+        warn_of_false_spacing(index.entries, self.info)
         split, name = self._split(index)
         with lock_store(self.store):
             write_rows(self.store / f"split-{name}.csv", ("case", "split"), sorted(split.items()))
@@ -242,16 +206,16 @@ class SliceDataModule(LightningDataModule):
         for split in needed[stage]:
             if not self.cases(split):
                 raise DataError(
-                    f"The {split} split of {self.facts.name} is empty ({len(self.entries)} cases in all). "
-                    "Correct split_file or split_fractions."
+                    f"The {split} split of {self.info.name} is empty ({len(self.entries)} cases in all). "
+                    "Correct data.split.file or data.split.fractions."
                 )
         if self.cases("train"):
-            self._train = tabulate(self.cases("train"), self.min_pixels, self.only_positive)
+            self._train = tabulate(self.cases("train"), self.slices.min_pixels, self.labels.only_positive)
         if stage == "fit":
             self._check_fit()
         if stage == "test" and not any(entry.has_mask for entry in self.cases("test")):
             raise DataError(
-                f"No test case of {self.facts.name} has an expert mask: there is nothing to score."
+                f"No test case of {self.info.name} has an expert mask: there is nothing to score."
             )
 
     def cases(self, split: str) -> list[Entry]:
@@ -268,7 +232,7 @@ class SliceDataModule(LightningDataModule):
         """The case of each validation slice, by ``index``: which volume it belongs to."""
         masked = self.has_val_masks
         entries = [entry for entry in self.cases("val") if entry.has_mask or not masked]
-        table = tabulate(entries, self.min_pixels)
+        table = tabulate(entries, self.slices.min_pixels)
         return [table.cases[case] for case in table.case]
 
     def summary(self) -> dict[str, Any]:
@@ -279,9 +243,9 @@ class SliceDataModule(LightningDataModule):
         split, _ = self._split(index)
         sources = self.sources()._replace(
             root=str(Path(self.data_dir).resolve()),
-            files=(str(Path(self.split_file).resolve()),) if self.split_file else (),
+            files=(str(Path(self.split_settings.file).resolve()),) if self.split_settings.file else (),
         )
-        counts = count_splits(index.entries, split, self.class_names, self.min_pixels)
+        counts = count_splits(index.entries, split, self.class_names, self.slices.min_pixels)
         return {
             "store": str(self.store),
             "data_dir": self.data_dir,
@@ -298,7 +262,7 @@ class SliceDataModule(LightningDataModule):
     def digest_volume(self, case: str) -> str:
         """Short hash of what a pseudo-label of a case is made of, network and settings apart: slices and labels."""
         entry = self.entries[case]
-        return digest_of(entry.files, slice_labels(entry, self.min_pixels).tolist())
+        return digest_of(entry.files, slice_labels(entry, self.slices.min_pixels).tolist())
 
     @property
     def train_slices(self) -> int:
@@ -329,7 +293,7 @@ class SliceDataModule(LightningDataModule):
         rank, world = self._place()
         return training_loader(
             self._train_dataset(),
-            Order(self.seed, self._first_epoch, rank, world),
+            Order(_seed(), self._first_epoch, rank, world),
             self.batch_size,
             self.num_workers,
             self.augment if self._workers_augment else None,
@@ -343,7 +307,7 @@ class SliceDataModule(LightningDataModule):
         if unmasked:
             _log.warning("%d validation case(s) have no expert mask and are left out", unmasked)
         pseudo = None if masked else self._pseudo(entries)
-        dataset = SliceDataset(tabulate(entries, self.min_pixels), self._reader, masked, pseudo)
+        dataset = SliceDataset(tabulate(entries, self.slices.min_pixels), self._reader, masked, pseudo)
         return self._in_order(dataset, *self._place())
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -376,7 +340,7 @@ class SliceDataModule(LightningDataModule):
         """Augment training slices on the GPU they are on, unless the loader's processes have done it."""
         if self.augment is None or self.trainer is None or not self.trainer.training or self._workers_augment:
             return batch
-        return augment_batch(batch, self.augment, self.seed, self.trainer.current_epoch)
+        return augment_batch(batch, self.augment, _seed(), self.trainer.current_epoch)
 
     # Details
 
@@ -393,39 +357,37 @@ class SliceDataModule(LightningDataModule):
         return split_cases(
             patients={name: entry.patient for name, entry in index.entries.items()},
             there={*index.entries, *index.skipped},
-            split_file=Path(self.split_file) if self.split_file else None,
-            published=self.facts.published_split,
-            fractions=(self.split_fractions[0], self.split_fractions[1], self.split_fractions[2]),
-            seed=self.seed,
+            settings=self.split_settings,
+            published=self.info.published_split,
         )
 
     def _check_fit(self) -> None:
         train = self.cases("train")
-        check_positives(self._train_table(), self.class_names, self.facts.name)
-        if self.supervision == "image":
-            warn_of_undefined(tabulate(self.cases("val"), self.min_pixels).labels, self.class_names)
-        if self.supervision == "expert":
+        check_positives(self._train_table(), self.class_names, self.info.name)
+        if self.labels.supervision == "image":
+            warn_of_undefined(tabulate(self.cases("val"), self.slices.min_pixels).labels, self.class_names)
+        if self.labels.supervision == "expert":
             unmasked = [entry.name for entry in train if not entry.has_mask]
             if unmasked:
                 raise DataError(
                     f"supervision: expert needs a mask for every training case; none for {unmasked[:10]}."
                 )
-            _log.warning("SUPERVISION BY EXPERT MASKS: this is the ceiling, not weak supervision")
+            _log.warning("SUPERVISION BY EXPERT MASKS: this is the fully supervised upper bound")
         elif (pseudo := self._pseudo(train)) is not None:
             pseudo.check(train if self.has_val_masks else train + self.cases("val"))
 
     def _pseudo(self, entries: Sequence[Entry]) -> PseudoLabelReader | None:
-        if self.supervision != "pseudo" or self.pseudo_labels_dir is None or not entries:
+        if self.labels.supervision != "pseudo" or self.labels.pseudo_labels_dir is None or not entries:
             return None
-        return PseudoLabelReader(Path(self.pseudo_labels_dir))
+        return PseudoLabelReader(Path(self.labels.pseudo_labels_dir))
 
     def _train_table(self) -> SliceTable:
         if self._train is None:
-            raise DataError(f"{self.facts.name} has no training slices here: call setup() first.")
+            raise DataError(f"{self.info.name} has no training slices here: call setup() first.")
         return self._train
 
     def _train_dataset(self) -> SliceDataset:
-        expert = self.supervision == "expert"
+        expert = self.labels.supervision == "expert"
         pseudo = self._pseudo(self.cases("train"))
         return SliceDataset(self._train_table(), self._reader, pseudo=pseudo, expert_target=expert)
 
@@ -442,5 +404,10 @@ class SliceDataModule(LightningDataModule):
         return slice_loader(dataset, sampler, self.batch_size, self.num_workers, persistent)
 
     def _volumes(self, entries: Sequence[Entry], with_mask: bool = False) -> DataLoader[Any]:
-        dataset = VolumeDataset(entries, self._reader, self.min_pixels, with_mask)
+        dataset = VolumeDataset(entries, self._reader, self.slices.min_pixels, with_mask)
         return volume_loader(dataset, *self._place(), self.num_workers)
+
+
+def _seed() -> int:
+    """What ``seed_everything`` was last called with, 0 if it was not; as Lightning's own samplers take it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from data_modules.nifti_files import NiftiFile, Tree, describe_folder, name_some
+from data_modules.nifti_files import NiftiFile, Tree, describe_folder, name_paths
 from weakmedsam.contracts import BACKGROUND
 from weakmedsam.errors import ConfigError, DataError, check_range
 
@@ -60,16 +60,16 @@ class Intensity:
 
     def __post_init__(self) -> None:
         if self.window is not None:
-            check_range("data.window's level", self.window[0])
-            check_range("data.window's width", self.window[1], 0, above=True)
+            check_range("data.slices.window's level", self.window[0])
+            check_range("data.slices.window's width", self.window[1], 0, above=True)
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ConfigError(
-                f"data.percentiles: {self.percentiles} are not (lower, upper) between 0 and 100."
+                f"data.slices.percentiles: {self.percentiles} are not (lower, upper) between 0 and 100."
             )
 
 
 @dataclass(frozen=True)
-class DataSet:
+class DatasetInfo:
     """The facts of a data set.
 
     Attributes:
@@ -80,6 +80,8 @@ class DataSet:
         intensity: how values become [0, 1].
         layout: the expected files as a small tree, for the message when nothing is found.
         home: where to get the data set.
+        example: image and mask of the case number ``{number}``, below ``data_dir``: the tests draw small scans there.
+            None: the data set draws its own.
         published_split: CSV (case, split) used when all its cases are there.
         false_spacing: (x, y, z) mm known to be a wrong entry of the header: warned of.
     """
@@ -91,15 +93,18 @@ class DataSet:
     intensity: Intensity
     layout: str
     home: str
+    example: tuple[str, str] | None = None
     published_split: Path | None = None
     false_spacing: tuple[float, float, float] | None = None
 
 
-def choose_classes(facts: DataSet, wanted: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+def choose_classes(
+    info: DatasetInfo, wanted: Mapping[str, Sequence[int]] | None
+) -> dict[str, tuple[int, ...]]:
     """The classes to learn, in order: class ids are 1, 2, ... in this order.
 
     Args:
-        facts: the data set.
+        info: of the data set.
         wanted: class name -> mask values, as configured; None takes the data set's default.
 
     Returns:
@@ -110,12 +115,12 @@ def choose_classes(facts: DataSet, wanted: Mapping[str, Sequence[int]] | None) -
             belongs to two classes.
     """
     if wanted is None:
-        wanted = {name: facts.classes[name] for name in facts.default}
+        wanted = {name: info.classes[name] for name in info.default}
     if not wanted:
         raise ConfigError("classes: at least one class is needed, e.g. classes: {tumour: [1]}.")
-    unknown = [name for name in wanted if facts.classes and name not in facts.classes]
+    unknown = [name for name in wanted if info.classes and name not in info.classes]
     if unknown:
-        raise ConfigError(f"classes: {facts.name} has no class {unknown}; it has {sorted(facts.classes)}.")
+        raise ConfigError(f"classes: {info.name} has no class {unknown}; it has {sorted(info.classes)}.")
     owner: dict[int, str] = {}
     for name, values in wanted.items():
         if not name.isprintable() or not name.strip() or name != name.strip() or set(name) & set("/\\"):
@@ -126,9 +131,9 @@ def choose_classes(facts: DataSet, wanted: Mapping[str, Sequence[int]] | None) -
         if not values:
             raise ConfigError(f"classes: {name} has no mask value; give at least one, e.g. {name}: [1].")
         for value in values:
-            if facts.classes and value not in facts.values:
+            if info.classes and value not in info.values:
                 raise ConfigError(
-                    f"classes: {name} asks for mask value {value}; {facts.name} has {facts.values}."
+                    f"classes: {name} asks for mask value {value}; {info.name} has {info.values}."
                 )
             if not 0 < value < 256:
                 raise ConfigError(f"classes: {name} asks for mask value {value}; 1 to 255 are possible.")
@@ -145,7 +150,7 @@ def class_ids(classes: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
     }
 
 
-def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
+def require_cases(cases: list[Case], info: DatasetInfo, root: Path) -> list[Case]:
     """The cases, sorted by name, or an error that says what should have been there.
 
     Raises:
@@ -153,8 +158,8 @@ def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
     """
     if not cases:
         raise DataError(
-            f"No {facts.name} data in {root} ({describe_folder(root)}). Expected:\n{facts.layout}\n"
-            f"Get it from: {facts.home}\nThen give the folder as DATA_DIR (data_dir in the configuration)."
+            f"No {info.name} data in {root} ({describe_folder(root)}). Expected:\n{info.layout}\n"
+            f"Get it from: {info.home}\nThen give the folder as DATA_DIR (data_dir in the configuration)."
         )
     ordered = sorted(cases, key=lambda case: case.name)
     for first, second in pairwise(ordered):
@@ -174,9 +179,33 @@ def require_cases(cases: list[Case], facts: DataSet, root: Path) -> list[Case]:
     return ordered
 
 
-def first_problem(*files: NiftiFile | None) -> str | None:
-    """What is wrong with a case's files, as far as finding them has shown."""
-    return next((file.problem for file in files if file is not None and file.problem), None)
+def case_of(
+    name: str,
+    image: NiftiFile | None,
+    mask: NiftiFile | None,
+    problem: str | None = None,
+    patient: str | None = None,
+    table: Mapping[int, tuple[int, ...]] | None = None,
+) -> Case:
+    """A case of the files that were found.
+
+    Args:
+        name: of the case.
+        image: None where there is none.
+        mask: None where there is none.
+        problem: what is wrong with the case where nothing is wrong with either file.
+        patient: None takes the case's name.
+        table: see ``Case``.
+    """
+    found = [file.problem for file in (image, mask) if file is not None and file.problem]
+    return Case(
+        name=name,
+        patient=patient or name,
+        image=str(image.path) if image else "",
+        mask=str(mask.path) if mask else None,
+        table=table,
+        problem=found[0] if found else problem,
+    )
 
 
 def warn_of_passed_over(paths: Sequence[Path], root: Path, read: str) -> None:
@@ -190,7 +219,7 @@ def warn_of_passed_over(paths: Sequence[Path], root: Path, read: str) -> None:
     if paths:
         _log.info(
             "%s: passed over is what looks like scans or tables, %d name(s): %s. Read are %s",
-            *(root, len(paths), name_some(paths, root), read),
+            *(root, len(paths), name_paths(paths, root), read),
         )
 
 
@@ -198,4 +227,4 @@ def warn_of_left_out(tree: Tree, root: Path) -> None:
     """Name the folders below DATA_DIR that are not looked into."""
     for paths, why in ((tree.outputs, "written by this program"), (tree.closed, "cannot be read")):
         if paths:
-            _log.info("%s: folders left out (%s): %s", root, why, name_some(paths, root))
+            _log.info("%s: folders left out (%s): %s", root, why, name_paths(paths, root))

@@ -6,11 +6,11 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from data_modules.augmentation import Augmentation
-from data_modules.base import SliceDataModule, Supervision
+from data_modules.base import SliceDataModule
 from data_modules.case_tables import check_cases, check_spelling, read_pairs
-from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases, warn_of_passed_over
+from data_modules.cases import Case, DatasetInfo, Intensity, case_of, require_cases, warn_of_passed_over
 from data_modules.nifti_files import (
     Listing,
     case_name,
@@ -21,29 +21,11 @@ from data_modules.nifti_files import (
     folders_between,
     list_nifti,
 )
-from data_modules.prepare import OnBadCase
 from data_modules.sources import Sources
 from data_modules.tables import open_table, show
-from data_modules.volumes import Plane
 from weakmedsam.errors import DataError
 
 _log = logging.getLogger(__name__)
-
-FACTS = DataSet(
-    name="folder",
-    classes={},  # the user names them
-    default=(),
-    values=(),
-    intensity=Intensity(percentiles=(0.5, 99.5)),
-    layout=(
-        "  images/<case>.nii.gz     (or .nii)\n"
-        "  masks/<case>.nii.gz      optional where labels.csv has the case\n"
-        "  labels.csv               optional: case,slice,<class>,... with 0 or 1 per slice\n"
-        "  patients.csv             optional: case,patient, a row for every case, where a patient has several"
-    ),
-    home="your own scans; DICOM is converted to NIfTI by dcm2niix",
-)
-
 
 MOST_DIGITS = 9
 """Of a slice's number."""
@@ -55,44 +37,85 @@ _LIKE_A_TABLE = re.compile(
 SOURCES = Sources("", ("images", "masks"), tables=("labels.csv", "patients.csv"))
 
 
-def find_cases(root: Path, class_names: Sequence[str]) -> list[Case]:
-    """The cases of a folder, or of the one folder below it that has ``images``.
-
-    ``slice`` in ``labels.csv`` counts from 0 along the file's own third axis, as stored. The table is
-    the image-level label where there is one; masks are then for validation and test only.
+class Folder(SliceDataModule):
+    """Your own volumes. Arguments beside those of ``SliceDataModule``.
 
     Args:
-        root: the folder.
-        class_names: columns of ``labels.csv`` to read, in order.
-
-    Raises:
-        DataError: no cases, or a table that cannot be read or does not fit the cases.
+        data_dir: the folder, laid out as ``Folder.info.layout``.
+        classes: class name -> mask values; the names are also the columns of ``labels.csv``. Needed.
+        background_values: further mask values that may occur and count as background; any other value
+            is an error.
     """
-    top, root = root, find_root(root, "images")
-    places = [find_folder(root, name) for name in SOURCES.folders]
-    images, masks = (list_nifti(place) for place in places)
-    read_in = dict.fromkeys(folders_between(top, root))
-    tables = [
-        path
-        for folder in dict.fromkeys([*read_in, *places])
-        for path in entries(folder)
-        if not (folder in read_in and path.name.lower() in SOURCES.tables)
-    ]
-    passed_over = [
-        *(*images.passed_over, *masks.passed_over),
-        *(path for path in tables if _LIKE_A_TABLE.match(path.name)),
-    ]
-    read = ".nii and .nii.gz directly in images/ and masks/, and beside these labels.csv and patients.csv"
-    warn_of_passed_over(passed_over, root, read)
-    if not images.files:
-        return require_cases([], FACTS, places[0] if places[0].is_dir() else root)
-    if top != root:
-        _log.warning("%s has no images/: those of %s are taken", top, root)
-    names = sorted({*images.files, *masks.files})
-    labels, patients = (find_table(folders_between(top, root), name) for name in SOURCES.tables)
-    table = read_labels(labels, class_names, names) if labels else {}
-    patient = read_patients(patients, names) if patients else {}
-    return require_cases(_make_cases(images, masks, table, patient, root), FACTS, root)
+
+    info = DatasetInfo(
+        name="folder",
+        classes={},  # the user names them
+        default=(),
+        values=(),
+        intensity=Intensity(percentiles=(0.5, 99.5)),
+        layout=(
+            "  images/<case>.nii.gz     (or .nii)\n"
+            "  masks/<case>.nii.gz      optional where labels.csv has the case\n"
+            "  labels.csv               optional: case,slice,<class>,... with 0 or 1 per slice\n"
+            "  patients.csv             optional: case,patient, a row for every case, where a patient has several"
+        ),
+        home="your own scans; DICOM is converted to NIfTI by dcm2niix",
+        example=("images/scan{number}.nii.gz", "masks/scan{number}.nii.gz"),
+    )
+
+    def __init__(
+        self,
+        data_dir: str,
+        classes: dict[str, list[int]],
+        background_values: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_dir, classes=classes, **kwargs)
+        self.background_values = tuple(background_values)
+
+    def find_cases(self) -> list[Case]:
+        """The cases of the folder, or of the one folder below it that has ``images``.
+
+        ``slice`` in ``labels.csv`` counts from 0 along the file's own third axis, as stored. The table is
+        the image-level label where there is one; masks are then for validation and test only.
+
+        Raises:
+            DataError: no cases, or a table that cannot be read or does not fit the cases.
+        """
+        top = Path(self.data_dir)
+        root = find_root(top, "images")
+        places = [find_folder(root, name) for name in SOURCES.folders]
+        images, masks = (list_nifti(place) for place in places)
+        read_in = dict.fromkeys(folders_between(top, root))
+        tables = [
+            path
+            for folder in dict.fromkeys([*read_in, *places])
+            for path in entries(folder)
+            if not (folder in read_in and path.name.lower() in SOURCES.tables)
+        ]
+        passed_over = [
+            *(*images.passed_over, *masks.passed_over),
+            *(path for path in tables if _LIKE_A_TABLE.match(path.name)),
+        ]
+        read = ".nii and .nii.gz directly in images/ and masks/, and beside these labels.csv and patients.csv"
+        warn_of_passed_over(passed_over, root, read)
+        if not images.files:
+            return require_cases([], self.info, places[0] if places[0].is_dir() else root)
+        if top != root:
+            _log.warning("%s has no images/: those of %s are taken", top, root)
+        names = sorted({*images.files, *masks.files})
+        labels, patients = (find_table(folders_between(top, root), name) for name in SOURCES.tables)
+        table = read_labels(labels, self.class_names, names) if labels else {}
+        patient = read_patients(patients, names) if patients else {}
+        return require_cases(_make_cases(images, masks, table, patient, root), self.info, root)
+
+    def sources(self) -> Sources:
+        """The two folders and the two tables."""
+        return SOURCES._replace(root=self.data_dir)
+
+    def other_values(self) -> tuple[int, ...]:
+        """Values named as background."""
+        return self.background_values
 
 
 def _make_cases(
@@ -105,26 +128,17 @@ def _make_cases(
     cases = []
     for name in {**images.files, **masks.files}:
         image, mask = images.files.get(name), masks.files.get(name)
-        problem = first_problem(image, mask)
-        if problem is None and image is None and mask is not None:
+        problem = None
+        if image is None and mask is not None:
             problem = (
                 f"{mask.path}: has no image {root / 'images' / name}.nii.gz. Add it, or remove the mask; if it is of "
                 "another image, give it that one's name."
             )
-        elif problem is None and image is not None and mask is None and name not in table:
+        elif image is not None and mask is None and name not in table:
             problem = (
                 f"{image.path}: has neither a mask in masks/ nor rows in labels.csv. Add one, or remove it."
             )
-        cases.append(
-            Case(
-                name=name,
-                patient=patient.get(name, name),
-                image=str(image.path) if image else "",
-                mask=str(mask.path) if mask else None,
-                table=table.get(name),
-                problem=problem,
-            )
-        )
+        cases.append(case_of(name, image, mask, problem, patient.get(name), table.get(name)))
     return cases
 
 
@@ -179,74 +193,3 @@ def read_patients(path: Path, cases: Collection[str]) -> dict[str, str]:
     check_cases(table, {case: line for case, (line, _) in rows.items()}, cases, needed=cases)
     check_spelling(path, "patient", rows.values())
     return {case: case_name(patient) for case, (_, patient) in rows.items()}
-
-
-class Folder(SliceDataModule):
-    """Your own volumes. Arguments beside those of ``SliceDataModule``.
-
-    Args:
-        data_dir: the folder, laid out as ``FACTS.layout``.
-        classes: class name -> mask values; the names are also the columns of ``labels.csv``. Needed.
-        background_values: further mask values that may occur and count as background; any other value
-            is an error.
-    """
-
-    facts = FACTS
-
-    def __init__(
-        self,
-        data_dir: str,
-        classes: dict[str, list[int]],
-        background_values: tuple[int, ...] = (),
-        store_dir: str = "data",
-        image_size: int = 256,
-        plane: Plane = "axial",
-        min_pixels: int = 10,
-        window: tuple[float, float] | None = None,
-        percentiles: tuple[float, float] | None = None,
-        split_file: str | None = None,
-        split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        seed: int = 0,
-        on_bad_case: OnBadCase = "raise",
-        supervision: Supervision = "image",
-        pseudo_labels_dir: str | None = None,
-        only_positive: bool = False,
-        augment: Augmentation | None = None,
-        batch_size: int = 24,
-        num_workers: int = 2,
-        prepare_workers: int | None = None,
-    ) -> None:
-        super().__init__(
-            data_dir=data_dir,
-            store_dir=store_dir,
-            image_size=image_size,
-            plane=plane,
-            classes=classes,
-            min_pixels=min_pixels,
-            window=window,
-            percentiles=percentiles,
-            split_file=split_file,
-            split_fractions=split_fractions,
-            seed=seed,
-            on_bad_case=on_bad_case,
-            supervision=supervision,
-            pseudo_labels_dir=pseudo_labels_dir,
-            only_positive=only_positive,
-            augment=augment,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            prepare_workers=prepare_workers,
-        )
-        self.background_values = tuple(background_values)
-
-    def find_cases(self) -> list[Case]:
-        """The cases of the folder; see the module's ``find_cases``."""
-        return find_cases(Path(self.data_dir), self.class_names)
-
-    def sources(self) -> Sources:
-        """The two folders and the two tables."""
-        return SOURCES._replace(root=self.data_dir)
-
-    def other_values(self) -> tuple[int, ...]:
-        """Values named as background."""
-        return self.background_values

@@ -236,7 +236,7 @@ def _read_voxels(
     except MemoryError as error:
         raise MemoryShortError(
             f"{path}: its {shape} voxels take {needed / 2**30:.1f} GiB, more memory than there is. Lower "
-            "prepare_workers, or leave it out."
+            "data.prepare.workers, or leave it out."
         ) from error
     skipped = len(header.binaryblock)
     while skipped < int(offset) and (part := stream.read(min(CHUNK, int(offset) - skipped))):

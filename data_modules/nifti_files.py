@@ -15,16 +15,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_modules.tables import is_unseen
+from data_modules.tables import is_unseen, name_first
 from weakmedsam.errors import DataError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 OUTPUTS = ("prepare/settings.json", "provenance/predict.yaml", "phantom.json")
 """Files by which a folder that this program has written is known: a run, segmentations, a drawn set."""
-
-SHOWN = 10
-"""How many names one message lists."""
 
 LONGEST_NAME = 200
 """Bytes of a scan's name without ending: results are named after it, and a file's name has at most 255."""
@@ -148,7 +145,7 @@ def look_at(path: Path, deep: int = 0) -> NiftiFile | None:
         return look_at(inside[0], deep + 1)
     if inside:
         return NiftiFile(
-            path, f"{path}: is a folder with several files, {name_some(inside, path)}. Keep one."
+            path, f"{path}: is a folder with several files, {name_paths(inside, path)}. Keep one."
         )
     return None
 
@@ -246,7 +243,7 @@ def find_root(folder: Path, name: str, usual: str = "") -> Path:
         ]
         if len(found) > 1:
             raise DataError(
-                f"{folder}: {name} is in several folders: {name_some(found, folder)}. Give one of them as DATA_DIR."
+                f"{folder}: {name} is in several folders: {name_paths(found, folder)}. Give one of them as DATA_DIR."
             )
         if found:
             return found[0]
@@ -271,16 +268,15 @@ def describe_folder(folder: Path) -> str:
         return "it is a file" if os.path.exists(folder) else "there is no such folder"
     found = entries(folder)
     dead = [path for path in found if is_dead_link(path)]
-    links = f"; of these are links to what is not there: {name_some(dead, folder)}" if dead else ""
-    return f"there is: {name_some(found, folder)}{links}" if found else "it is empty"
+    links = f"; of these are links to what is not there: {name_paths(dead, folder)}" if dead else ""
+    return f"there is: {name_paths(found, folder)}{links}" if found else "it is empty"
 
 
-def name_some(paths: Sequence[Path], root: Path) -> str:
+def name_paths(paths: Sequence[Path], root: Path) -> str:
     """The first names, for a message; those of folders end in a slash."""
-    names = [
-        _as_text(os.path.relpath(path, root)) + ("/" if os.path.isdir(path) else "") for path in paths[:SHOWN]
-    ]
-    return ", ".join(names) + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
+    return name_first(
+        [_as_text(os.path.relpath(path, root)) + ("/" if os.path.isdir(path) else "") for path in paths]
+    )
 
 
 def is_dead_link(path: Path) -> bool:

@@ -8,50 +8,30 @@ docs/results.md.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_modules.augmentation import Augmentation
-from data_modules.base import SliceDataModule, Supervision
-from data_modules.cases import Case, DataSet, Intensity, first_problem, require_cases
+from data_modules.base import SliceDataModule
+from data_modules.cases import Case, DatasetInfo, Intensity, case_of, require_cases
+from data_modules.config import Split
 from data_modules.nifti_files import list_nifti
 from data_modules.phantom_drawing import CYST, LESION, VERSION, PhantomParameters, draw_volume
-from data_modules.prepare import OnBadCase
 from data_modules.sources import Sources
-from data_modules.volumes import Plane
 from weakmedsam.errors import check_range
 from weakmedsam.system.atomic_io import SCANS, explaining_full_disk
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs that draw the same set at once are then the user's to avoid
-    fcntl = None  # type: ignore[assignment]
-
-FACTS = DataSet(
-    name="phantom",
-    classes={"lesion": (LESION,), "cyst": (CYST,)},
-    default=("lesion", "cyst"),
-    values=(LESION, CYST),
-    intensity=Intensity(percentiles=(0.5, 99.5)),
-    layout=(
-        "phantom-<key>/\n"
-        "  phantom.json\n"
-        "  images/phantom_000.nii.gz\n"
-        "  masks/phantom_000.nii.gz   1 lesion, 2 cyst"
-    ),
-    home="nowhere: the program draws it, `make prepare DATASET=phantom`",
-)
-
 DEFAULT = PhantomParameters()
+DEFAULT_SPLIT = Split(fractions=(0.6, 0.2, 0.2))
+"""80/10/10 of 30 volumes would test on three."""
 
 
 def phantom_folder(data_dir: str | Path, parameters: PhantomParameters, num_volumes: int) -> Path:
@@ -77,7 +57,7 @@ def write_phantom(data_dir: str | Path, parameters: PhantomParameters, num_volum
     root = phantom_folder(data_dir, parameters, num_volumes)
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    with _lock(root):
+    with FileLock(root / ".lock"):
         names = [f"phantom_{number:03d}.nii.gz" for number in range(num_volumes)]
         missing = [n for n, name in enumerate(names) if not _is_there(root, name)]
         for number in tqdm(missing, desc="drawing phantom", unit="volume", disable=not missing):
@@ -93,81 +73,47 @@ def write_phantom(data_dir: str | Path, parameters: PhantomParameters, num_volum
     return root
 
 
-def find_cases(root: Path) -> list[Case]:
-    """Cases of a drawn set, sorted by name; each volume is a patient of its own.
-
-    Raises:
-        DataError: none found; the message shows the layout.
-    """
-    masks = list_nifti(root / "masks").files
-    cases = [
-        Case(name, name, str(image.path), str(masks[name].path), problem=first_problem(image, masks[name]))
-        for name, image in list_nifti(root / "images").files.items()
-        if name in masks
-    ]
-    return require_cases(cases, FACTS, root)
-
-
 class Phantom(SliceDataModule):
     """Drawn volumes; takes what ``SliceDataModule`` takes, and what follows.
 
     Args:
         data_dir: where the drawn set goes, in a folder of its own that is named by its parameters.
-        num_volumes: how many volumes are drawn, at least 3: one for each split.
-        phantom: how they look and how hard they are; see ``PhantomParameters``.
+        num_volumes: how many volumes are drawn, each a patient; at least 3: one for each split.
+        phantom: how they look and how hard they are.
+        image_size: side of the square working frame, pixels, 8 to 4,096.
+        split: which volumes train, validate and test.
 
     Raises:
         ConfigError: a parameter out of its range.
     """
 
-    facts = FACTS
+    info = DatasetInfo(
+        name="phantom",
+        classes={"lesion": (LESION,), "cyst": (CYST,)},
+        default=("lesion", "cyst"),
+        values=(LESION, CYST),
+        intensity=Intensity(percentiles=(0.5, 99.5)),
+        layout=(
+            "phantom-<key>/\n"
+            "  phantom.json\n"
+            "  images/phantom_000.nii.gz\n"
+            "  masks/phantom_000.nii.gz   1 lesion, 2 cyst"
+        ),
+        home="nowhere: the program draws it, `make prepare DATASET=phantom`",
+    )
 
     def __init__(
         self,
         data_dir: str = "data/scans",
         num_volumes: int = 30,
         phantom: PhantomParameters = DEFAULT,
-        store_dir: str = "data",
         image_size: int = 128,
-        plane: Plane = "axial",
-        classes: dict[str, list[int]] | None = None,
-        min_pixels: int = 10,
-        window: tuple[float, float] | None = None,
-        percentiles: tuple[float, float] | None = None,
-        split_file: str | None = None,
-        split_fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
-        seed: int = 0,
-        on_bad_case: OnBadCase = "raise",
-        supervision: Supervision = "image",
-        pseudo_labels_dir: str | None = None,
-        only_positive: bool = False,
-        augment: Augmentation | None = None,
-        batch_size: int = 24,
-        num_workers: int = 2,
-        prepare_workers: int | None = None,
+        split: Split = DEFAULT_SPLIT,
+        **kwargs: Any,
     ) -> None:
         check_range("data.num_volumes", num_volumes, 3, 1_000_000)  # one for each split
-        super().__init__(
-            data_dir=str(phantom_folder(data_dir, phantom, num_volumes)),
-            store_dir=store_dir,
-            image_size=image_size,
-            plane=plane,
-            classes=classes,
-            min_pixels=min_pixels,
-            window=window,
-            percentiles=percentiles,
-            split_file=split_file,
-            split_fractions=split_fractions,
-            seed=seed,
-            on_bad_case=on_bad_case,
-            supervision=supervision,
-            pseudo_labels_dir=pseudo_labels_dir,
-            only_positive=only_positive,
-            augment=augment,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            prepare_workers=prepare_workers,
-        )
+        folder = phantom_folder(data_dir, phantom, num_volumes)
+        super().__init__(str(folder), image_size, split=split, **kwargs)
         self.num_volumes = num_volumes
         self.phantom = phantom
 
@@ -177,8 +123,16 @@ class Phantom(SliceDataModule):
         super().prepare_data()
 
     def find_cases(self) -> list[Case]:
-        """The cases of the drawn set; see the module's ``find_cases``."""
-        return find_cases(Path(self.data_dir))
+        """Cases of the drawn set, sorted by name; each volume is a patient of its own.
+
+        Raises:
+            DataError: none found; the message shows the layout.
+        """
+        root = Path(self.data_dir)
+        masks = list_nifti(root / "masks").files
+        images = list_nifti(root / "images").files
+        cases = [case_of(name, image, masks[name]) for name, image in images.items() if name in masks]
+        return require_cases(cases, self.info, root)
 
     def sources(self) -> Sources:
         """The two folders of the drawn set."""
@@ -213,12 +167,3 @@ def _write_nifti(path: Path, slices: NDArray[np.generic], spacing: tuple[float, 
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Only one process draws a set; the lock goes with the process, even when killed."""
-    with (root / ".lock").open("w") as stream:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -17,23 +17,18 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from data_modules.cases import Case
+from data_modules.config import OnBadCase
 from data_modules.store import read_case, stamp, write_case
 from data_modules.store_index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.tables import name_first
 from data_modules.wholeness import find_damage
 from weakmedsam.errors import LESS_MEMORY, DataError, MemoryShortError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two preparations at once are then the user's to avoid
-    fcntl = None  # type: ignore[assignment]
-
-OnBadCase = Literal["raise", "skip"]
 
 SHOWN = 20
 """How many bad cases one error lists."""
@@ -283,9 +278,7 @@ def lock_store(store: Path) -> Iterator[None]:
     path = store / ".lock"
     if path.is_dir() or path.is_symlink():
         remove(path)
-    with path.open("w") as stream:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with FileLock(path):
         yield
 
 
@@ -294,7 +287,7 @@ def _list_problems(index: Index, total: int, on_bad_case: OnBadCase) -> str:
     if len(lines) > SHOWN:
         lines = [*lines[:SHOWN], f"  ... and {len(lines) - SHOWN} more"]
     mend = (
-        "Mend them, or leave them out with on_bad_case: skip."
+        "Mend them, or leave them out with data.prepare.on_bad_case: skip."
         if on_bad_case == "raise"
         else "No case is left."
     )

@@ -86,10 +86,15 @@ class UnseenScans(LightningDataModule):
             shutil.rmtree(place, ignore_errors=True)  # of a call that was killed: nothing of it is left to do
             return
         try:
-            prepare(todo, self.spec, place, like.prepare_workers, like.on_bad_case)
+            prepare(todo, self.spec, place, like.prepare.workers, like.prepare.on_bad_case)
         except DataError:
             index = read_index(self.store)
-            if index is None or index.entries or like.on_bad_case == "raise" or len(todo) == len(cases):
+            if (
+                index is None
+                or index.entries
+                or like.prepare.on_bad_case == "raise"
+                or len(todo) == len(cases)
+            ):
                 raise
 
     def setup(self, stage: str) -> None:
@@ -100,7 +105,10 @@ class UnseenScans(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Whole volumes without ``label``."""
         dataset = VolumeDataset(
-            list(self._entries.values()), SliceReader(self.store), self.like.min_pixels, with_label=False
+            list(self._entries.values()),
+            SliceReader(self.store),
+            self.like.slices.min_pixels,
+            with_label=False,
         )
         place = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return volume_loader(dataset, *place, self.num_workers)

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from data_modules.case_tables import check_cases, read_pairs
+from data_modules.config import Split
 from data_modules.tables import show
-from weakmedsam.errors import ConfigError, DataError
+from weakmedsam.errors import DataError
 
 SPLITS = ("train", "val", "test")
 
 
-def check_fractions(fractions: Sequence[float]) -> None:
-    """See that parts for train, val and test are given.
-
-    Raises:
-        ConfigError: they are not three, one is negative or no number, or they do not sum to 1.
-    """
-    # Written so that NaN fits nothing.
-    if len(fractions) != 3 or not all(part >= 0 for part in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
-        raise ConfigError(
-            f"data.split_fractions: {fractions} are not three parts (train, val, test) that sum to 1."
-        )
-
-
-def split_by_hash(
-    patients: Mapping[str, str], fractions: tuple[float, float, float], seed: int
-) -> dict[str, str]:
+def split_by_hash(patients: Mapping[str, str], settings: Split) -> dict[str, str]:
     """Split cases by a seeded hash of the patient.
 
     Patients are ranked by the SHA-256 of "<seed>:<patient>" and the ranking is cut: the first are
@@ -37,23 +23,23 @@ def split_by_hash(
 
     Args:
         patients: case -> patient.
-        fractions: of train, val, test; they sum to 1.
-        seed: another seed, another split.
+        settings: fractions and seed.
 
     Returns:
         Case -> "train", "val" or "test".
 
     Raises:
-        ConfigError: fractions that are negative or do not sum to 1.
         DataError: fewer patients than splits.
     """
-    check_fractions(fractions)
-    ranked = sorted(set(patients.values()), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).hexdigest())
+    fractions = settings.fractions
+    ranked = sorted(
+        set(patients.values()), key=lambda p: hashlib.sha256(f"{settings.seed}:{p}".encode()).hexdigest()
+    )
     wanted = sum(fraction > 0 for fraction in fractions)
     if len(ranked) < wanted:
         raise DataError(
             f"{len(ranked)} patient(s) cannot fill {wanted} splits: train, val or test would be empty. "
-            "Add patients, set a fraction of split_fractions to 0, or give a split_file."
+            "Add patients, set a fraction of data.split.fractions to 0, or give data.split.file."
         )
     numbers = {
         split: max(1, round(fraction * len(ranked))) if fraction > 0 else 0
@@ -98,7 +84,7 @@ def read_split(
         if cases is not None:
             check_cases(table, {case: line for case, (line, _) in rows.items()}, cases, needed)
     except DataError as error:
-        raise DataError(f"split_file: {error}") from error
+        raise DataError(f"data.split.file: {error}") from error
     return {case: split for case, (_, split) in rows.items()}
 
 
@@ -130,28 +116,26 @@ def keep_patients(split: Mapping[str, str], patients: Mapping[str, str], path: P
 def split_cases(
     patients: Mapping[str, str],
     there: set[str],
-    split_file: Path | None,
+    settings: Split,
     published: Path | None,
-    fractions: tuple[float, float, float],
-    seed: int,
 ) -> tuple[dict[str, str], str]:
     """Split by the given file, else by the published one if all its cases are there, else by hash.
 
     Args:
         patients: case -> patient, of the cases that can be used.
         there: all cases that are there, those left out as bad included.
-        split_file: the user's file.
+        settings: the user's file, or fractions and seed of the hash.
         published: the data set's own file.
-        fractions: of train, val, test, for the hash.
-        seed: for the hash.
 
     Returns:
         Case -> split, and a short name of where the split comes from.
     """
-    if split_file is not None:
+    if settings.file:
+        split_file = Path(settings.file)
         return keep_patients(read_split(split_file, there, patients), patients, split_file), split_file.stem
     if published is not None:
         facts = read_split(published)
         if set(facts) <= there and set(patients) <= set(facts):
             return keep_patients(facts, patients, published), published.stem
-    return split_by_hash(patients, fractions, seed), f"seed{seed}-" + "-".join(f"{f:g}" for f in fractions)
+    parts = "-".join(f"{fraction:g}" for fraction in settings.fractions)
+    return split_by_hash(patients, settings), f"seed{settings.seed}-{parts}"

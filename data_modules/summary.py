@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.cases import DataSet
+from data_modules.cases import DatasetInfo
 from data_modules.slice_datasets import tabulate
 from data_modules.store_index import Entry
 from data_modules.wholeness import find_wrong_size
@@ -91,11 +91,11 @@ def describe_intensity(train: Sequence[Entry], rule: str) -> str:
     return f"{rule} -> [0, 1]; mean {mean:.3f}, deviation {deviation:.3f} (averages over training scans)"
 
 
-def warn_of_false_spacing(entries: Mapping[str, Entry], facts: DataSet) -> None:
+def warn_of_false_spacing(entries: Mapping[str, Entry], info: DatasetInfo) -> None:
     """Name the cases whose voxel size is an entry known to be wrong: their distances are not in mm."""
-    if facts.false_spacing is None:
+    if info.false_spacing is None:
         return
-    wrong = sorted(facts.false_spacing)
+    wrong = sorted(info.false_spacing)
     false = [
         entry.name
         for entry in entries.values()
@@ -106,8 +106,8 @@ def warn_of_false_spacing(entries: Mapping[str, Entry], facts: DataSet) -> None:
             "%d case(s) state a voxel of %s mm, known to be a wrong entry of %s; "
             "their distances in mm are not to be trusted: %s",
             len(false),
-            facts.false_spacing,
-            facts.name,
+            info.false_spacing,
+            info.name,
             ", ".join(false),
         )
 
@@ -127,7 +127,7 @@ def warn_of_undefined(labels: NDArray[np.float32], class_names: Sequence[str]) -
     if len(undefined) == len(class_names):
         raise DataError(
             f"in the validation split every slice or none has {', '.join(undefined)}: no AUROC is defined, which "
-            "chooses the best network. Change split_file, split_fractions or seed"
+            "chooses the best network. Change data.split"
         )
     if undefined:
         _log.warning(

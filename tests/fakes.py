@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from data_modules.cases import DatasetInfo
+
 SHAPE = (20, 16, 6)
 RAS = np.diag([1.5, 2.0, 3.0, 1.0])
 
@@ -37,6 +39,15 @@ def save_nifti(path: Path, voxels: NDArray, affine: NDArray[np.float64] = RAS) -
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
     return path
+
+
+def draw_data_set(root: Path, info: DatasetInfo, cases: int = 6) -> Path:
+    """Scans with masks where a data set says that its own lie (``info.example``); returns ``root``."""
+    assert info.example is not None
+    for number in range(1, cases + 1):
+        for path, voxels in zip(info.example, draw_scan(number, info.values or (1,)), strict=True):
+            save_nifti(root / path.format(number=number), voxels)
+    return root
 
 
 def fake_folder(root: Path, cases: int = 5, table: bool = False, masks: bool = True) -> Path:

@@ -24,7 +24,9 @@ def write_stage(run: Path, stage: str, made: int, **after: int) -> Path:
         "data": {
             "class_path": "data_modules.phantom.Phantom",
             "init_args": {
-                "data_dir": "elsewhere", "image_size": 32, "supervision": "pseudo", "pseudo_labels_dir": "gone",
+                "data_dir": "elsewhere",
+                "image_size": 32,
+                "labels": {"supervision": "pseudo", "pseudo_labels_dir": "gone"},
             },
         },
         "trainer": {"devices": 8, "precision": "bf16-mixed", "max_epochs": 3, "logger": True, "callbacks": [1]},

@@ -238,10 +238,10 @@ def test_prepare_writes_the_store_and_what_is_in_it(call, tmp_path):
             "4",
             "--data.phantom.slices",
             "8",
-            "--data.store_dir",
+            "--data.prepare.store_dir",
             str(tmp_path / "store"),
         ),
-        *("--data.image_size", "32", "--data.prepare_workers", "1", "--summary", str(tmp_path / "data.json")),
+        *("--data.image_size", "32", "--data.prepare.workers", "1", "--summary", str(tmp_path / "data.json")),
     )
     summary = json.loads((tmp_path / "data.json").read_text())
     assert sum(split["cases"] for split in summary["splits"].values()) == 4

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from fakes import fake_abdomen, fake_brats, fake_cardiac, fake_folder
+from data_sets import data_set
+from fakes import draw_data_set
 from tensorboardX.proto.event_pb2 import Event
 
 from weakmedsam import cli
@@ -25,13 +26,6 @@ from weakmedsam.system.atomic_io import read_table
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
-SCANS = {
-    "abdomen": lambda folder: fake_abdomen(folder, numbers=(1, 2, 3, 4, 5, 6)),
-    "brats": lambda folder: fake_brats(folder, 6),
-    "cardiac": lambda folder: fake_cardiac(folder, 6),
-    "folder": lambda folder: fake_folder(folder, 6),
-    "phantom": lambda folder: folder,
-}
 PHANTOM = {"--data.num_volumes": 6, "--data.phantom.slices": 8, "--data.phantom.size": 64}
 RUN = ("cpu", "debug", "gpu", "slurm")
 """Trainer files that run here, on a processor; the others are parsed, two processes in files of their own."""
@@ -52,7 +46,10 @@ def scans(tmp_path_factory):
 
     def draw(data):
         if data not in made:
-            made[data] = SCANS[data](tmp_path_factory.mktemp(data) / "scans")
+            made[data] = tmp_path_factory.mktemp(data) / "scans"
+            info = data_set(data).info
+            if info.example:
+                draw_data_set(made[data], info)
         return made[data]
 
     return draw
@@ -68,14 +65,14 @@ def call(monkeypatch, tmp_path, scans):
         files = [*files, f"data/{data}", *(["backbone/pocket"] if "classify" in files else []), *more]
         options = {
             "--data.data_dir": scans(data),
-            "--data.store_dir": scans(data).parent / "store",
+            "--data.prepare.store_dir": scans(data).parent / "store",
             "--data.image_size": 64,
-            "--data.min_pixels": 1,
+            "--data.slices.min_pixels": 1,
             "--data.num_workers": 0,
             "--data.batch_size": 6,
-            "--data.prepare_workers": 1,
-            "--data.split_file": "null",
-            "--data.split_fractions": "[0.4, 0.3, 0.3]",
+            "--data.prepare.workers": 1,
+            "--data.split.file": "null",
+            "--data.split.fractions": "[0.4, 0.3, 0.3]",
             "--trainer.default_root_dir": tmp_path / "run",
             "--trainer.enable_progress_bar": "false",
             **(PHANTOM if data == "phantom" else {}),
@@ -97,7 +94,6 @@ def test_every_file_is_run_by_some_test():
     assert {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()} == {
         *("backbone", "data", "logger", "slurm", "study", "sweeps", "trainer"),
     }
-    assert set(names("data")) == set(SCANS)
 
 
 @pytest.mark.parametrize("data", names("data"))
@@ -106,7 +102,12 @@ def test_every_data_set_trains_a_step_of_each_stage(call, data):
     small = ["--model.sub_classes", "2", "--model.pam.prompts.grid", "2", "--model.pam.walk.map_size", "16"]
     run = call("fit", ["classify"], data, *one, *small)
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
-    network = ["--model.network_args", "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision", "expert"]
+    network = [
+        "--model.network_args",
+        "{features: [8, 8, 8, 8, 8, 8]}",
+        "--data.labels.supervision",
+        "expert",
+    ]
     (run / "checkpoints").rename(run / "of_classify")
     run = call("fit", ["segment"], data, *one, *network)
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
@@ -118,7 +119,7 @@ def test_every_data_set_trains_a_step_of_each_stage(call, data):
 def on_predictions(call):
     """Runs PAM by a file of settings from what a segmentation network, trained a step, predicts."""
     one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
-    run = call("fit", ["segment"], "phantom", *one, "--data.supervision", "expert")
+    run = call("fit", ["segment"], "phantom", *one, "--data.labels.supervision", "expert")
     segmenter = (run / "checkpoints").rename(run.parent / "of_segment") / "last.ckpt"
     run = call("fit", ["classify"], "phantom", *one)
     start = [
@@ -168,7 +169,12 @@ def test_a_drawn_setting_of_every_sweep_is_run_a_step(call, name):
     stage, options = "classify", ["--model.pam", "null"]
     if name == "segment":
         stage = "segment"
-        options = ["--model.network_args", "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision", "expert"]
+        options = [
+            "--model.network_args",
+            "{features: [8, 8, 8, 8, 8, 8]}",
+            "--data.labels.supervision",
+            "expert",
+        ]
     elif any(word.startswith("--model.pam") for word in drawn):
         options = []  # null and a setting of it contradict each other
     run = call(

@@ -15,10 +15,10 @@ OPTIONS = {
     "--data.phantom.slices": 9,
     "--data.phantom.size": 64,
     "--data.image_size": 64,
-    "--data.min_pixels": 3,
+    "--data.slices.min_pixels": 3,
     "--data.num_workers": 0,
     "--data.batch_size": 2,
-    "--data.split_fractions": "[0.7, 0.15, 0.15]",
+    "--data.split.fractions": "[0.7, 0.15, 0.15]",
     "--trainer.max_epochs": 2,
     "--trainer.accelerator": "cpu",
     "--trainer.devices": 2,
@@ -27,7 +27,7 @@ OPTIONS = {
     "--trainer.logger": "false",
 }
 CLASSIFY = {"--model.sub_classes": 2, "--model.pam.prompts.grid": 2, "--model.pam.walk.map_size": 16}
-SEGMENT = {"--model.network_args": "{features: [8, 8, 8, 8, 8, 8]}", "--data.supervision": "expert"}
+SEGMENT = {"--model.network_args": "{features: [8, 8, 8, 8, 8, 8]}", "--data.labels.supervision": "expert"}
 SHARDED = {
     "--trainer.strategy.least_parameters": 50_000
 }  # layers of pocket's decoder are shared out one by one
@@ -45,7 +45,7 @@ def words(folder, subcommand, stage, trainer, options, run, *more):
     ]
     names += ["pseudo_labels"] if subcommand == "predict" else []
     given = OPTIONS | options | (SHARDED if trainer == "fsdp" else {})
-    given |= {"--data.data_dir": folder / "scans", "--data.store_dir": folder / "store"}
+    given |= {"--data.data_dir": folder / "scans", "--data.prepare.store_dir": folder / "store"}
     given |= {"--trainer.callbacks+": EVERY % (folder / run / "every")} if subcommand == "fit" else {}
     configs = [word for name in names for word in ("--config", f"experiments/{name}.yaml")]
     given = [word for pair in given.items() for word in pair]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from wandb_server import KEY, Server
 from warm import serving
 
+from data_modules.config import Labels
 from weakmedsam.callbacks import History
 from weakmedsam.callbacks.wandb_lineage import Lineage
 from weakmedsam.errors import ConfigError
@@ -42,8 +43,7 @@ class Slope(LightningModule):
 
 
 class Numbers(LightningDataModule):
-    supervision = "image"
-    pseudo_labels_dir = None
+    labels = Labels()
 
     def train_dataloader(self):
         return DataLoader(torch.ones(4, 1), batch_size=2)

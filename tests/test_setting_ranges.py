@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import TinyBackbone
 
 from data_modules.augmentation import Augmentation
+from data_modules.config import Preparation, Slices, Split
 from data_modules.folder import Folder
 from data_modules.phantom_drawing import PhantomParameters
 from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration, Throughput
@@ -72,7 +73,10 @@ MAKERS = {
     "throughput": (Throughput, ["warn_share", "warn_batches"]),
 }  # fmt: skip
 WHOLES = {
-    "data": (folder, ["image_size", "min_pixels", "seed", "batch_size", "num_workers", "prepare_workers"]),
+    "data": (folder, ["image_size", "batch_size", "num_workers"]),
+    "slices": (Slices, ["min_pixels"]),
+    "split": (Split, ["seed"]),
+    "prepare": (Preparation, ["workers"]),
     "classifier": (classifier, ["max_sub_classes", "sub_classes"]),
     "sce": (SubClassExploration, ["every_n_epochs", "seed", "restarts", "points_per_centroid", "pictures"]),
     "mining": (PromptAffinityMining, ["every_n_epochs", "pictures"]),
@@ -120,12 +124,13 @@ def test_any_whole_number_is_taken_or_refused_by_its_key(name, data):
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    st.sampled_from(["window", "percentiles", "split_fractions"]),
+    st.sampled_from([(Slices, "window"), (Slices, "percentiles"), (Split, "fractions")]),
     st.lists(NUMBERS.filter(lambda value: value is not None), min_size=3, max_size=3),
 )
-def test_any_numbers_of_a_pair_are_taken_or_refused_by_their_key(key, values):
-    given_ = tuple(values if key == "split_fractions" else values[:2])
-    refused = refusal(lambda: folder(**{key: given_}))
+def test_any_numbers_of_a_pair_are_taken_or_refused_by_their_key(setting, values):
+    group, key = setting
+    given_ = tuple(values if key == "fractions" else values[:2])
+    refused = refusal(lambda: group(**{key: given_}))
     if refused is None:
         assert all(map(math.isfinite, given_))
     else:

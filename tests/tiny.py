@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from data_settings import data_settings
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
 
@@ -53,19 +54,22 @@ class TinyBackbone(Backbone):
 
 
 def tiny_phantom(folder: Path, **changes) -> Phantom:
-    """Six drawn volumes of 12 slices at 32 pixels; further arguments are the data module's."""
+    """Six drawn volumes of 12 slices at 32 pixels; further arguments are the data module's, see ``data_settings``."""
     settings = {
         "num_volumes": 6,
         "phantom": PhantomParameters(slices=12, size=48),
         "image_size": SIZE,
-        "split_fractions": (0.5, 0.25, 0.25),
+        "split__fractions": (0.5, 0.25, 0.25),
         "batch_size": 8,
         "num_workers": 0,
-        "prepare_workers": 1,
-        "min_pixels": 3,
+        "prepare__workers": 1,
+        "slices__min_pixels": 3,
         **changes,
     }
-    return Phantom(data_dir=str(folder / "scans"), store_dir=str(folder / "store"), **settings)
+    return Phantom(
+        data_dir=str(folder / "scans"),
+        **data_settings(prepare__store_dir=str(folder / "store"), **settings),
+    )
 
 
 def same_state(a: dict, b: dict) -> bool:

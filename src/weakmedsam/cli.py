@@ -38,7 +38,7 @@ from weakmedsam.callbacks.resume_guard import KeepSettings, check_settings
 from weakmedsam.callbacks.throughput import Throughput
 from weakmedsam.callbacks.wandb_lineage import Lineage
 from weakmedsam.callbacks.wandb_tables import SendTables
-from weakmedsam.cli_parser import Parser, PrepareParser, check_nulls, check_trainer, typed
+from weakmedsam.cli_parser import MODE, Parser, PrepareParser, check_nulls, check_trainer, typed
 from weakmedsam.config_diff import check_version, deciding
 from weakmedsam.errors import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.loggers import use_wandb_offline_unless_asked
@@ -133,7 +133,7 @@ class WeakMedSAMCLI(LightningCLI):
                 trainer_defaults={"callbacks": [EndDiverged(), SendTables(), Lineage(), Reseed()]},
                 auto_configure_optimizers=False,
                 parser_class=Parser,
-                parser_kwargs={"parser_mode": "omegaconf+"},
+                parser_kwargs={"parser_mode": MODE},
             )
         except Exception as error:
             known: dict[str, Any] = (
@@ -224,7 +224,7 @@ def prepare(words: list[str]) -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--summary", type=Path)
     known, rest = own.parse_known_args(words)
-    parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode="omegaconf+")
+    parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)

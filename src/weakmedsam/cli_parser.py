@@ -7,10 +7,13 @@ import pkgutil
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_loader
+from jsonargparse._optionals import get_omegaconf_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from weakmedsam.errors import ConfigError, check_range
@@ -28,6 +31,13 @@ NUMBERS = {
 
 PRECISIONS = (None, "32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
 """Weights stay in float32: what SCE and PAM compute beside the trainer's own steps is in float32, too."""
+
+MODE = "omegaconf+"
+"""YAML with interpolation, resolved after all files and options are merged."""
+
+_load = get_omegaconf_loader(MODE)
+# jsonargparse hands null on to a field of a nested data class as Python's None, which YAML takes for text.
+set_loader(MODE, lambda text: None if text == "None" else _load(text), (yaml.YAMLError,))
 
 
 def check_trainer(options: Any) -> None:
@@ -73,19 +83,39 @@ def check_nulls(settings: Any, prefix: str = "") -> None:
     if not isinstance(settings, dict):
         return
     if given := settings.get("init_args"):
-        kind = pkgutil.resolve_name(settings["class_path"])
-        parameters = inspect.signature(kind).parameters
-        try:
-            hints = get_type_hints(kind.__init__)
-        except NameError:  # of a class whose types are imported for type checkers only
-            hints = {}
-        nulls = [name for name, value in given.items() if value is None]
-        for name in (name for name in nulls if name in hints and name in parameters):
-            default = parameters[name].default  # what has none is needed, or comes from elsewhere
-            if default is not inspect.Parameter.empty and not _takes_null(hints[name]):
-                raise ConfigError(f"{prefix}.{name} is null; give a value, or leave it out for {default!r}")
+        _check_nulls_of(pkgutil.resolve_name(settings["class_path"]), given, prefix)
     for name, value in settings.items():
         check_nulls(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip("."))
+
+
+def _check_nulls_of(kind: type, given: dict[str, Any], prefix: str) -> None:
+    """``check_nulls`` of a class's arguments, and of those that are data classes."""
+    known = constructor_arguments(kind)
+    for name in given.keys() & known.keys():
+        value, (hint, default) = given[name], known[name]
+        if value in (None, "None") and default is not inspect.Parameter.empty and not _takes_null(hint):
+            raise ConfigError(f"{prefix}.{name} is null; give a value, or leave it out for {default!r}")
+        if isinstance(value, dict) and is_dataclass(hint):
+            _check_nulls_of(cast(type, hint), value, f"{prefix}.{name}")
+
+
+def constructor_arguments(kind: type) -> dict[str, tuple[Any, Any]]:
+    """Argument -> (type, default) of a class's constructor, with those of its base that ``**kwargs`` stand for."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for cls in kind.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        try:
+            hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+        except NameError:  # of a class whose types are imported for type checkers only
+            hints = {}
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD or parameter.kind is parameter.KEYWORD_ONLY:
+                found.setdefault(parameter.name, (hints.get(parameter.name, Any), parameter.default))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
 
 
 def _takes_null(hint: Any) -> bool:

@@ -33,7 +33,7 @@ NEUTRAL_KEYS = frozenset(
     {
         *EXECUTION_KEYS,
         *("callbacks", "slices_per_step", "pictures"),
-        *("store_dir", "pseudo_labels_dir", "num_workers", "prepare_workers", "on_bad_case"),
+        *("prepare", "pseudo_labels_dir", "num_workers"),
     }
 )
 """Keys of a training's configuration that say where and how it runs, not what comes out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 LESS_MEMORY = (
-    "memory may be short. Less is needed with smaller --data.batch_size, --data.num_workers, --data.prepare_workers "
+    "memory may be short. Less is needed with smaller --data.batch_size, --data.num_workers, --data.prepare.workers "
     "and --data.image_size; the same command continues"
 )
 """What to do where a process was ended from outside or memory could not be had."""

@@ -21,6 +21,7 @@ from typing import Any
 from docstring_parser import parse
 
 from weakmedsam.callbacks import Preemption, Throughput
+from weakmedsam.cli_parser import constructor_arguments
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.stages import EXPERIMENTS, STAGES
 from weakmedsam.system.atomic_io import write_whole
@@ -191,13 +192,12 @@ def _sentence(kind: type) -> str:
 
 def _rows(kind: type, values: dict[str, dict[str, Any]]) -> tuple[list[str], dict[str, type]]:
     """Rows of the table of a class's arguments, and those arguments that are data classes."""
-    words, hints = arguments(kind), typing.get_type_hints(kind.__init__)  # type: ignore[misc]
+    words = arguments(kind)
     rows, nested = [], {}
-    for name, parameter in inspect.signature(kind).parameters.items():
-        inner = [part for part in (hints[name], *typing.get_args(hints[name])) if is_dataclass(part)]
+    for name, (hint, default) in constructor_arguments(kind).items():
+        inner = [part for part in (hint, *typing.get_args(hint)) if is_dataclass(part)]
         if inner and isinstance(inner[0], type):
             nested[name] = inner[0]
-        default = parameter.default
         shown = (
             "" if default is inspect.Parameter.empty else "see below" if name in nested else _value(default)
         )
@@ -212,7 +212,7 @@ def _rows(kind: type, values: dict[str, dict[str, Any]]) -> tuple[list[str], dic
                 elsewhere.setdefault(_value(held[name]), []).append(_short(file))
         others = "; ".join(f"{value} in {', '.join(files)}" for value, files in elsewhere.items())
         about = words.get(name, "").replace("|", "\\|").replace("``", "`")
-        rows.append(f"| `{name}` | {describe(hints[name])} | {shown} | {about} | {others} |")
+        rows.append(f"| `{name}` | {describe(hint)} | {shown} | {about} | {others} |")
     head = ["| key | type | default | meaning | set by |", "|---|---|---|---|---|"]
     return ([*head, *rows] if rows else []), nested
 

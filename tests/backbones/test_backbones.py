@@ -19,15 +19,15 @@ def words(backbone, scans, folder):
     names = [f"experiments/{name}.yaml" for name in ("classify", "data/phantom", f"backbone/{backbone}")]
     options = {
         "--data.data_dir": scans / "scans",
-        "--data.store_dir": scans / "store",
+        "--data.prepare.store_dir": scans / "store",
         "--data.num_volumes": 5,
         "--data.phantom.slices": 8,
         "--data.phantom.size": 64,
         "--data.image_size": 64,
-        "--data.min_pixels": 3,
+        "--data.slices.min_pixels": 3,
         "--data.num_workers": 0,
         "--data.batch_size": 24,  # all training slices: one step
-        "--data.split_fractions": "[0.6, 0.2, 0.2]",
+        "--data.split.fractions": "[0.6, 0.2, 0.2]",
         "--model.pam.walk.map_size": 16,
         "--model.pam.affinity.radius": 2.0,
         "--model.pam.prompts.grid": 2,

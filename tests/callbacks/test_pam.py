@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from tiny import tiny_phantom
 
 from data_modules.augmentation import Augmentation
+from data_modules.config import Slices
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import Activation
@@ -261,5 +262,5 @@ def test_corrected_labels_make_a_pseudo_label_anew(run, scans, tmp_path):
     data = tiny_phantom(scans)
     data.setup("fit")
     assert held.volume == data.digest_volume(path.stem)
-    data.min_pixels = 10**6
+    data.slices = Slices(min_pixels=10**6)
     assert held.volume != data.digest_volume(path.stem)

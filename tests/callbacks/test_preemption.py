@@ -32,15 +32,15 @@ def words(folder, *more):
     """Of a training with sub-class exploration of a dozen steps an epoch, which goes on where there is a checkpoint."""
     options = {
         "--data.data_dir": folder.parent / "scans",
-        "--data.store_dir": folder.parent / "store",
+        "--data.prepare.store_dir": folder.parent / "store",
         "--data.num_volumes": 5,
         "--data.phantom.slices": 16,
         "--data.phantom.size": 48,
         "--data.image_size": 64,
-        "--data.min_pixels": 3,
+        "--data.slices.min_pixels": 3,
         "--data.num_workers": 1,
         "--data.batch_size": 4,
-        "--data.split_fractions": "[0.6, 0.2, 0.2]",
+        "--data.split.fractions": "[0.6, 0.2, 0.2]",
         "--model.pam": "null",
         "--model.sce.pictures": 0,
         "--trainer.max_epochs": EPOCHS,

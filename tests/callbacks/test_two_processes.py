@@ -21,10 +21,10 @@ OPTIONS = {
     "--data.phantom.slices": 8,
     "--data.phantom.size": 64,
     "--data.image_size": 64,
-    "--data.min_pixels": 3,
+    "--data.slices.min_pixels": 3,
     "--data.num_workers": 0,
     "--data.batch_size": 4,
-    "--data.split_fractions": "[0.6, 0.2, 0.2]",  # one test volume: a rank has none
+    "--data.split.fractions": "[0.6, 0.2, 0.2]",  # one test volume: a rank has none
     "--model.sub_classes": 2,
     "--model.pam.prompts.grid": 2,
     "--trainer.max_epochs": 1,
@@ -37,7 +37,7 @@ def words(subcommand, folder, run, devices, *more):
     """Of a stage by one process or two; its files go to ``folder / run``."""
     names = ["classify", "data/phantom", "backbone/pocket"]
     configs = [word for name in names for word in ("--config", f"experiments/{name}.yaml")]
-    options = OPTIONS | {"--data.data_dir": folder / "scans", "--data.store_dir": folder / "store"}
+    options = OPTIONS | {"--data.data_dir": folder / "scans", "--data.prepare.store_dir": folder / "store"}
     options |= {"--trainer.default_root_dir": folder / run, "--trainer.devices": devices}
     options |= {"--trainer.strategy": "ddp"} if devices > 1 else {}
     return [subcommand, *configs, *(word for pair in options.items() for word in pair), *more]
@@ -65,11 +65,11 @@ def test_two_processes_train_one_network_and_a_process_without_a_volume_repeats_
 
 PIPELINE = {
     "--data.image_size": 64,
-    "--data.min_pixels": 1,
+    "--data.slices.min_pixels": 1,
     "--data.num_workers": 0,
     "--data.batch_size": 6,
-    "--data.prepare_workers": 1,
-    "--data.split_fractions": "[0.4, 0.3, 0.3]",
+    "--data.prepare.workers": 1,
+    "--data.split.fractions": "[0.4, 0.3, 0.3]",
     "--model.sub_classes": 2,
     "--model.pam.prompts.grid": 2,
     "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
@@ -98,7 +98,7 @@ def table(path):
 @pytest.mark.ddp
 def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done_once(tmp_path):
     scans = fake_abdomen(tmp_path / "scans", numbers=(1, 2, 3, 4, 5, 6, 7, 8))
-    options = PIPELINE | {"--data.store_dir": tmp_path / "store"}
+    options = PIPELINE | {"--data.prepare.store_dir": tmp_path / "store"}
     words = [str(word) for pair in options.items() for word in pair]
     words += ["--trainer.callbacks+", "{class_path: seen.Seen}", *TWO]
     runs = ["--dataset", "abdomen", "--data-dir", str(scans), "--runs", str(tmp_path / "runs")]

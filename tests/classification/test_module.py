@@ -211,7 +211,7 @@ def test_numbers_out_of_range_are_refused_by_key(make, key):
 def test_a_checkpoint_of_other_training_data_is_refused(scans, tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         trainer(tmp_path, 2, Die(1, 0)).fit(module(), tiny_phantom(scans, batch_size=40))
-    data = tiny_phantom(scans, batch_size=40, only_positive=True)
+    data = tiny_phantom(scans, batch_size=40, labels__only_positive=True)
     with pytest.raises(CheckpointError, match="belongs to another data set or split"):
         trainer(tmp_path / "b", 2).fit(module(), data, ckpt_path=tmp_path / "checkpoints/last.ckpt")
 

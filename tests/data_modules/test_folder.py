@@ -2,8 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_settings import data_settings
 
-from data_modules.folder import Folder, find_cases, read_labels
+from data_modules.folder import Folder, read_labels
 from data_modules.store import read_case
 from tests.fakes import draw_scan, fake_folder, save_nifti, write_table
 from weakmedsam.errors import DataError
@@ -12,8 +13,13 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "lgg-flair-64"
 
 
 def make(root: Path, **changes) -> Folder:
-    settings = {"classes": {"tumour": [1]}, "store_dir": str(root / "s"), "image_size": 32, "num_workers": 0}
-    return Folder(str(root), **{**settings, "prepare_workers": 1, **changes})
+    settings = {
+        "classes": {"tumour": [1]},
+        "prepare__store_dir": str(root / "s"),
+        "image_size": 32,
+        "num_workers": 0,
+    }
+    return Folder(str(root), **data_settings(**{**settings, "prepare__workers": 1, **changes}))
 
 
 def test_a_table_alone_is_enough(tmp_path):
@@ -51,7 +57,7 @@ def test_patients_file_keeps_scans_together(tmp_path):
     assert all(module.split[f"scan{n}"] == module.split[f"scan{n + 1}"] for n in (0, 2, 4))
     (root / "patients.csv").write_text("case,person\na,b\n")
     with pytest.raises(DataError, match=r"lacks the column\(s\) \['patient'\]"):
-        find_cases(root, ["tumour"])
+        Folder(str(root), {"tumour": [1]}).find_cases()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def test_tables_that_do_not_fit_the_cases_are_refused(tmp_path, table, text, sai
         save_nifti(tmp_path / "masks" / f"{number:03d}.nii.gz", draw_scan(number)[1])
     (tmp_path / table).write_text(text)
     with pytest.raises(DataError, match=rf"{table}: .*{said}") as found:
-        make(tmp_path, on_bad_case=on_bad_case).prepare_data()
+        make(tmp_path, prepare__on_bad_case=on_bad_case).prepare_data()
     assert "\n" not in str(found.value)
 
 
@@ -99,13 +105,13 @@ def test_a_split_file_is_checked_before_volumes_are_read(tmp_path):
     path = tmp_path / "split.csv"
     rows = [f"scan{n},{split}" for n, split in enumerate(["train", "train", "train", "val", "test"])]
     path.write_text("\n".join(["case,split", *rows, "scan7,test"]))
-    with pytest.raises(DataError, match=r"^split_file: .*'scan7' \(line 7\)"):
-        make(root, split_file=str(path)).prepare_data()
+    with pytest.raises(DataError, match=r"^data.split.file: .*'scan7' \(line 7\)"):
+        make(root, split__file=str(path)).prepare_data()
     assert not (tmp_path / "s").exists()
     # A case that is left out may have a row, and needs none.
     for given in (rows, rows[1:]):
         path.write_text("\r\n".join(["case;split", *(row.replace(",", " ; ") for row in given)]), "utf-8-sig")
-        module = make(root, split_file=str(path), on_bad_case="skip")
+        module = make(root, split__file=str(path), prepare__on_bad_case="skip")
         module.prepare_data()
         module.setup("fit")
         assert sorted(module.split) == ["scan1", "scan2", "scan3", "scan4"]
@@ -154,7 +160,7 @@ def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
     ):
         make(tmp_path / "unpacked").prepare_data()
     assert "2 name(s): Images/scan9.nrrd, Labels.xlsx" in caplog.text
-    module = make(tmp_path / "unpacked", on_bad_case="skip")
+    module = make(tmp_path / "unpacked", prepare__on_bad_case="skip")
     module.prepare_data()
     module.setup("fit")
     assert sorted(module.split) == ["scan0", "scan3", "scan4"]
@@ -228,7 +234,7 @@ def test_a_bad_scan_ends_the_run_before_training_or_is_left_out_and_listed(tmp_p
     harm(root, kind)
     with pytest.raises(DataError, match=rf"(?s)1 of 6 .*{named}\.nii\.gz: .*{said}.*on_bad_case.*skip"):
         make(root).prepare_data()
-    module = make(root, on_bad_case="skip")
+    module = make(root, prepare__on_bad_case="skip")
     module.prepare_data()
     module.setup("fit")
     assert sorted(module.split) == ["scan0", "scan2", "scan3", "scan4", "scan5"]
@@ -293,4 +299,4 @@ def test_the_real_table_agrees_with_the_real_masks():
 def test_no_data_says_the_layout(tmp_path):
     (tmp_path / "scans.zip").touch()
     with pytest.raises(DataError, match=r"(?s)there is: scans\.zip.*images/<case>.*labels\.csv"):
-        find_cases(tmp_path, ["tumour"])
+        Folder(str(tmp_path), {"tumour": [1]}).find_cases()

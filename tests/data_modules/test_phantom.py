@@ -7,9 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from data_settings import data_settings
 
 from data_modules import phantom as module
-from data_modules.phantom import Phantom, find_cases, phantom_folder, write_phantom
+from data_modules.phantom import Phantom, phantom_folder, write_phantom
 from data_modules.phantom_drawing import CYST, LESION, MODES, Drawing, PhantomParameters, draw_volume
 from data_modules.volumes import read_volume
 from weakmedsam.errors import ConfigError, DataError
@@ -161,7 +162,9 @@ def test_a_killed_set_is_finished_with_the_same_files(
     with pytest.raises(KeyboardInterrupt):
         write_phantom(tmp_path / "killed", SMALL, 4)
     root = phantom_folder(tmp_path / "killed", SMALL, 4)
-    assert [case.name for case in find_cases(root)] == ["phantom_000", "phantom_001"]
+    drawn = Phantom(str(tmp_path / "killed"), 4, SMALL)
+    assert drawn.data_dir == str(root)
+    assert [case.name for case in drawn.find_cases()] == ["phantom_000", "phantom_001"]
     monkeypatch.undo()
     assert files(write_phantom(tmp_path / "killed", SMALL, 4)) == whole
 
@@ -183,19 +186,18 @@ def test_a_finished_set_is_left_alone_and_others_go_elsewhere(
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No phantom data"):
-        find_cases(tmp_path)
+        Phantom(str(tmp_path)).find_cases()
 
 
 def test_data_module_draws_and_prepares(tmp_path: Path) -> None:
     data = Phantom(
         data_dir=str(tmp_path / "scans"),
-        store_dir=str(tmp_path / "stores"),
         phantom=SMALL,
         num_volumes=9,
         image_size=64,
         batch_size=4,
         num_workers=0,
-        prepare_workers=1,
+        **data_settings(prepare__store_dir=str(tmp_path / "stores"), prepare__workers=1),
     )
     data.prepare_data()
     data.setup("fit")

@@ -161,7 +161,7 @@ def test_a_killed_worker_is_said_with_what_to_lower_and_the_same_call_continues(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        with pytest.raises(MemoryShortError, match=r"prepares volumes was ended: .*--data\.prepare_workers"):
+        with pytest.raises(MemoryShortError, match=r"prepares volumes was ended: .*--data\.prepare\.workers"):
             prepare(cases_of(root), spec_of(root), tmp_path / "data", workers=2)
     finally:
         done.set()

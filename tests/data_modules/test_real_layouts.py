@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_settings import data_settings
 from PIL import Image
 
 from data_modules.abdomen import AbdomenCT1K
@@ -39,9 +40,13 @@ def test_the_downloaded_layout_is_prepared_and_its_contours_lie_on_the_organs(tm
     if not there.is_dir():
         pytest.skip(f"no scans in {there}")
     module = made(
-        str(root), store_dir=str(tmp_path), image_size=128, split_fractions=(0, 0, 1), split_file=None,
-        num_workers=0, prepare_workers=1,
-    )  # fmt: skip
+        str(root),
+        image_size=128,
+        num_workers=0,
+        **data_settings(
+            prepare__store_dir=str(tmp_path), split__fractions=(0, 0, 1), split__file=None, prepare__workers=1
+        ),
+    )
     module.prepare_data()
     module.setup("test")
     volume = next(iter(module.test_dataloader()))

@@ -162,10 +162,10 @@ def test_a_scan_that_cannot_be_read_is_named_or_left_out_again_and_again(drawn, 
     with pytest.raises(DataError, match=r"broken\.nii\.gz: cannot be read"):
         segment(tmp_path, drawn, some)
     for _ in range(2):
-        found = segment(tmp_path, drawn, some, on_bad_case="skip")
+        found = segment(tmp_path, drawn, some, prepare__on_bad_case="skip")
         assert len(found) == 2
     with pytest.raises(DataError, match="No case is left"):  # nothing is there but what cannot be read
-        segment(tmp_path / "other", drawn, some / "broken.nii.gz", on_bad_case="skip")
+        segment(tmp_path / "other", drawn, some / "broken.nii.gz", prepare__on_bad_case="skip")
 
 
 def test_when_all_is_done_nothing_of_a_killed_call_is_offered_again(drawn, images, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from data_settings import data_settings
 from fakes import touch
 
 from data_modules.abdomen import AbdomenCT1K
@@ -25,8 +26,14 @@ def look_at(summary):
 def prepared(root, make=Folder, **changes):
     """The summary of a data set that has been prepared, as it is kept."""
     words = {"classes": {"tumour": [1]}} if make is Folder else {}
-    settings = {"store_dir": str(root / "store"), "image_size": 32, "prepare_workers": 1, **words, **changes}
-    module = make(str(root), **settings)
+    settings = {
+        "prepare__store_dir": str(root / "store"),
+        "image_size": 32,
+        "prepare__workers": 1,
+        **words,
+        **changes,
+    }
+    module = make(str(root), **data_settings(**settings))
     module.prepare_data()
     return json.loads(json.dumps(module.summary()))
 
@@ -93,7 +100,7 @@ def test_changed_scans_masks_and_split_files_are_noticed(tmp_path):
     split.write_text(
         "case,split\n" + "".join(f"scan{n},{s}\n" for n, s in enumerate(["train"] * 3 + ["val", "test"]))
     )
-    summary = prepared(root, split_file=str(split))
+    summary = prepared(root, split__file=str(split))
     seen = {look_at(summary)}
     for path in (root / "images/scan0.nii.gz", root / "masks/scan1.nii.gz", split):
         os.utime(path, ns=(1, 1))
@@ -118,7 +125,7 @@ def test_the_sources_are_the_files_of_the_cases(tmp_path):
     for name, (fake, make, _) in SETS.items():
         root = fake(tmp_path / name)
         words = {"classes": {"tumour": [1]}} if make is Folder else {}
-        module = make(str(root), store_dir=str(tmp_path / "s"), **words)
+        module = make(str(root), **data_settings(prepare__store_dir=str(tmp_path / "s"), **words))
         found = {str(path) for path in source_files(module.sources())}
         cases = module.find_cases()
         assert {path for case in cases for path in (case.image, case.mask)} <= found

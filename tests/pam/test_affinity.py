@@ -7,13 +7,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from weakmedsam.pam.affinity import (
+    AFFINITIES,
+    Evidence,
     border_map,
     edge_weights,
     grid_points,
     half_disc,
     onto_map,
-    prompt_maps,
     random_walk,
+    summed_masks,
 )
 
 
@@ -175,25 +177,53 @@ def test_the_grid_is_symmetric_and_covers_the_frame(side, size):
     assert points[1, 1] == points[0, 1]
 
 
-def test_published_form_sums_the_logits_into_one_map():
-    logits = torch.randn(2, 4, 16, 16)
-    maps = prompt_maps(logits, 16, "summed")
-    assert torch.allclose(maps, logits.sum(1, keepdim=True), atol=1e-5)
-    assert prompt_maps(logits, 8, "per_prompt").shape == (2, 4, 8, 8)
+def evidence(seed=0, trust=None, masks=None):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(2, 5, 8, 8, generator=generator)
+    masks = logits.sigmoid() if masks is None else masks
+    grey = torch.rand(2, 1, 8, 8, generator=generator)
+    return Evidence(grey, 0.4, masks, trust, logits.sum(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("name", AFFINITIES)
+@pytest.mark.parametrize("trust", [None, torch.tensor([[1.0, 0.5, 0.0, 1.0, 0.2], [0.0] * 5])])
+def test_every_affinity_gives_maps_and_their_weights(name, trust):
+    given = evidence(trust=trust)
+    maps, weight = AFFINITIES[name].maps(given)
+    assert maps.shape[0] == 2
+    assert maps.shape[2:] == (8, 8)
+    assert weight is None or (weight.shape == maps.shape[:2] and (weight >= 0).all())
+    edges = edge_weights(maps, half_disc(2.0), trust=None if weight is None else weight[..., None, None])
+    assert ((edges >= 0) & (edges <= 1)).all()
+    assert torch.equal(maps, AFFINITIES[name].maps(given)[0])  # pure: nothing is kept or changed
+
+
+@pytest.mark.parametrize("name", [name for name, kind in AFFINITIES.items() if kind.prompted])
+def test_every_prompted_affinity_forgets_the_order_of_the_prompts(name):
+    order = torch.tensor([3, 0, 4, 1, 2])
+    trust = torch.tensor([[1.0, 0.5, 0.0, 1.0, 0.2]]).expand(2, 5)
+    one = evidence(trust=trust)
+    other = one._replace(masks=one.masks[:, order], trust=trust[:, order])
+    edges = []
+    for some in (one, other):
+        maps, weight = AFFINITIES[name].maps(some)
+        edges.append(
+            edge_weights(maps, half_disc(2.0), trust=None if weight is None else weight[..., None, None])
+        )
+    assert torch.allclose(*edges, atol=1e-6)
 
 
 def test_summed_masks_are_bounded_where_summed_logits_are_not():
-    logits = 40 * torch.randn(2, 16, 8, 8)
-    bounded = prompt_maps(logits, 8, "summed_masks")
-    assert torch.allclose(bounded, logits.sigmoid().mean(1, keepdim=True), atol=1e-6)
-    assert bounded.shape == (2, 1, 8, 8)
     # One of sixteen masks ends between two cells: e^(-4/16) at the published exponent and contrast, where
     # the sum of logits of -10 and 10 gives e^-80.
     one = torch.full((1, 16, 8, 8), -10.0)
     one[:, 0, :, 4:] = 10.0
-    offsets = half_disc(2.0)
+    given = Evidence(torch.zeros(1, 1, 8, 8), 0.5, one.sigmoid(), None, one.sum(dim=1, keepdim=True))
+    maps, weight = summed_masks(given)
+    assert torch.allclose(maps, one.sigmoid().mean(1, keepdim=True), atol=1e-6)
+    assert weight is None
     edges = {
-        name: edge_weights(prompt_maps(one, 8, name), offsets, contrast=1.0)[0, 0, 0, 3].item()
+        name: edge_weights(AFFINITIES[name].maps(given)[0], half_disc(2.0), contrast=1.0)[0, 0, 0, 3].item()
         for name in ("summed_masks", "summed")
     }
     assert edges["summed_masks"] == pytest.approx(math.exp(-0.25), rel=1e-3)

@@ -63,7 +63,7 @@ def test_what_is_no_such_checkpoint_is_refused_by_name(tmp_path, content, messag
 def test_a_network_of_frames_of_another_size_is_refused(scans, tmp_path):
     network = Segmenter("monai.networks.nets.BasicUNet", CLASSES, {"features": [4] * 6})
     run = segmentation_trainer(tmp_path, max_steps=1, limit_val_batches=0)
-    run.fit(network, tiny_phantom(scans, supervision="expert"))
+    run.fit(network, tiny_phantom(scans, labels__supervision="expert"))
     run.save_checkpoint(tmp_path / "best.ckpt")
     load_segmenter(tmp_path / "best.ckpt", CLASSES, 32)
     with pytest.raises(
@@ -205,7 +205,7 @@ def test_refined_predictions_without_a_walk_are_what_the_network_segments(scans,
 
 
 def test_that_a_network_learnt_from_other_data_is_said_once_and_nothing_of_the_same(scans, tmp_path):
-    save(tmp_path / "best.ckpt", data=tiny_phantom(scans, percentiles=(5, 95)))
+    save(tmp_path / "best.ckpt", data=tiny_phantom(scans, slices__percentiles=(5, 95)))
     with pytest.warns(UserWarning, match=r"best\.ckpt was trained on other data \(.*intensities") as told:
         score(tmp_path / "other", scans, tmp_path / "best.ckpt")
     assert sum("other data" in str(warning.message) for warning in told) == 1

@@ -169,7 +169,7 @@ def test_an_empty_run_gives_a_page(tmp_path: Path) -> None:
 
 def test_a_ceiling_is_called_one(full_run: Path) -> None:
     assert "ceiling" not in page_of(full_run)
-    (full_run / "segment" / "config.yaml").write_text("data: {init_args: {supervision: expert}}\n")
+    (full_run / "segment" / "config.yaml").write_text("data: {init_args: {labels: {supervision: expert}}}\n")
     shown = section(page_of(full_run), "headline")
     assert "trained on the expert masks" in shown
     assert "validation and test cases only" not in shown

@@ -27,13 +27,13 @@ def test_options_are_split_into_keys_and_values():
 
 
 def test_options_go_to_the_stages_they_concern():
-    model, shared = "--model.sub_classes 4", "--trainer.max_epochs 2 --data.seed 1"
+    model, shared = "--model.sub_classes 4", "--trainer.max_epochs 2 --data.split.seed 1"
     options = parse_options(words(model, shared, "--segment.model.dice_weight 0"))
     assert options_for(STAGE["classify"], options) == words(model, shared)
     assert options_for(STAGE["pseudo_labels"], options)[:2] == words(model)
     assert options_for(STAGE["segment"], options) == words(shared, "--model.dice_weight 0")
     assert options_for(STAGE["test"], options)[-2:] == ["--model.dice_weight", "0"]
-    assert options_for(STAGE["prepare"], options) == ["--data.seed", "1"]
+    assert options_for(STAGE["prepare"], options) == ["--data.split.seed", "1"]
     with pytest.raises(ConfigError, match=r"--modle\.sub_classes concerns no stage"):
         options_for(STAGE["classify"], parse_options(["--modle.sub_classes", "4"]))
 

@@ -86,7 +86,9 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
         "segment_2/checkpoints/best.ckpt"
     )
     assert refined[refined.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
-    assert network[network.index("--data.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
+    assert network[network.index("--data.labels.pseudo_labels_dir") + 1].endswith(
+        str(folder / "pseudo_labels_2")
+    )
     assert test[test.index("--ckpt_path") + 1].endswith(str(folder / "segment_2/checkpoints/best.ckpt"))
     house.clear()
     run("evaluate", request_for(tmp_path, rounds=3))
@@ -489,7 +491,7 @@ def test_a_stage_whose_process_is_killed_is_said_with_what_to_lower(
     assert left.value.code == code
     told = " ".join(capsys.readouterr().out.split())
     assert "prepare: its process was killed: memory may be short" in told
-    assert "--data.prepare_workers" in told
+    assert "--data.prepare.workers" in told
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_the_prediction_has_the_runs_model_data_and_precision_and_nothing_of_its
     config = prediction_config(find_network(run, plain=True), Path("scans"), tmp_path, "x")
     data = config["data"]["init_args"]
     assert data["like"]["init_args"] == {
-        "data_dir": "elsewhere", "image_size": 32, "supervision": "image", "pseudo_labels_dir": None,
+        "data_dir": "elsewhere", "image_size": 32, "labels": {"supervision": "image"},
     }  # fmt: skip
     assert "class_names" not in config["model"]["init_args"]
     assert config["trainer"] == {

@@ -83,7 +83,7 @@ def test_other_settings_than_the_checkpoints_are_refused_by_name(call, checkpoin
 
 
 def test_what_decides_nothing_may_change(call, checkpoint):
-    call("--data.num_workers", "0", "--data.store_dir", "/fast", "--trainer.logger", "false",
+    call("--data.num_workers", "0", "--data.prepare.store_dir", "/fast", "--trainer.logger", "false",
          "--trainer.accelerator", "cpu", "--model.pam.pictures", "2", "--preemption.grace", "5",
          "--ckpt_path", str(checkpoint))  # fmt: skip
 
@@ -124,7 +124,7 @@ def train(folder, data, epochs=3, last=None, stop=None, callbacks=(), seed=4, de
 
 @pytest.mark.parametrize("reseed", [True, False])
 def test_dropout_draws_the_same_after_a_kill(tmp_path, reseed):
-    data = tiny_phantom(tmp_path, supervision="expert")
+    data = tiny_phantom(tmp_path, labels__supervision="expert")
     callbacks = [Reseed()] if reseed else []
     whole = train(tmp_path / "whole", data, callbacks=callbacks)
     train(tmp_path / "broken", data, stop=1, callbacks=callbacks)
@@ -134,7 +134,7 @@ def test_dropout_draws_the_same_after_a_kill(tmp_path, reseed):
 
 
 def test_a_continued_run_sees_the_slices_in_the_same_order_with_workers_too(tmp_path):
-    data = tiny_phantom(tmp_path, supervision="expert", num_workers=1, batch_size=4)
+    data = tiny_phantom(tmp_path, labels__supervision="expert", num_workers=1, batch_size=4)
     whole = train(tmp_path / "whole", data, callbacks=[Reseed()])
     train(tmp_path / "broken", data, stop=1, callbacks=[Reseed()])
     broken = train(tmp_path / "broken", data, last=tmp_path / "broken/last.ckpt", callbacks=[Reseed()])
@@ -142,7 +142,7 @@ def test_a_continued_run_sees_the_slices_in_the_same_order_with_workers_too(tmp_
 
 
 def test_the_same_seed_gives_the_same_network_and_deterministic_changes_nothing_on_processors(tmp_path):
-    data = tiny_phantom(tmp_path, supervision="expert")
+    data = tiny_phantom(tmp_path, labels__supervision="expert")
     found = [train(tmp_path, data, epochs=1, seed=seed, callbacks=[Reseed()]) for seed in (1, 2)]
     try:
         again = train(tmp_path, data, epochs=1, seed=1, callbacks=[Reseed()], deterministic=True)
@@ -160,8 +160,8 @@ def test_epochs_and_ranks_draw_differently():
 
 
 def test_other_scans_under_the_same_settings_are_refused(tmp_path):
-    data, others = tiny_phantom(tmp_path, supervision="expert"), tiny_phantom(
-        tmp_path / "more", supervision="expert", num_volumes=7
+    data, others = tiny_phantom(tmp_path, labels__supervision="expert"), tiny_phantom(
+        tmp_path / "more", labels__supervision="expert", num_volumes=7
     )  # fmt: skip
     train(tmp_path, data, stop=1, callbacks=[KeepSettings({})])
     held = torch.load(tmp_path / "last.ckpt", weights_only=True)[RUN_KEY]
@@ -181,7 +181,7 @@ def test_the_digest_of_the_data_holds_no_path(tmp_path):
 
 
 def test_where_the_last_checkpoint_is_cut_the_training_from_the_best_one_comes_to_the_same(tmp_path):
-    data = tiny_phantom(tmp_path, supervision="expert")
+    data = tiny_phantom(tmp_path, labels__supervision="expert")
 
     def best(folder):  # of the highest loss: the first epoch
         return ModelCheckpoint(folder, "best", monitor="train/loss", mode="max", save_on_train_epoch_end=True,

@@ -128,7 +128,8 @@ def test_a_maker_has_another_name_with_other_weights_settings_or_options(run):
 
 
 @pytest.mark.parametrize(
-    "option", ["--trainer.devices=4", "--data.like.init_args.on_bad_case=skip", "--trainer.accelerator=cpu"]
+    "option",
+    ["--trainer.devices=4", "--data.like.init_args.prepare.on_bad_case=skip", "--trainer.accelerator=cpu"],
 )
 def test_where_it_runs_does_not_matter(run, option):
     network = find_network(run, plain=True)

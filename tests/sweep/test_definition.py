@@ -79,7 +79,7 @@ def test_every_drawn_argument_vector_is_taken_by_the_command_line(tmp_path, monk
     if found.metric in ("val/cam_dice", "val/pam_dice"):  # logged where PAM runs, which is to be each epoch
         assert parsed[-1]["fit"]["model"]["init_args"]["pam"]["init_args"]["every_n_epochs"] == 1
     if name == "segment":
-        assert parsed[-1]["fit"]["data"]["init_args"]["supervision"] == "pseudo"
+        assert parsed[-1]["fit"]["data"]["init_args"]["labels"]["supervision"] == "pseudo"
 
 
 def test_every_drawn_setting_of_pam_is_one(tmp_path):
@@ -190,7 +190,7 @@ def test_each_metric_of_a_sweep_is_logged_once_an_epoch(tmp_path):
         PROGRAMS["classify"].metrics, 2
     )
     assert seen["val/auroc/lesion"] == seen["val/pam_dice/cyst"] == 2
-    data = tiny_phantom(tmp_path, supervision="expert")
+    data = tiny_phantom(tmp_path, labels__supervision="expert")
     network = Segmenter("monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6})
     seen = train(tmp_path, network, data)
     wanted = ("val/score", "val/dice", "val/dice/lesion", "train/loss")
@@ -288,16 +288,16 @@ def test_nested_parameters_are_drawn_by_their_options_as_wandb_draws_them(tmp_pa
                 "pam": {"parameters": {"affinity.beta": {"value": 2}}},
             }
         },
-        "data.percentiles": {"values": [[0.5, 99.5], [1.0, 99.0]]},
-        "data.split_file": {"values": [None]},
+        "data.slices.percentiles": {"values": [[0.5, 99.5], [1.0, 99.0]]},
+        "data.split.file": {"values": [None]},
     }
     found = read_definition(written(tmp_path, method="grid", parameters=nested))
     assert set(found["parameters"]) == {
-        *("model.learning_rate", "model.pam.affinity.beta", "data.percentiles", "data.split_file"),
+        *("model.learning_rate", "model.pam.affinity.beta", "data.slices.percentiles", "data.split.file"),
     }
     drawn = drawn_in_turn(found)
     assert len(drawn) == 4
-    assert {(v["model.learning_rate"], tuple(v["data.percentiles"])) for v in drawn} == {
+    assert {(v["model.learning_rate"], tuple(v["data.slices.percentiles"])) for v in drawn} == {
         (rate, pair) for rate in (1e-3, 2e-3) for pair in ((0.5, 99.5), (1.0, 99.0))
     }
     # As W&B's agent writes them into ${args}, but for None.
@@ -305,7 +305,7 @@ def test_nested_parameters_are_drawn_by_their_options_as_wandb_draws_them(tmp_pa
 
     args = {name: {"value": value} for name, value in drawn[0].items()}
     assert with_null(create_sweep_command_args({"args": args})["args"]) == words_of(drawn[0])
-    assert "--data.split_file=null" in words_of(drawn[0])
+    assert "--data.split.file=null" in words_of(drawn[0])
 
 
 def drawn_in_turn(definition, count=99):

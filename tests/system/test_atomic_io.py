@@ -127,7 +127,7 @@ def test_of_a_damaged_table_by_epoch_what_can_be_read_is_kept(tmp_path):
 def test_the_option_of_the_folder_that_is_full_is_named(tmp_path):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for movable, option in (
-        (STORE, "--data.store_dir"),
+        (STORE, "--data.prepare.store_dir"),
         (SEGMENTATIONS, "OUT="),
         (WEIGHTS, "WEAKMEDSAM_CACHE"),
     ):
@@ -175,7 +175,7 @@ def test_stores_new_scans_and_drawn_scans_name_the_option_of_their_own_folder(tm
         [sys.executable, "-c", PLACES, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
     )
     told = done.stdout.splitlines()
-    options = ["--data.store_dir", "--data.store_dir", "OUT=", "OUT=", "--data.data_dir"]
+    options = ["--data.prepare.store_dir", "--data.prepare.store_dir", "OUT=", "OUT=", "--data.data_dir"]
     assert len(told) == 6, done.stdout + done.stderr
     assert all(option in line and "RUNS" not in line for option, line in zip(options, told, strict=False))
     assert told[-1] == "[]"

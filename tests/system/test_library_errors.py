@@ -71,13 +71,11 @@ def call(monkeypatch, tmp_path):
         ("trainer.max_time", "nonsense", "Lightning does not take"),
         ("trainer.precision", "16-true", "choose 32-true, bf16-mixed or 16-mixed"),
         ("seed_everything", "-1", r"in [0, 4,294,967,295]"),
-        ("data.store_dir", "null", "give a value, or leave it out for 'data'"),
-        ("data.supervision", "null", "give a value"),
-        ("data.split_fractions", "null", "give a value"),
+        ("data.prepare.store_dir", "null", "give a value, or leave it out for 'data'"),
         ("model.pooling", "null", "give a value"),
         ("trainer.logger.save_dir", "null", "give a value"),
-        ("data.store_dir", "${", "cannot be resolved"),
-        ("data.store_dir", "${nothing}", "cannot be resolved"),
+        ("data.prepare.store_dir", "${", "cannot be resolved"),
+        ("data.prepare.store_dir", "${nothing}", "cannot be resolved"),
         ("model.learning_rate", "${oc.env:NOT_SET_ANYWHERE}", "cannot be resolved"),
         ("model.learning_rate", "1e400", "model.learning_rate is inf"),
         ("model.sub_classes", "1000000000", "in [1, 1,000]"),
@@ -91,6 +89,14 @@ def test_a_setting_that_is_refused_is_named_in_one_line(call, tmp_path, key, val
     assert told.startswith(f"\nweakmedsam: ConfigError: {key}")
     assert said in told
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["data.labels.supervision", "data.split.fractions", "data.slices.min_pixels"])
+def test_null_for_a_setting_of_a_group_that_takes_none_is_refused(call, capsys, key):
+    assert call("fit", *CLASSIFY, f"--{key}", "null") == "2"
+    told = capsys.readouterr().err
+    assert told.startswith(f"\nweakmedsam: --{key}:")
+    assert "Got value: None" in told
 
 
 @pytest.mark.parametrize(
@@ -117,8 +123,8 @@ def test_a_place_below_a_file_is_named_with_its_option(call, tmp_path, command):
     if command == "prepare":
         (tmp_path / "labels.csv").write_text("case,slice,tumour\na,0,1\n")
         words, key = (
-            ["--data.data_dir", str(tmp_path), "--data.store_dir", str(file / "x")],
-            "--data.store_dir",
+            ["--data.data_dir", str(tmp_path), "--data.prepare.store_dir", str(file / "x")],
+            "--data.prepare.store_dir",
         )
         told = call(command, *PREPARE, *words)
     else:
@@ -180,7 +186,7 @@ def test_what_a_worker_says_comes_without_its_traceback():
 def test_where_memory_is_short_the_settings_that_lower_it_are_named(error):
     found = explain(raised(error), {})
     assert isinstance(found, MemoryShortError)
-    for word in ("num_workers", "prepare_workers", "batch_size", "image_size", "the same command continues"):
+    for word in ("num_workers", "prepare.workers", "batch_size", "image_size", "the same command continues"):
         assert word in str(found)
     assert not is_short_of_memory(RuntimeError("shapes differ"))
 
@@ -200,9 +206,9 @@ def test_a_worker_that_is_killed_is_known_by_what_torch_says():
 
 def test_a_full_disk_of_a_library_is_said():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/deep/file")
-    found = explain(raised(full), {"data.store_dir": "/there", "model.size": "vit_b"})
+    found = explain(raised(full), {"data.prepare.store_dir": "/there", "model.size": "vit_b"})
     assert isinstance(found, DiskError)
-    assert str(found).startswith("data.store_dir is /there, but the disk is full")
+    assert str(found).startswith("data.prepare.store_dir is /there, but the disk is full")
     assert isinstance(explain(raised(OSError(errno.ENOSPC, "full")), {}), DiskError)
 
 

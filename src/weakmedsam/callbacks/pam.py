@@ -197,7 +197,7 @@ class PromptAffinityMining(Callback):
             return
         labelled = batch["label"].any(dim=1)
         chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
-        if len(others):  # what lies there below data.min_pixels is missed, as in the test
+        if len(others):  # what lies there below data.slices.min_pixels is missed, as in the test
             for metric in self._dice.values():
                 metric.update(
                     torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others]

@@ -17,7 +17,7 @@ from weakmedsam.classification.module import Activation, WeakMedSAM
 from weakmedsam.contracts import SliceBatch
 from weakmedsam.errors import ConfigError, DataError, check_range
 from weakmedsam.geometry import inside_box
-from weakmedsam.pam.affinity import grid_points, prompt_maps
+from weakmedsam.pam.affinity import grid_points, onto_map
 from weakmedsam.pam.config import Refinement, dotted
 from weakmedsam.pam.feature_cache import Head, Part, write_head, write_part
 from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
@@ -122,7 +122,7 @@ class KeepFeatures(Callback):
         points = grid_points(side, backbone.image_size).to(embedding.device)
         parts = []
         for some in embedding.split(max(1, MASKS // len(points))):
-            maps = prompt_maps(backbone.masks_at_points(some, points), map_size)
+            maps = onto_map(backbone.masks_at_points(some, points).float().sigmoid(), map_size)
             parts.append((maps * 255).round().to(torch.uint8).cpu())
         return torch.cat(parts)
 

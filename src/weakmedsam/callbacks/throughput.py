@@ -202,7 +202,7 @@ def describe_batch(trainer: Trainer) -> str:
 def _advice(wait: float, workers: int) -> str:
     return (
         f"the loader keeps the device waiting for {wait:.0%} of the epoch. Raise --data.num_workers (now "
-        f"{workers}; this machine has {os.cpu_count()} processors), or put the store (--data.store_dir) on a "
+        f"{workers}; this machine has {os.cpu_count()} processors), or put the store (--data.prepare.store_dir) on a "
         "faster disk"
     )
 

@@ -15,16 +15,31 @@ from weakmedsam.callbacks.pam import PromptAffinityMining
 from weakmedsam.loggers import WeightsAndBiases
 
 
-class LearntData(Protocol):
-    """What ``Lineage`` asks of the data module.
+class Labelling(Protocol):
+    """What training slices are labelled with.
 
     Attributes:
         supervision: "pseudo" where training reads ``pseudo_labels_dir``.
         pseudo_labels_dir: folder of pseudo-label files.
     """
 
-    supervision: str
-    pseudo_labels_dir: str | None
+    @property
+    def supervision(self) -> str:
+        """See above."""
+
+    @property
+    def pseudo_labels_dir(self) -> str | None:
+        """See above."""
+
+
+class LearntData(Protocol):
+    """What ``Lineage`` asks of the data module.
+
+    Attributes:
+        labels: what training slices are labelled with.
+    """
+
+    labels: Labelling
 
 
 class Lineage(Callback):
@@ -43,8 +58,8 @@ class Lineage(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Use the pseudo-labels that are learnt."""
         data = cast(LearntData, trainer.datamodule)  # type: ignore[attr-defined]
-        if data.supervision == "pseudo" and data.pseudo_labels_dir:
-            record(trainer, "uses", "dataset", Path(data.pseudo_labels_dir))
+        if data.labels.supervision == "pseudo" and data.labels.pseudo_labels_dir:
+            record(trainer, "uses", "dataset", Path(data.labels.pseudo_labels_dir))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Use the network that is tested."""

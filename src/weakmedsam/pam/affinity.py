@@ -17,7 +17,8 @@ so that a constant map stays constant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,112 @@ from torch import Tensor
 
 from weakmedsam.geometry import min_max_inside
 
-PROMPTED = ("per_prompt", "with_intensity", "summed_masks", "summed")
-"""Affinities that ask prompts."""
 
-AFFINITIES = (*PROMPTED, "intensity", "none")
+class Evidence(NamedTuple):
+    """What prompts and the image say of each cell of the map, for B slices and P prompts.
+
+    Attributes:
+        grey: (B, 1, s, s) in [0, 1], the image.
+        share: of the grey values where they stand beside masks, [0, 1].
+        masks: (B, P, s, s) in [0, 1]; None without prompts.
+        trust: (B, P), 0 or more, the weight of each mask; None = all alike.
+        logits: (B, 1, s, s), raw mask logits summed over the trusted prompts; None unless the affinity asks for them.
+    """
+
+    grey: Tensor
+    share: float
+    masks: Tensor | None = None
+    trust: Tensor | None = None
+    logits: Tensor | None = None
+
+
+Maps = tuple[Tensor, Tensor | None]
+"""(B, Q, s, s) maps whose differences become edge weights, and (B, Q) their weights; None = all alike."""
+
+
+class AffinityKind(NamedTuple):
+    """An entry of ``AFFINITIES``.
+
+    Attributes:
+        maps: what pixels are compared by.
+        prompted: it needs masks.
+        logits: it needs raw logits beside them.
+    """
+
+    maps: Callable[[Evidence], Maps]
+    prompted: bool
+    logits: bool
+
+
+AFFINITIES: dict[str, AffinityKind] = {}
+"""By the name of the function: what ``model.pam.affinity.kind`` takes, beside ``none``."""
+
+
+def affinity(
+    prompted: bool = True, logits: bool = False
+) -> Callable[[Callable[[Evidence], Maps]], Callable[[Evidence], Maps]]:
+    """Register a function as an affinity, under its own name.
+
+    Args:
+        prompted: it needs masks; without, no prompt is decoded for it.
+        logits: it needs raw logits, too.
+    """
+
+    def register(function: Callable[[Evidence], Maps]) -> Callable[[Evidence], Maps]:
+        AFFINITIES[function.__name__] = AffinityKind(function, prompted, logits)
+        return function
+
+    return register
+
+
+@affinity()
+def per_prompt(evidence: Evidence) -> Maps:
+    """Each prompt's mask by itself. Paper: -."""
+    assert evidence.masks is not None
+    return evidence.masks, evidence.trust
+
+
+@affinity()
+def with_intensity(evidence: Evidence) -> Maps:
+    """Each prompt's mask, and grey values with the weight ``affinity.intensity_share``. Paper: -."""
+    masks, trust, share = evidence.masks, evidence.trust, evidence.share
+    assert masks is not None
+    weight = masks.new_ones(masks.shape[:2]) if trust is None else trust
+    whole = weight.sum(dim=1, keepdim=True)
+    # Where no mask is trusted the grey values stand alone.
+    weights = [(1 - share) * weight, share * whole.where(whole > 0, 1)]
+    return torch.cat([masks, evidence.grey], dim=1), torch.cat(weights, dim=1)
+
+
+@affinity()
+def summed_masks(evidence: Evidence) -> Maps:
+    """The mean of the masks, one map in [0, 1]. Paper: -."""
+    masks, trust = evidence.masks, evidence.trust
+    assert masks is not None
+    if trust is None:
+        return masks.mean(dim=1, keepdim=True), None
+    total = trust.sum(dim=1).clamp_min(_TINY)
+    mean = torch.einsum("bphw,bp->bhw", masks, trust)[:, None] / total[:, None, None, None]
+    return mean, _any_trust(trust)
+
+
+@affinity(logits=True)
+def summed(evidence: Evidence) -> Maps:
+    """The sum of the raw mask logits, one map without bound: the published form."""
+    assert evidence.logits is not None
+    return evidence.logits, None if evidence.trust is None else _any_trust(evidence.trust)
+
+
+@affinity(prompted=False)
+def intensity(evidence: Evidence) -> Maps:
+    """Grey values alone; no prompt is decoded. Paper: -."""
+    return evidence.grey, None
+
+
+def _any_trust(trust: Tensor) -> Tensor:
+    """(B, P) -> (B, 1): 1 where some mask is trusted."""
+    return (trust.sum(dim=1, keepdim=True) > 0).float()
+
 
 Offset = tuple[int, ...]
 Region = tuple[slice, ...]
@@ -67,25 +170,6 @@ def onto_map(values: Tensor, size: int) -> Tensor:
     if values.shape[-1] > size and values.shape[-1] % size == 0:
         return F.avg_pool2d(values, values.shape[-1] // size)
     return F.interpolate(values, size=(size, size), mode="bilinear", antialias=True)
-
-
-def prompt_maps(logits: Tensor, size: int, affinity: str = "per_prompt") -> Tensor:
-    """What the prompts say of each cell of the map the walk runs on.
-
-    Args:
-        logits: (B, P, h, w) mask logits.
-        size: side of the map, cells; the paper uses 64.
-        affinity: ``per_prompt`` squashes each mask to [0, 1] and keeps the P apart; ``summed_masks`` is
-            the mean of these, one map in [0, 1]; ``summed`` is the published form, one map of summed
-            raw logits, without bound.
-
-    Returns:
-        (B, P, size, size), or (B, 1, size, size) for the summed ones.
-    """
-    logits = logits.float()
-    maps = logits.sum(dim=1, keepdim=True) if affinity == "summed" else logits.sigmoid()
-    maps = onto_map(maps, size)
-    return maps.mean(dim=1, keepdim=True) if affinity == "summed_masks" else maps
 
 
 def edge_weights(

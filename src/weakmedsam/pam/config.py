@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from weakmedsam.errors import ConfigError, check_range
-from weakmedsam.pam.affinity import AFFINITIES, PROMPTED
+from weakmedsam.pam.affinity import AFFINITIES
 from weakmedsam.pam.mask_voting import NORMALISATIONS, VOTES
 from weakmedsam.pam.point_prompts import PLACEMENTS
 from weakmedsam.pam.volume_affinity import EXTENTS
@@ -71,9 +71,7 @@ class Affinity:
     """What two pixels are compared by, and how far apart they may be.
 
     Attributes:
-        kind: ``per_prompt``, each prompt's mask (paper: -) | ``with_intensity``, masks and grey values (paper: -) |
-            ``summed_masks``, the mean of the masks (paper: -) | ``summed``, the summed logits (paper) | ``intensity``,
-            grey values, no prompt (paper: -) | ``none``, no walk.
+        kind: a function of ``pam/affinity.py`` by its name (paper: ``summed``), or ``none``: no walk.
         intensity_share: weight of the grey values in ``with_intensity``, the rest is the masks', [0, 1]; paper: -.
         radius: of the neighbourhood, cells of the map, above 1, at most 64 and at most ``walk.map_size``; paper: 5.
         beta: exponent of the affinity, 0 to 1,000; paper: 4.
@@ -87,7 +85,7 @@ class Affinity:
     contrast: float = 10.0
 
     def __post_init__(self) -> None:
-        check_choice("model.pam.affinity.kind", self.kind, AFFINITIES)
+        check_choice("model.pam.affinity.kind", self.kind, (*AFFINITIES, "none"))
         check_range("model.pam.affinity.intensity_share", self.intensity_share, 0, 1)
         check_range(
             "model.pam.affinity.radius", self.radius, 1, 64, above=True
@@ -98,7 +96,7 @@ class Affinity:
     @property
     def prompted(self) -> bool:
         """Whether it needs the masks of prompts."""
-        return self.kind in PROMPTED
+        return self.kind in AFFINITIES and AFFINITIES[self.kind].prompted
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weakmedsam.backbones.base import Backbone
-from weakmedsam.pam.affinity import PROMPTED, grid_points, onto_map, prompt_maps
+from weakmedsam.pam.affinity import AFFINITIES, Evidence, grid_points, onto_map
 from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.point_prompts import PromptPoints, content_prompts, peak_prompts
 
@@ -72,30 +72,25 @@ def place_prompts(some: Slices, settings: Refinement) -> PromptPoints:
 
 def ask(backbone: Backbone, some: Slices, prompts: PromptPoints, settings: Refinement) -> Answers:
     """Put prompts to the decoder, some at a time; no more than ``PAIRS`` masks are held at its own size."""
-    size, summed = settings.walk.map_size, torch.zeros((), device=some.cam.device)
-    looks = settings.affinity.kind in ("intensity", "with_intensity")
-    grey = onto_map(some.image.float(), size) if looks else None
+    size, kind = settings.walk.map_size, AFFINITIES.get(settings.affinity.kind)
+    evidence = Evidence(onto_map(some.image.float(), size), settings.affinity.intensity_share)
     if not settings.prompted:
-        return Answers(None, None, grey, None)
+        return Answers(None, None, *((None, None) if kind is None else kind.maps(evidence)))
     assert some.embedding is not None
+    summed = torch.zeros((), device=some.cam.device)
     parts: list[Tensor] = []
     trusts: list[Tensor] = []
     for asked in prompts.split(max(1, PAIRS // len(some.cam))):
         logits, trust = _masks_of(backbone, some.embedding, asked, settings)
-        parts.append(prompt_maps(logits, size))
+        parts.append(onto_map(logits.float().sigmoid(), size))
         trusts += [] if trust is None else [trust]
-        if settings.affinity.kind == "summed":
+        if kind is not None and kind.logits:
             trusted = logits if trust is None else logits * trust[..., None, None]
-            summed = summed + prompt_maps(trusted, size, "summed")
+            summed = summed + onto_map(trusted.float().sum(dim=1, keepdim=True), size)
     masks, trust = torch.cat(parts, dim=1), torch.cat(trusts, dim=1) if trusts else None
-    if settings.affinity.kind == "per_prompt":
-        return Answers(masks, trust, masks, trust)
-    if settings.affinity.kind == "with_intensity" and grey is not None:
-        return Answers(masks, trust, *_with_grey(masks, trust, grey, settings.affinity.intensity_share))
-    if settings.affinity.kind not in PROMPTED:
-        return Answers(masks, trust, grey, None)
-    known = None if trust is None else (trust.sum(dim=1, keepdim=True) > 0).float()
-    return Answers(masks, trust, summed if settings.affinity.kind == "summed" else _mean(masks, trust), known)
+    if kind is None:
+        return Answers(masks, trust, None, None)
+    return Answers(masks, trust, *kind.maps(evidence._replace(masks=masks, trust=trust, logits=summed)))
 
 
 def _masks_of(
@@ -110,20 +105,3 @@ def _masks_of(
         quality if settings.prompts.weigh_by_quality else 1.0
     )
     return logits, trust if prompts.used is None else trust * prompts.used
-
-
-def _mean(masks: Tensor, trust: Tensor | None) -> Tensor:
-    """(B, P, s, s) -> (B, 1, s, s), 0 where no mask is trusted."""
-    if trust is None:
-        return masks.mean(dim=1, keepdim=True)
-    total = trust.sum(dim=1).clamp_min(torch.finfo(trust.dtype).tiny)
-    return torch.einsum("bphw,bp->bhw", masks, trust)[:, None] / total[:, None, None, None]
-
-
-def _with_grey(masks: Tensor, trust: Tensor | None, grey: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """(B, P + 1, s, s) maps and their weights, of which the grey values have a share."""
-    weight = masks.new_ones(masks.shape[:2]) if trust is None else trust
-    whole = weight.sum(dim=1, keepdim=True)
-    # Where no mask is trusted the grey values stand alone.
-    weights = [(1 - share) * weight, share * whole.where(whole > 0, 1)]
-    return torch.cat([masks, grey], dim=1), torch.cat(weights, dim=1)

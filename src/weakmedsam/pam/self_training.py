@@ -123,7 +123,7 @@ class SegmentedStart:
             rank_zero_warn(
                 f"model.pam.start.checkpoint: {self._path} was trained on other data ({say_digest(held)}) than this "
                 f"run's ({say_digest(ours)}): other scans, another split, or other intensities. If that is not "
-                "wanted, give --data.percentiles, --data.window and --data.split_file to all stages, not to one"
+                "wanted, give options of --data.slices and --data.split to all stages, not to one"
             )
 
     @torch.no_grad()

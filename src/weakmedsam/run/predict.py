@@ -52,7 +52,7 @@ def prediction_config(network: Network, scans: Path, out: Path, made_by: str) ->
     """
     like = json.loads(json.dumps(network.config["data"]))
     # What training batches held beside the image is of no use here, and its folder may be gone.
-    like["init_args"] |= {"supervision": "image", "pseudo_labels_dir": None}
+    like["init_args"]["labels"] = {"supervision": "image"}
     # Its class names come from the data, by a link.
     model = json.loads(json.dumps(network.config["model"]))
     model["init_args"].pop("class_names", None)

@@ -173,12 +173,12 @@ def _segment(request: Request, common: list[str], number: int = 1) -> list[list[
 def pseudo_labelled(request: Request, number: int = 1) -> list[str]:
     """Options with which a segmentation network learns the run's pseudo-labels of a round."""
     folder = request.folder / in_round("pseudo_labels", number)
-    return ["--data.supervision", "pseudo", "--data.pseudo_labels_dir", str(folder)]
+    return ["--data.labels.supervision", "pseudo", "--data.labels.pseudo_labels_dir", str(folder)]
 
 
 def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
     folder = request.folder / "ceiling"
-    common = [*common, "--data.supervision", "expert"]
+    common = [*common, "--data.labels.supervision", "expert"]
     best = folder / "checkpoints/best.ckpt"
     return [
         ["fit", *common, *_root(folder), *resume_options(folder)],

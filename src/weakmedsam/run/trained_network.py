@@ -153,8 +153,6 @@ def name_maker(network: Network, options: list[str]) -> str:
     pam = held["model"]["init_args"].get("pam")
     if pam is not None:
         pam["init_args"].get("start", {}).pop("checkpoint", None)
-    typed = [
-        o for o in parse_options(options) if o[0].rpartition(".")[2] not in {*NEUTRAL_KEYS, *DEVICE_KEYS}
-    ]
+    typed = [o for o in parse_options(options) if not {*o[0].split(".")} & {*NEUTRAL_KEYS, *DEVICE_KEYS}]
     parts = [network.made, held["model"], held["data"], held["trainer"].get("precision"), typed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

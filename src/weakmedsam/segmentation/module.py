@@ -338,8 +338,8 @@ class Segmenter(LightningModule):
     def _loss(self, logits: Tensor, batch: SliceBatch) -> Tensor:
         if "target" not in batch:
             raise ConfigError(
-                "data.supervision is image, which gives nothing to learn a segmentation from; set it to pseudo, with "
-                "data.pseudo_labels_dir, or to expert"
+                "data.labels.supervision is image, which gives nothing to learn a segmentation from; set it to pseudo, "
+                "with data.labels.pseudo_labels_dir, or to expert"
             )
         kept = batch["target"] != IGNORE
         if "confidence" in batch:

@@ -18,7 +18,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 RUN = "the run elsewhere (make RUNS=..., --trainer.default_root_dir)"
-STORE = "the slice store elsewhere (--data.store_dir)"
+STORE = "the slice store elsewhere (--data.prepare.store_dir)"
 SCANS = "the drawn scans elsewhere (make DATA_DIR=..., --data.data_dir)"
 SEGMENTATIONS = "the segmentations elsewhere (make predict OUT=..., --out)"
 WEIGHTS = "the weights elsewhere (the environment's WEAKMEDSAM_CACHE)"
