@@ -182,7 +182,7 @@ class WeakMedSAMCLI(LightningCLI):
         """As Lightning does; a backbone whose weights a checkpoint brings does not look for others first."""
         options = self.config[self.subcommand]
         backbone = options.get("model.init_args.backbone.init_args")
-        named = backbone.weights if backbone is not None and options.get("ckpt_path") else None
+        named = backbone.get("weights") if backbone is not None and options.get("ckpt_path") else None
         if named is not None:
             backbone.weights = REPLACED
         super().instantiate_classes()
