@@ -226,6 +226,8 @@ def test_a_one_cycle_schedule_cannot_be_lengthened(scans, tmp_path):
 
 
 def test_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.sce is Callback, which has no sub_classes"):
+        module(Callback())
     with pytest.raises(ConfigError, match=r"sce\.source: 'disk' is unknown; choose one of bank, pass"):
         SubClassExploration(source="disk")
     with pytest.raises(ConfigError, match=r"pam\.affinity\.kind: 'both' is unknown"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.classification.cam import Pooling, class_activation_map, mean_inside, pool_evidence
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.contracts import SliceBatch, VolumeBatch
-from weakmedsam.errors import CheckpointError, check_range
+from weakmedsam.errors import CheckpointError, ConfigError, check_range
 from weakmedsam.fsdp import shard
 from weakmedsam.geometry import inside_box, inside_cells
 from weakmedsam.metrics.image_labels import LabelScores
@@ -56,6 +56,7 @@ class Activation(NamedTuple):
         return Activation(self.logits[rows], self.cam[rows], embedding)
 
 
+@runtime_checkable
 class Exploration(Protocol):
     """What ``WeakMedSAM`` asks of the callback that finds the sub-classes.
 
@@ -117,7 +118,7 @@ class WeakMedSAM(LightningModule):
         self.local_encoder = local_encoder
         self.class_names = list(class_names)
         # Without SCE the head is there all the same, so that the random numbers after it are the same.
-        self.sub_classes = SubClassTask() if sce is None else cast(Exploration, sce).sub_classes
+        self.sub_classes = SubClassTask() if sce is None else _task(sce)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.slices_per_step = slices_per_step
@@ -373,3 +374,13 @@ class WeakMedSAM(LightningModule):
             **{f"pooling.{key}": value for key, value in asdict(self.pooling).items()},
             "local_encoder": self.local_encoder is not None,
         }
+
+
+def _task(sce: Callback) -> SubClassTask:
+    """What SCE says of the sub-class head."""
+    if not isinstance(sce, Exploration):
+        raise ConfigError(
+            f"model.sce is {type(sce).__name__}, which has no sub_classes; use "
+            "weakmedsam.callbacks.SubClassExploration or one like it, or null"
+        )
+    return sce.sub_classes
