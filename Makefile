@@ -11,7 +11,7 @@ EXPERIMENT ?= default
 BACKBONE ?= pocket
 ## Folder of the scans, in the layout in which they are downloaded; empty: the data set's own default
 DATA_DIR ?=
-## More options for the command behind a target, e.g. ARGS="--model.sub_classes 4"
+## More options for the command behind a target, e.g. ARGS="--model.sce.sub_classes.number 4"
 ARGS ?=
 ## How stages run: cpu, gpu, ddp, fsdp, slurm or debug (experiments/trainer/<TRAINER>.yaml); empty: as the stages say
 TRAINER ?=

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.pam import seconds
 from weakmedsam.backbones.pocket import Pocket
+from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.pam.config import Affinity, Occlusion, Prompts, Refinement, Threshold, Walk
@@ -43,7 +44,7 @@ def main() -> None:
     count, repeats = arguments.slices, 8 if arguments.full else 3
     torch.manual_seed(0)
     local = LocalEncoder(SIZE, frame=SIZE, cells=16, widths=(24, 48, 96, 96))
-    model = WeakMedSAM(Pocket(SIZE), ["a"], local_encoder=local, pooling="log_sum_exp").eval()
+    model = WeakMedSAM(Pocket(SIZE), ["a"], local_encoder=local, pooling=Pooling("log_sum_exp")).eval()
     image = draw_scenes(count, 0).image
     box = torch.tensor([[0, SIZE, 0, SIZE]]).expand(count, 4)
     slices = Slices(image, model(image, box).cam, model.backbone.embed(image), torch.ones(count, 1), box)

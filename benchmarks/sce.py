@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.callbacks import SubClassExploration
+from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.contracts import SliceBatch
@@ -109,7 +110,7 @@ def train(data: RandomSlices, epochs: int, with_sce: bool, local: bool) -> Clock
     # trainer would put one of its own before SCE.
     model = WeakMedSAM(
         Pocket(weights="none"), ["a", "b"], sce=sce, pam=clock,
-        local_encoder=encoder, pooling="log_sum_exp" if local else "average",
+        local_encoder=encoder, pooling=Pooling("log_sum_exp" if local else "average"),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

@@ -9,17 +9,21 @@ from tiny import TinyBackbone
 
 from weakmedsam.callbacks import History, SubClassExploration
 from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.sce.config import SubClassTask
 
 NAMES = ["lesion", "cyst"]
 
 
+def explorer(number=3, maximum=8, **changes):
+    return SubClassExploration(SubClassTask(number, maximum), **changes)
+
+
 def module(sce=True, pam=False, **changes):
     torch.manual_seed(0)
-    settings = {"sub_classes": 3, "learning_rate": 1e-2, **changes}
+    if isinstance(sce, bool):
+        sce = explorer() if sce else None
     miner = pam_callback(walk__map_size=16, affinity__radius=2.0) if pam else None
-    return WeakMedSAM(
-        TinyBackbone(), NAMES, sce=SubClassExploration() if sce else None, pam=miner, **settings
-    )
+    return WeakMedSAM(TinyBackbone(), NAMES, sce=sce, pam=miner, **{"learning_rate": 1e-2, **changes})
 
 
 def trainer(folder, epochs=3, *callbacks):

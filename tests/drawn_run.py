@@ -43,7 +43,10 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
 def write_stage(run: Path, stage: str, seconds: float) -> None:
     facts = {
         "stage": stage,
-        "settings": {"model": {"sub_classes": 8, "loss_weight": 0.5}, "data": {"spacing": [1.0, 1.0]}},
+        "settings": {
+            "model": {"sce": {"sub_classes": {"number": 8, "weight": 0.5}}},
+            "data": {"spacing": [1.0, 1.0]},
+        },
         "command": f"python -m weakmedsam fit --config experiments/{stage}.yaml --trainer.devices 1",
         "seconds": seconds,
         "finished": "2025-03-04T05:06:07+00:00",

@@ -87,7 +87,7 @@ def test_numbers_can_be_set_flat(call, tmp_path):
     made = call(
         *("fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path)),
         *(
-            "--model.sub_classes",
+            "--model.sce.sub_classes.number",
             "4",
             "--model.pam.affinity.beta",
             "2.5",
@@ -106,9 +106,10 @@ def test_numbers_can_be_set_flat(call, tmp_path):
 
 
 def test_the_number_of_sub_classes_is_a_number_or_auto(call, tmp_path):
-    words = ["fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path), "--model.sub_classes"]
-    made = call(*words, "auto", "--model.max_sub_classes", "5")
-    assert made.model.automatic
+    words = ["fit", *configs("classify"), "--trainer.default_root_dir", str(tmp_path)]
+    words += ["--model.sce.sub_classes.number"]
+    made = call(*words, "auto", "--model.sce.sub_classes.maximum", "5")
+    assert made.model.sub_classes.automatic
     assert made.model.subclass_head.out_channels == 2 * 5 + 1
     with pytest.raises(SystemExit):
         call(*words, "some")
@@ -165,8 +166,9 @@ def test_a_damaged_checkpoint_or_one_with_code_is_one_clear_error(call, tmp_path
 def test_a_checkpoint_overrides_nothing_that_was_typed(call, tmp_path):
     path = tmp_path / "theirs.ckpt"
     torch.save({"hyper_parameters": {"sub_classes": 3, "learning_rate": 9.0}}, path)
-    made = call("fit", *configs("classify"), "--model.sub_classes", "5", "--ckpt_path", str(path))
-    assert (made.model.sub_classes, made.model.learning_rate) == (5, 2e-3)
+    words = ["--model.sce.sub_classes.number", "5", "--ckpt_path", str(path)]
+    made = call("fit", *configs("classify"), *words)
+    assert (made.model.sub_classes.number, made.model.learning_rate) == (5, 2e-3)
 
 
 def test_weights_that_a_checkpoint_replaces_are_not_looked_for(call, tmp_path, monkeypatch):

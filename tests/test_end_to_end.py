@@ -38,7 +38,7 @@ def command(launcher, folder, target="train", runs=None):
         "--data.num_workers": 0,
         "--data.prepare.workers": 1,
         "--data.split.fractions": "[0.6, 0.2, 0.2]",
-        "--model.sub_classes": 2,
+        "--model.sce.sub_classes.number": 2,
         "--model.pam.prompts.grid": 2,
         "--model.pam.every_n_epochs": 1,
         "--model.pam.walk.map_size": 16,
@@ -287,7 +287,8 @@ def test_every_stage_is_a_run_with_its_settings_commit_versions_and_data(sent):
         assert settings["command"]
         marks.add(settings["data"]["fingerprint"])
     assert len(marks) == 1
-    assert sent.config(named(sent, "classify"))["config"]["model"]["init_args"]["sub_classes"] == 2
+    model = sent.config(named(sent, "classify"))["config"]["model"]["init_args"]
+    assert model["sce"]["init_args"]["sub_classes"]["number"] == 2
 
 
 @pytest.mark.parametrize("stage", ["classify", "pseudo_labels", "segment", "test_maps", "test", "refined"])

@@ -99,7 +99,14 @@ def test_every_file_is_run_by_some_test():
 @pytest.mark.parametrize("data", names("data"))
 def test_every_data_set_trains_a_step_of_each_stage(call, data):
     one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
-    small = ["--model.sub_classes", "2", "--model.pam.prompts.grid", "2", "--model.pam.walk.map_size", "16"]
+    small = [
+        "--model.sce.sub_classes.number",
+        "2",
+        "--model.pam.prompts.grid",
+        "2",
+        "--model.pam.walk.map_size",
+        "16",
+    ]
     run = call("fit", ["classify"], data, *one, *small)
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
     network = [
@@ -215,7 +222,7 @@ def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(c
     run = call("fit", ["classify"], "phantom", *step, more=more)
     weights = run / "checkpoints/last.ckpt"
     held = torch.load(weights, weights_only=True)
-    assert held["weakmedsam"]["pooling"] == "average"
+    assert held["weakmedsam"]["pooling.kind"] == "average"
     assert not held["weakmedsam"]["local_encoder"]
     settings = yaml.safe_load((EXPERIMENTS / "study/pam.yaml").read_text())
     named = settings["trainer"]["callbacks"][0]["init_args"]["settings"]

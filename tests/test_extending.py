@@ -49,12 +49,21 @@ def run(root: Path, *words: str) -> str:
 def test_the_tests_of_all_data_sets_backbones_and_affinities_find_what_the_page_adds(extended: Path) -> None:
     run(extended, "weakmedsam.settings_reference")
     assert "data_modules.paired.Paired" in (extended / "docs/configuration.md").read_text()
-    # assert "| `rounded_masks` |" in (extended / "docs/pam.md").read_text()
+    assert "| `rounded_masks` |" in (extended / "docs/pam.md").read_text()
     tests = ["data_modules/test_every_data_set.py", "data_modules/test_base.py", "test_experiments.py",
              "backbones/test_backbones.py", "backbones/test_weights.py", "pam/test_affinity.py",
              "test_settings_reference.py", "test_costs.py"]  # fmt: skip
     names = "paired or Paired or plain or Plain or rounded_masks or up_to_date or declared"
-    words = ["-q", "-p", "no:cacheprovider", "-k", names, "-rpf", "--tb=short", *(f"tests/{name}" for name in tests)]
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        names,
+        "-rpf",
+        "--tb=short",
+        *(f"tests/{name}" for name in tests),
+    ]
     told = run(extended, "pytest", *words)
     passed = "\n".join(line for line in told.splitlines() if line.startswith("PASSED"))
     for found in ("test_every_data_set.py", "test_every_data_set_trains_a_step_of_each_stage[paired]",

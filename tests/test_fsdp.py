@@ -26,7 +26,11 @@ OPTIONS = {
     "--trainer.enable_progress_bar": "false",
     "--trainer.logger": "false",
 }
-CLASSIFY = {"--model.sub_classes": 2, "--model.pam.prompts.grid": 2, "--model.pam.walk.map_size": 16}
+CLASSIFY = {
+    "--model.sce.sub_classes.number": 2,
+    "--model.pam.prompts.grid": 2,
+    "--model.pam.walk.map_size": 16,
+}
 SEGMENT = {"--model.network_args": "{features: [8, 8, 8, 8, 8, 8]}", "--data.labels.supervision": "expert"}
 SHARDED = {
     "--trainer.strategy.least_parameters": 50_000

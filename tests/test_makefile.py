@@ -91,10 +91,10 @@ VARIABLES = {
 def test_what_is_given_reaches_python_as_it_is(tmp_path, target, name):
     given = [f"{variable}={name}" for variable in VARIABLES[target]]
     other = ["SCANS=x"] if target == "predict" and "SCANS" not in VARIABLES[target] else []
-    said = words_of(tmp_path, target, *given, *other, "ARGS=--model.sub_classes 4 --a 'b c'")
+    said = words_of(tmp_path, target, *given, *other, "ARGS=--model.sce.sub_classes.number 4 --a 'b c'")
     for option in VARIABLES[target].values():
         assert said[said.index(option) + 1] == name, (option, said)
-    assert target == "report" or said[-5:] == ["--", "--model.sub_classes", "4", "--a", "b c"]
+    assert target == "report" or said[-5:] == ["--", "--model.sce.sub_classes.number", "4", "--a", "b c"]
 
 
 def test_names_of_runs_to_compare_are_words_whatever_is_in_them(tmp_path):

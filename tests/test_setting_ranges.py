@@ -15,10 +15,13 @@ from data_modules.config import Preparation, Slices, Split
 from data_modules.folder import Folder
 from data_modules.phantom_drawing import PhantomParameters
 from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration, Throughput
+from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError, check_range
 from weakmedsam.pam.config import Prompts, Refinement, Walk
+from weakmedsam.sce.config import Clustering, SubClassTask
+from weakmedsam.segmentation.loss import Loss
 from weakmedsam.segmentation.module import Segmenter
 
 ROOT = Path(__file__).parent.parent
@@ -66,10 +69,11 @@ MAKERS = {
     },
     "augment": (Augmentation, [f.name for f in fields(Augmentation)]),
     "phantom": (PhantomParameters, ["contrast", "noise", "bias", "co_occurrence", "distractor_rate"]),
-    "segmenter": (segmenter, ["background_weight", "dice_weight", "ignore_below", "min_quality", "learning_rate",
-                              "weight_decay", "warmup", "slices_per_step"]),
-    "classifier": (classifier, ["subclass_weight", "top_share", "sharpness", "learning_rate", "weight_decay",
-                                "slices_per_step"]),
+    "segmenter": (segmenter, ["learning_rate", "weight_decay", "warmup", "slices_per_step"]),
+    "loss": (Loss, ["background_weight", "dice_weight", "ignore_below", "min_quality"]),
+    "classifier": (classifier, ["learning_rate", "weight_decay", "slices_per_step"]),
+    "pooling": (Pooling, ["top_share", "sharpness"]),
+    "task": (SubClassTask, ["weight"]),
     "throughput": (Throughput, ["warn_share", "warn_batches"]),
 }  # fmt: skip
 WHOLES = {
@@ -77,8 +81,9 @@ WHOLES = {
     "slices": (Slices, ["min_pixels"]),
     "split": (Split, ["seed"]),
     "prepare": (Preparation, ["workers"]),
-    "classifier": (classifier, ["max_sub_classes", "sub_classes"]),
-    "sce": (SubClassExploration, ["every_n_epochs", "seed", "restarts", "points_per_centroid", "pictures"]),
+    "sce": (SubClassExploration, ["every_n_epochs", "pictures"]),
+    "task": (SubClassTask, ["number", "maximum"]),
+    "clustering": (Clustering, ["seed", "restarts", "points_per_centroid"]),
     "mining": (PromptAffinityMining, ["every_n_epochs", "pictures"]),
     "points": (Prompts, ["grid", "peaks"]),
     "steps": (Walk, ["map_size", "slice_reach"]),

@@ -1,5 +1,6 @@
 """The reference of all settings is what the code says."""
 
+import inspect
 from pathlib import Path
 from typing import Literal
 
@@ -7,10 +8,12 @@ import pytest
 import yaml
 
 from weakmedsam import settings_reference as reference
+from weakmedsam.callbacks import SubClassExploration
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.affinity import AFFINITIES
 from weakmedsam.pam.config import Refinement, dotted
 from weakmedsam.run.stages import EXPERIMENTS
+from weakmedsam.sce.config import Clustering, SubClassTask
 from weakmedsam.settings_reference import (
     PAGE,
     Named,
@@ -20,10 +23,12 @@ from weakmedsam.settings_reference import (
     load,
     main,
     page,
+    pages,
     table,
 )
 
 ROOT = Path(__file__).parent.parent
+PAM, SCE = Path("docs/pam.md"), Path("docs/sce.md")
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +68,13 @@ def test_a_class_of_another_file_is_found_and_described(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "EXPERIMENTS", tmp_path)
     file = tmp_path / "own.yaml"
     file.write_text(
-        "model: {sce: {class_path: weakmedsam.callbacks.SubClassExploration, init_args: {seed: 7}}}\n"
+        "model: {sce: {class_path: weakmedsam.callbacks.SubClassExploration, init_args: {pictures: 7}}}\n"
     )
     (named,) = find_named(tmp_path)
-    assert named == Named("model.sce", "weakmedsam.callbacks.SubClassExploration", {str(file): {"seed": 7}})
-    assert any(line.startswith("| `seed`") and "`7` in own" in line for line in table(named))
+    assert named == Named(
+        "model.sce", "weakmedsam.callbacks.SubClassExploration", {str(file): {"pictures": 7}}
+    )
+    assert any(line.startswith("| `pictures`") and "`7` in own" in line for line in table(named))
     file.write_text("model: [")
     with pytest.raises(ConfigError, match=r"own\.yaml, line 1, column \d+: is not valid YAML"):
         find_named(tmp_path)
@@ -82,6 +89,7 @@ def test_a_class_of_another_file_is_found_and_described(tmp_path, monkeypatch):
         (tuple[float, float], "list: number, number"),
         (dict[str, list[int]] | None, "mapping: text -> list of whole number or null"),
         (Literal["a", "b"], "`a` \\| `b`"),
+        (int | Literal["auto"], "whole number or `auto`"),
         (Path, "`Path`"),
     ],
 )
@@ -106,11 +114,22 @@ def test_a_page_that_is_out_of_date_ends_with_what_to_do(tmp_path, monkeypatch):
 def test_the_page_on_pam_has_every_setting_and_every_affinity():
     text = (ROOT / "docs/pam.md").read_text()
     pam = next(named for named in find_named(EXPERIMENTS) if named.key == "model.pam")
-    assert fill_options(text, pam) == text, "make docs"
+    assert pages()[PAM] == text, "make docs"
     keys = dotted(Refinement())
     assert [key for key in keys if f"| `{key}` |" not in text] == []
     assert "| `affinity.contrast` | number | `10` |" in text
     assert "`15` in classify; `1` in published" in text
     assert all(f"| `{name}` " in text for name in AFFINITIES)
-    with pytest.raises(ConfigError, match=r"docs/pam\.md: options: Wlak is none of Prompts, .*Walk"):
-        fill_options(text.replace("options: Walk", "options: Wlak"), pam)
+    with pytest.raises(ConfigError, match=r"docs/pam\.md: options: Wlak is none of .*Prompts, .*Walk"):
+        fill_options(PAM, text.replace("options: Walk", "options: Wlak"), pam)
+
+
+def test_the_page_on_sce_has_every_setting():
+    text = (ROOT / SCE).read_text()
+    assert pages()[SCE] == text, "make docs"
+    groups = {"sub_classes": SubClassTask(), "kmeans": Clustering()}
+    keys = [key for name, group in groups.items() for key in dotted(group, f"{name}.")]
+    keys += [name for name in inspect.signature(SubClassExploration).parameters if name not in groups]
+    assert [key for key in keys if text.count(f"| `{key}` |") != 1] == []
+    assert "| `sub_classes.number` | whole number or `auto` | `8` |" in text
+    assert "| `sub_classes` |" not in text

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.callbacks import SubClassExploration
 from weakmedsam.classification.module import WeakMedSAM
+from weakmedsam.sce.config import SubClassTask
 
 SLICES = 41  # odd: the sampler repeats one
 FEATURES = 6
@@ -78,9 +79,9 @@ class Data(LightningDataModule):
 
 def main(devices, file):
     torch.manual_seed(0)
-    sce = SubClassExploration(pictures=2)
+    sce = SubClassExploration(SubClassTask(3), pictures=2)
     # So slow that the features of two runs with different batches are the same.
-    model = WeakMedSAM(Given(), ["even", "both"], sub_classes=3, learning_rate=1e-9, sce=sce)
+    model = WeakMedSAM(Given(), ["even", "both"], learning_rate=1e-9, sce=sce)
     states = []
     sce.on_train_epoch_start = lambda *_: states.append(model.subclass_ids.clone())
     trainer = Trainer(

@@ -1,4 +1,4 @@
-"""Errors whose message is meant for the user, and the check of a number's range."""
+"""Errors whose message is meant for the user, and the checks of a setting's range and of its choices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ LESS_MEMORY = (
 
 DIVERGED = 3
 """Exit status of a training that has diverged: the same command would come to the same end."""
+
+
+LARGEST_WEIGHT = 1_000_000
+"""Of a loss's weight, of the learning rate and of weight decay: float32 can take its square."""
 
 
 class WeakMedSAMError(Exception):
@@ -44,6 +48,16 @@ class MemoryShortError(WeakMedSAMError):
 
 class DivergenceError(WeakMedSAMError):
     """A training came to a loss or to weights that are no numbers; the message says where and what to lower."""
+
+
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Check that a setting is one of the known words.
+
+    Raises:
+        ConfigError: it is not; names the key and the choices.
+    """
+    if value not in known:
+        raise ConfigError(f"{key}: {value!r} is unknown; choose one of {', '.join(known)}")
 
 
 def check_range(

@@ -6,10 +6,7 @@ import math
 
 from lightning import Trainer
 
-from weakmedsam.errors import ConfigError, check_range
-
-LARGEST_WEIGHT = 1_000_000
-"""Of a loss's weight, of the learning rate and of weight decay: float32 can take its square."""
+from weakmedsam.errors import LARGEST_WEIGHT, ConfigError, check_range
 
 
 def check_optimiser(learning_rate: float, weight_decay: float) -> None:

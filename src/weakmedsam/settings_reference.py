@@ -12,6 +12,7 @@ import importlib
 import inspect
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
@@ -23,14 +24,17 @@ from docstring_parser import parse
 from weakmedsam.callbacks import Preemption, Throughput
 from weakmedsam.cli_parser import constructor_arguments
 from weakmedsam.errors import ConfigError
+from weakmedsam.pam.affinity import AFFINITIES
 from weakmedsam.run.stages import EXPERIMENTS, STAGES
 from weakmedsam.system.atomic_io import write_whole
 from weakmedsam.system.yaml_files import read_yaml
 
 PAGE = Path("docs/configuration.md")
-PAM_PAGE = Path("docs/pam.md")
+PAGES = {Path("docs/pam.md"): "model.pam", Path("docs/sce.md"): "model.sce"}
+"""Pages with option tables -> the key whose class they are of."""
 OPTIONS = re.compile(r"<!-- options: (\w+) -->\n.*?(?=<!-- end options -->)", re.DOTALL)
-"""A table of docs/pam.md: of the data class of that name."""
+"""A table of such a page: of that class itself, of the data class of that name among its arguments, or of all
+affinities."""
 
 SEGMENT = "weakmedsam.segmentation.module."
 MODEL = ("model", "model.sce", "model.pam")
@@ -110,7 +114,7 @@ def describe(annotation: Any) -> str:
         return " \\| ".join(f"`{value}`" for value in inside)
     if annotation is type(None):
         return "null"
-    if (origin is not None and type(None) in inside) or str(origin).endswith("UnionType'>"):
+    if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(part) for part in inside))
     names = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "any"}
     if annotation in names:
@@ -164,29 +168,51 @@ def _group(named: Named, name: str, kind: type) -> list[str]:
     return _rows(kind, values)[0]
 
 
-def fill_options(text: str, named: Named) -> str:
-    """A page with its option tables written anew, each from the data class that its marker names.
+def fill_options(page: Path, text: str, named: Named) -> str:
+    """A page with its option tables written anew, each from the class that its marker names.
 
     Args:
+        page: for messages.
         text: Markdown with ``<!-- options: Walk -->`` ... ``<!-- end options -->``.
-        named: the class that takes the data classes.
+        named: the page's class: a marker names it, for its arguments that are no data classes, or one of these.
 
     Raises:
-        ConfigError: a marker of a data class that it does not take.
+        ConfigError: a marker of another class.
     """
-    groups = {kind.__name__: (name, kind) for name, kind in _rows(load(named.path), {})[1].items()}
+    own, groups = _rows(load(named.path), named.values)
+    plain = [row for row in own if not row.startswith(tuple(f"| `{name}` " for name in groups))]
+    tables = {named.path.rpartition(".")[2]: plain, "affinities": affinity_table()}
+    for name, kind in groups.items():
+        rows = _group(named, name, kind)
+        tables[kind.__name__] = [row.replace("| `", f"| `{name}.", 1) for row in rows]
 
     def fill(found: re.Match[str]) -> str:
-        if found[1] not in groups:
-            raise ConfigError(f"{PAM_PAGE}: options: {found[1]} is none of {', '.join(groups)}")
-        name, kind = groups[found[1]]
-        rows = [row.replace("| `", f"| `{name}.", 1) for row in _group(named, name, kind)]
-        return "\n".join([f"<!-- options: {found[1]} -->", *rows, ""])
+        if found[1] not in tables:
+            raise ConfigError(f"{page}: options: {found[1]} is none of {', '.join(tables)}")
+        return "\n".join([f"<!-- options: {found[1]} -->", *tables[found[1]], ""])
 
     return OPTIONS.sub(fill, text)
 
 
-def _sentence(kind: type) -> str:
+def affinity_table() -> list[str]:
+    """Rows of the table of affinities: a function's docstring is its row."""
+    rows = [
+        f"| `{name}` | {_sentence(kind.maps).replace(chr(96) * 2, chr(96))} |"
+        for name, kind in AFFINITIES.items()
+    ]
+    return ["| `affinity.kind` | what is compared |", "|---|---|", *rows, "| `none` | Nothing: no walk. |"]
+
+
+def pages() -> dict[Path, str]:
+    """All pages that are written from the code, wholly or their tables, as they should be."""
+    named = {one.key: one for one in find_named(EXPERIMENTS)}
+    tables = {
+        path: fill_options(path, path.read_text(encoding="utf-8"), named[key]) for path, key in PAGES.items()
+    }
+    return {PAGE: page(), **tables}
+
+
+def _sentence(kind: object) -> str:
     return (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
 
 
@@ -278,10 +304,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; status 1 where it is out of date"
     )
-    pam = next(named for named in find_named(EXPERIMENTS) if named.key == "model.pam")
-    pages = {PAGE: page(), PAM_PAGE: fill_options(PAM_PAGE.read_text(encoding="utf-8"), pam)}
     check = parser.parse_args(words).check
-    for path, text in pages.items():
+    for path, text in pages().items():
         if not check:
             write_whole(path, text)
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:

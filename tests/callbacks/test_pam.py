@@ -12,6 +12,7 @@ from tiny import tiny_phantom
 from data_modules.augmentation import Augmentation
 from data_modules.config import Slices
 from weakmedsam.callbacks import PromptAffinityMining
+from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import Activation
 from weakmedsam.errors import ConfigError
@@ -78,7 +79,7 @@ def test_images_are_encoded_once_in_validation(scans, tmp_path):
 
 def test_beside_a_local_encoder_only_slices_that_are_prompted_are_encoded(scans, tmp_path):
     local = LocalEncoder(32, cells=8, widths=(8, 16))
-    model, data = module(pam=True, local_encoder=local, pooling="log_sum_exp"), tiny_phantom(scans)
+    model, data = module(pam=True, local_encoder=local, pooling=Pooling("log_sum_exp")), tiny_phantom(scans)
     miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
     miner.every_n_epochs = 2
     trainer(tmp_path, 3).fit(model, data)  # refines after epochs 2 and 3

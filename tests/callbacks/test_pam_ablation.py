@@ -7,6 +7,7 @@ from tiny import TinyBackbone, tiny_phantom
 
 from weakmedsam.callbacks import CompareRefinements
 from weakmedsam.callbacks.pam_ablation import Remembering, RememberingDrops
+from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.prompt_masks import Slices
@@ -51,7 +52,7 @@ def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path,
 )
 def test_beside_a_local_encoder_slices_are_encoded_once_if_some_setting_prompts(tmp_path, affinities, times):
     local = LocalEncoder(32, cells=8, widths=(8, 16))
-    model, data = module(local_encoder=local, pooling="log_sum_exp"), tiny_phantom(tmp_path)
+    model, data = module(local_encoder=local, pooling=Pooling("log_sum_exp")), tiny_phantom(tmp_path)
     compare = CompareRefinements({name: {**TINY, "affinity.kind": name} for name in affinities})
     trainer(tmp_path / "both", 3, compare).test(model, data, verbose=False)
     labelled = sum(int(batch["label"].any(dim=1).sum()) for batch in data.test_dataloader())

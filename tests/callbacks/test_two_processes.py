@@ -25,7 +25,7 @@ OPTIONS = {
     "--data.num_workers": 0,
     "--data.batch_size": 4,
     "--data.split.fractions": "[0.6, 0.2, 0.2]",  # one test volume: a rank has none
-    "--model.sub_classes": 2,
+    "--model.sce.sub_classes.number": 2,
     "--model.pam.prompts.grid": 2,
     "--trainer.max_epochs": 1,
     "--trainer.accelerator": "cpu",
@@ -70,7 +70,7 @@ PIPELINE = {
     "--data.batch_size": 6,
     "--data.prepare.workers": 1,
     "--data.split.fractions": "[0.4, 0.3, 0.3]",
-    "--model.sub_classes": 2,
+    "--model.sce.sub_classes.number": 2,
     "--model.pam.prompts.grid": 2,
     "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
     "--trainer.max_epochs": 1,

@@ -3,6 +3,7 @@ import torch
 
 from weakmedsam.classification.cam import (
     POOLINGS,
+    Pooling,
     class_activation_map,
     mean_inside,
     mirror_axes,
@@ -45,8 +46,9 @@ def test_padding_neither_scales_a_map_nor_lights_up():
     assert torch.equal(min_max_inside(maps, inside), torch.tensor([[[[0.0, 0.0], [0.0, 1.0]]]]))
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_no_evidence_outside_moves_a_logit(pooling):
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_no_evidence_outside_moves_a_logit(kind):
+    pooling = Pooling(kind)
     evidence, inside = torch.randn(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.bool)
     inside[0, :, 2:6], inside[1, :, :, :3] = True, True
     changed = torch.where(inside, evidence, 50.0)
@@ -60,20 +62,22 @@ def test_no_evidence_outside_moves_a_logit(pooling):
 def test_log_sum_exp_lies_between_mean_and_maximum():
     evidence, inside = torch.randn(4, 2, 6, 6), torch.ones(4, 1, 6, 6, dtype=torch.bool)
     mean, most = evidence.mean((2, 3)), evidence.amax((2, 3))
-    soft, sharp = (pool_evidence(evidence, inside, "log_sum_exp", sharpness=r) for r in (0.01, 200.0))
+    soft, sharp = (
+        pool_evidence(evidence, inside, Pooling("log_sum_exp", sharpness=r)) for r in (0.01, 200.0)
+    )
     assert torch.allclose(soft, mean, atol=0.02)
     assert torch.allclose(sharp, most, atol=0.03)
-    between = pool_evidence(evidence, inside, "log_sum_exp")
+    between = pool_evidence(evidence, inside, Pooling("log_sum_exp"))
     assert ((mean < between) & (between < most)).all()
 
 
 def test_top_k_takes_what_there_is_where_the_scan_is_small():
     evidence, inside = torch.arange(16.0).view(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     inside[..., 0, :2] = True
-    assert pool_evidence(evidence, inside, "top_k", top_share=0.5).item() == 0.5
-    assert pool_evidence(evidence, ~inside, "top_k", top_share=0.125).item() == 14.5
+    assert pool_evidence(evidence, inside, Pooling("top_k", top_share=0.5)).item() == 0.5
+    assert pool_evidence(evidence, ~inside, Pooling("top_k", top_share=0.125)).item() == 14.5
     # A slice whose scan is thinner than a cell: all cells count, and nothing is NaN.
-    assert pool_evidence(evidence, torch.zeros_like(inside), "average").item() == 7.5
+    assert pool_evidence(evidence, torch.zeros_like(inside), Pooling("average")).item() == 7.5
 
 
 def test_cells_inside_a_turned_scan_are_more_than_half_of_it():

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 import torch
-from classifiers import NAMES, Die, module, trainer
+from classifiers import Die, explorer, module, trainer
 from lightning.pytorch import Callback
 from tiny import TinyBackbone, same_state, tiny_phantom
 
@@ -11,7 +11,7 @@ from weakmedsam.backbones.efficient_sam import EfficientSAM
 from weakmedsam.backbones.sam import SAM
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import PromptAffinityMining, SubClassExploration
-from weakmedsam.classification.cam import mirror_axes, pool_evidence
+from weakmedsam.classification.cam import Pooling, mirror_axes, pool_evidence
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import CheckpointError, ConfigError
@@ -58,10 +58,10 @@ def test_the_loss_is_the_papers(scans):
     batch = next(iter(data.train_dataloader()))
     assert "mask" not in batch
     assert "target" not in batch
-    model = module(pooling="average")
+    model = module(pooling=Pooling("average"))
     model.log = lambda *args, **kwargs: None
     features = model.backbone.encode(batch["image"]).features
-    pooled = pool_evidence(features, inside_box(batch["box"], 32, features.shape[-1]), "average")
+    pooled = pool_evidence(features, inside_box(batch["box"], 32, features.shape[-1]), Pooling("average"))
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     expected = bce(pooled @ model.class_head.weight.flatten(1).T, batch["label"])
     assert torch.allclose(model.training_step(batch, 0)["loss"], expected)
@@ -76,7 +76,7 @@ def test_the_loss_is_the_papers(scans):
 
 @pytest.mark.parametrize("pooling", ["average", "log_sum_exp"])
 def test_logits_are_the_pooled_evidence_whichever_comes_first(pooling):
-    model, scan = module(pooling=pooling), torch.tensor([[0, 32, 0, 32], [4, 20, 8, 32]])
+    model, scan = module(pooling=Pooling(pooling)), torch.tensor([[0, 32, 0, 32], [4, 20, 8, 32]])
     features = torch.randn(2, model.feature_dim, 8, 8, generator=torch.Generator().manual_seed(0))
     for head in (model.class_head, model.subclass_head):
         expected = model.pool(head(features), scan)
@@ -89,24 +89,24 @@ def test_logits_are_the_pooled_evidence_whichever_comes_first(pooling):
 def test_pooling_is_the_one_chosen_and_leaves_the_padding_out():
     evidence = torch.tensor([[[[1.0, 5.0], [2.0, 3.0]], [[0.0, -1.0], [-2.0, -3.0]]]])
     whole, upper = torch.tensor([[0, 32, 0, 32]]), torch.tensor([[0, 16, 0, 32]])
-    model = module(pooling="top_k", top_share=0.25)
+    model = module(pooling=Pooling("top_k", top_share=0.25))
     assert model.backbone.image_size == 32
     assert model.pool(evidence, whole).tolist() == [[5.0, 0.0]]
-    assert module(pooling="average").pool(evidence, upper).tolist() == [[3.0, -0.5]]
+    assert module(pooling=Pooling("average")).pool(evidence, upper).tolist() == [[3.0, -0.5]]
     pixels = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
     pixels[..., :16, :] = True
-    assert module(pooling="average").pool(evidence, pixels).tolist() == [[3.0, -0.5]]
-    sharp = module(pooling="log_sum_exp", sharpness=100.0).pool(evidence, upper)
+    assert module(pooling=Pooling("average")).pool(evidence, pixels).tolist() == [[3.0, -0.5]]
+    sharp = module(pooling=Pooling("log_sum_exp", sharpness=100.0)).pool(evidence, upper)
     assert torch.allclose(sharp, torch.tensor([[5.0, 0.0]]), atol=0.01)
-    with pytest.raises(ConfigError, match=r"model\.pooling is 'max'.*average, top_k, log_sum_exp"):
-        module(pooling="max")
+    with pytest.raises(ConfigError, match=r"model\.pooling\.kind: 'max' .*average, top_k, log_sum_exp"):
+        Pooling("max")
 
 
 def test_with_a_local_encoder_the_backbone_only_answers_prompts(scans):
     data = tiny_phantom(scans)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    model = module(local_encoder=LocalEncoder(32, cells=8, widths=(8, 16)), pooling="log_sum_exp")
+    model = module(local_encoder=LocalEncoder(32, cells=8, widths=(8, 16)), pooling=Pooling("log_sum_exp"))
     model.log = lambda *args, **kwargs: None
     assert model.class_head.weight.shape[1] == 16
     model.training_step(batch, 0)["loss"].backward()
@@ -125,8 +125,7 @@ def test_with_a_local_encoder_the_backbone_only_answers_prompts(scans):
 @pytest.mark.parametrize("source", ["bank", "pass"])
 def test_a_continued_run_equals_an_uninterrupted_one(scans, tmp_path, source):
     def fresh():
-        model = module()
-        model._callbacks = [SubClassExploration(source=source)]
+        model = module(explorer(source=source))
         return model, tiny_phantom(scans, augment=Augmentation())
 
     whole = trainer(tmp_path / "whole")
@@ -165,12 +164,12 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_named(scans, tmp_pat
     trainer(tmp_path, 1).fit(module(), tiny_phantom(scans))
     last = tmp_path / "checkpoints/last.ckpt"
     with pytest.raises(CheckpointError, match=r"sub_classes 3, this run has 5"):
-        trainer(tmp_path / "b", 2).fit(module(sub_classes=5), tiny_phantom(scans), ckpt_path=last)
+        trainer(tmp_path / "b", 2).fit(module(explorer(5)), tiny_phantom(scans), ckpt_path=last)
     other = module()
     other.backbone.name = "samus"
     with pytest.raises(CheckpointError, match=r"backbone 'tiny', this run has 'samus'"):
         trainer(tmp_path / "c", 2).fit(other, tiny_phantom(scans), ckpt_path=last)
-    few = WeakMedSAM(TinyBackbone(), ["lesion"], sub_classes=3)
+    few = WeakMedSAM(TinyBackbone(), ["lesion"], sce=explorer())
     with pytest.raises(CheckpointError, match=r"class_names \['lesion', 'cyst'\], this run has \['lesion'\]"):
         trainer(tmp_path / "d", 2).fit(few, tiny_phantom(scans, classes={"lesion": [1]}), ckpt_path=last)
 
@@ -185,9 +184,11 @@ def test_a_backbone_of_another_shape_is_refused_with_the_first_differing_keys(sc
         trainer(tmp_path / "b", 2).fit(
             other, tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
         )
-    with pytest.raises(CheckpointError, match=r"pooling 'average', this run has 'top_k'"):
+    with pytest.raises(CheckpointError, match=r"pooling\.kind 'average', this run has 'top_k'"):
         trainer(tmp_path / "c", 2).fit(
-            module(pooling="top_k"), tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
+            module(pooling=Pooling("top_k")),
+            tiny_phantom(scans),
+            ckpt_path=tmp_path / "checkpoints/last.ckpt",
         )
 
 
@@ -225,12 +226,8 @@ def test_a_one_cycle_schedule_cannot_be_lengthened(scans, tmp_path):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="sub_classes is 0"):
-        WeakMedSAM(TinyBackbone(), NAMES, sub_classes=0)
-    with pytest.raises(ConfigError, match="max_sub_classes is 0"):
-        WeakMedSAM(TinyBackbone(), NAMES, sub_classes="auto", max_sub_classes=0)
-    with pytest.raises(ConfigError, match="'some'; it must be a whole number or auto"):
-        WeakMedSAM(TinyBackbone(), NAMES, sub_classes="some")
+    with pytest.raises(ConfigError, match=r"model\.sce is Callback, which has no sub_classes"):
+        module(Callback())
     with pytest.raises(ConfigError, match=r"sce\.source: 'disk' is unknown; choose one of bank, pass"):
         SubClassExploration(source="disk")
     with pytest.raises(ConfigError, match=r"pam\.affinity\.kind: 'both' is unknown"):

@@ -7,6 +7,7 @@ from pam_scene import SCENE, BoxBackbone, dice, scene
 from pam_settings import pam_settings
 from tiny import SIZE
 
+from weakmedsam.classification.cam import Pooling
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam import occlusion as occlusion
 from weakmedsam.pam.occlusion import (
@@ -254,7 +255,7 @@ def test_chunks_change_nothing():
 
 @pytest.mark.parametrize("pooling", ["average", "top_k", "log_sum_exp"])
 def test_evidence_is_the_forward_passes_logits_some_slices_at_a_time(pooling):
-    model = module(pooling=pooling).eval()
+    model = module(pooling=Pooling(pooling)).eval()
     model.slices_per_step = 2
     image, box = torch.rand(5, 1, SIZE, SIZE), BOX.expand(5, 4)
     with torch.no_grad():

@@ -21,9 +21,10 @@ RUNS = {"k8": {"seed": 0, "k": 8}, "k8b": {"seed": 1, "k": 8}, "k4": {"seed": 0,
 
 def write_config(run: Path, seed: int, k: int) -> None:
     callbacks = [{"class_path": "a.ModelCheckpoint", "init_args": {"dirpath": str(run), "monitor": "val/auroc", "mode": "max"}}]  # fmt: skip # noqa: E501
+    sce = {"init_args": {"sub_classes": {"number": k}}}
     config = {
         "seed_everything": seed,
-        "model": {"class_path": "x.Y", "init_args": {"sub_classes": k, "pam": {"init_args": {"beta": 4.0}}}},
+        "model": {"class_path": "x.Y", "init_args": {"sce": sce, "pam": {"init_args": {"beta": 4.0}}}},
         "trainer": {"default_root_dir": str(run), "callbacks": callbacks},
     }
     (run / "classify/config.yaml").write_text(yaml.safe_dump(config))
@@ -86,8 +87,8 @@ def test_a_group_has_mean_and_spread(runs: Path) -> None:
 def test_the_settings_that_differ_are_shown_and_no_others(runs: Path) -> None:
     shown = section(page_of(runs), "settings")
     names = sorted(re.findall(r"<code>(.*?)</code>", shown))
-    assert names == ["classify.model.sub_classes", "classify.seed_everything"]
-    row = re.search(r"model\.sub_classes</code></td>(.*?)</tr>", shown, re.DOTALL)
+    assert names == ["classify.model.sce.sub_classes.number", "classify.seed_everything"]
+    row = re.search(r"model\.sce\.sub_classes\.number</code></td>(.*?)</tr>", shown, re.DOTALL)
     assert row
     assert re.findall(r'value">(.*?)<', row.group(1)) == ["8", "8", "4"]
     assert "no spread over seeds" not in page_of(runs)

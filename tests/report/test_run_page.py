@@ -69,7 +69,7 @@ def test_full_run_shows_every_section_and_figure(full_run: Path) -> None:
     assert "val/auroc on validation cases" in page
     assert "commit 0123456789abcdef" in section(page, "environment")
     assert "learning_rate: 0.0001" in section(page, "settings")
-    assert "<code>model.sub_classes</code>" in section(page, "settings")
+    assert "<code>model.sce.sub_classes.number</code>" in section(page, "settings")
 
 
 def test_no_nan_reaches_the_reader(full_run: Path) -> None:

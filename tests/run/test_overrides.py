@@ -27,15 +27,15 @@ def test_options_are_split_into_keys_and_values():
 
 
 def test_options_go_to_the_stages_they_concern():
-    model, shared = "--model.sub_classes 4", "--trainer.max_epochs 2 --data.split.seed 1"
-    options = parse_options(words(model, shared, "--segment.model.dice_weight 0"))
+    model, shared = "--model.sce.sub_classes.number 4", "--trainer.max_epochs 2 --data.split.seed 1"
+    options = parse_options(words(model, shared, "--segment.model.loss.dice_weight 0"))
     assert options_for(STAGE["classify"], options) == words(model, shared)
     assert options_for(STAGE["pseudo_labels"], options)[:2] == words(model)
-    assert options_for(STAGE["segment"], options) == words(shared, "--model.dice_weight 0")
-    assert options_for(STAGE["test"], options)[-2:] == ["--model.dice_weight", "0"]
+    assert options_for(STAGE["segment"], options) == words(shared, "--model.loss.dice_weight 0")
+    assert options_for(STAGE["test"], options)[-2:] == ["--model.loss.dice_weight", "0"]
     assert options_for(STAGE["prepare"], options) == ["--data.split.seed", "1"]
-    with pytest.raises(ConfigError, match=r"--modle\.sub_classes concerns no stage"):
-        options_for(STAGE["classify"], parse_options(["--modle.sub_classes", "4"]))
+    with pytest.raises(ConfigError, match=r"--modle\.sce\.sub_classes\.number concerns no stage"):
+        options_for(STAGE["classify"], parse_options(["--modle.sce.sub_classes.number", "4"]))
 
 
 @pytest.mark.parametrize(
@@ -63,24 +63,26 @@ def test_options_of_a_later_round():
         words(
             "--pseudo_labels_2.model.pam.affinity.beta 3 --pseudo_labels_2.model.pam.walk.steps 5 "
             "--segment_2.trainer.max_epochs 5",
-            "--model.sub_classes 4 --model.pam.walk.steps 16 --classify.model.pam.threshold.value 0.9",
+            "--model.sce.sub_classes.number 4 --model.pam.walk.steps 16 --classify.model.pam.threshold.value 0.9",
             "--pseudo_labels.model.pam.init_args.walk.steps 7 --pseudo_labels.model.pam.affinity.beta 2",
-            "--segment.model.dice_weight 0 --segment.trainer.max_epochs 3 --test.data.num_workers 0",
+            "--segment.model.loss.dice_weight 0 --segment.trainer.max_epochs 3 --test.data.num_workers 0",
         )
     )
     labels, network, maps, test, refined = (options_for(stage, options) for stage in another_round(2))
     # What another_round.yaml sets is this round's own; the rest is shared, and what is said of it alone wins.
     own = "--model.pam.affinity.beta 3 --model.pam.walk.steps 5"
-    assert labels == words("--model.sub_classes 4 --model.pam.affinity.beta 2", own)
+    assert labels == words("--model.sce.sub_classes.number 4 --model.pam.affinity.beta 2", own)
     assert maps == labels  # what is scored is made as they are
-    assert network == words("--model.dice_weight 0 --trainer.max_epochs 3 --trainer.max_epochs 5")
+    assert network == words("--model.loss.dice_weight 0 --trainer.max_epochs 3 --trainer.max_epochs 5")
     assert test == [*network, "--data.num_workers", "0"]
-    assert refined == words("--model.sub_classes 4")  # what is walked is neither round's
-    first = "--model.sub_classes 4 --model.pam.walk.steps 16 --model.pam.threshold.value 0.9"
+    assert refined == words("--model.sce.sub_classes.number 4")  # what is walked is neither round's
+    first = "--model.sce.sub_classes.number 4 --model.pam.walk.steps 16 --model.pam.threshold.value 0.9"
     assert options_for(STAGE["pseudo_labels"], options) == words(
         first, "--model.pam.init_args.walk.steps 7 --model.pam.affinity.beta 2"
     )
-    assert options_for(STAGE["segment"], options) == words("--model.dice_weight 0 --trainer.max_epochs 3")
+    assert options_for(STAGE["segment"], options) == words(
+        "--model.loss.dice_weight 0 --trainer.max_epochs 3"
+    )
     with pytest.raises(
         ConfigError, match=r"--segment_1\.model concerns no stage.*later round with segment_2"
     ):

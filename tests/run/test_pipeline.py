@@ -244,11 +244,11 @@ def test_a_lost_result_is_made_again_in_its_place(house, tmp_path, capsys):
 
 def test_settings_that_come_back_take_up_their_earlier_result(house, tmp_path):
     run("classify", request_for(tmp_path))
-    run("classify", request_for(tmp_path, "--model.sub_classes", "4"))
+    run("classify", request_for(tmp_path, "--model.sce.sub_classes.number", "4"))
     house.clear()
     run("classify", request_for(tmp_path))
     assert house == []
-    run("classify", request_for(tmp_path, "--model.sub_classes", "4"))
+    run("classify", request_for(tmp_path, "--model.sce.sub_classes.number", "4"))
     assert house == []
 
 

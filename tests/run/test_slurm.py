@@ -101,10 +101,10 @@ def test_a_job_ends_as_its_command_does(script, false_slurm, tmp_path):
 
 def test_training_tells_lightning_the_size_of_the_job(false_slurm, tmp_path):
     (tmp_path / "go").touch()
-    environment = {**false_slurm, "ARGS": "--model.sub_classes 4"}
+    environment = {**false_slurm, "ARGS": "--model.sce.sub_classes.number 4"}
     start(ROOT / "experiments/slurm/train.sbatch", environment, tmp_path).communicate(timeout=60)
     calls = (tmp_path / "calls").read_text()
-    wanted = "--trainer.num_nodes 2 --trainer.devices 4 --data.num_workers 7 --model.sub_classes 4"
+    wanted = "--trainer.num_nodes 2 --trainer.devices 4 --data.num_workers 7 --model.sce.sub_classes.number 4"
     assert f"ARGS={wanted}\n" in calls
     assert "LAUNCHER=srun --kill-on-bad-exit=1 .venv/bin/python\n" in calls
 

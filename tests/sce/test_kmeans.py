@@ -99,9 +99,9 @@ def test_means_of_members_and_none_if_a_cluster_is_empty():
 
 
 def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match=r"model\.sce\.restarts is 0"):
+    with pytest.raises(ConfigError, match=r"model\.sce\.kmeans\.restarts is 0"):
         KMeans(restarts=0)
-    with pytest.raises(ConfigError, match=r"model\.sce\.points_per_centroid is 0"):
+    with pytest.raises(ConfigError, match=r"model\.sce\.kmeans\.points_per_centroid is 0"):
         KMeans(points_per_centroid=0)
 
 

@@ -21,6 +21,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.pam.feature_cache import Head, write_head
 from weakmedsam.run.overrides import parse_options
 from weakmedsam.run.stages import Request
+from weakmedsam.sce.config import SubClassTask
 from weakmedsam.segmentation.module import Segmenter
 from weakmedsam.sweep import cli as sweep
 from weakmedsam.sweep import definition as definitions
@@ -182,10 +183,9 @@ def train(folder, model, data):
 
 def test_each_metric_of_a_sweep_is_logged_once_an_epoch(tmp_path):
     data = tiny_phantom(tmp_path)
-    pam, sce = pam_callback(prompts__grid=2, walk__map_size=16, affinity__radius=2.0), SubClassExploration()
-    seen = train(
-        tmp_path, WeakMedSAM(TinyBackbone(), data.class_names, sub_classes=2, sce=sce, pam=pam), data
-    )
+    pam = pam_callback(prompts__grid=2, walk__map_size=16, affinity__radius=2.0)
+    sce = SubClassExploration(SubClassTask(2))
+    seen = train(tmp_path, WeakMedSAM(TinyBackbone(), data.class_names, sce=sce, pam=pam), data)
     assert {name: seen.get(name) for name in PROGRAMS["classify"].metrics} == dict.fromkeys(
         PROGRAMS["classify"].metrics, 2
     )
@@ -212,7 +212,7 @@ PAM = {"program": "pam", "metric": {"name": "val/pam_dice"}}
         ({"metric": {"name": "val/accuracy", "goal": "maximize"}}, "'val/accuracy' is logged by nothing; classify"),
         ({"metric": None}, "metric is None; give its name, and as goal minimize or maximize"),
         ({"method": "annealing"}, "method is 'annealing'; choose one of bayes, random, grid"),
-        ({"parameters": {"model.sub_classes": {"min": 8, "max": 2}}}, "min 8 is not less than max 2"),
+        ({"parameters": {"model.sce.sub_classes.number": {"min": 8, "max": 2}}}, "min 8 is not less than max 2"),
         ({"early_terminat": {}}, "early_terminat is not a key of a sweep; there are program, method"),
         ({"seed": "x"}, "seed is 'x'; it is a whole number"),
         ({"parameters": {}}, "parameters is {}; name the settings to vary"),

@@ -321,11 +321,11 @@ def test_a_run_of_wandbs_agent_has_a_folder_of_its_own_and_goes_on_there(tmp_pat
     monkeypatch.setenv("WANDB_RUN_ID", "k3j")
     monkeypatch.setattr("os.execv", lambda program, words: became.append(words) or sys.exit(0))
     with pytest.raises(SystemExit):
-        main([str(tmp_path), "fit", "--config", "a.yaml", "--model.sub_classes=4"])
+        main([str(tmp_path), "fit", "--config", "a.yaml", "--model.sce.sub_classes.number=4"])
     (words,) = became
     folder = tmp_path / "trials/k3j"
     assert words[1:] == [
-        "-m", "weakmedsam", "fit", "--config", "a.yaml", "--model.sub_classes=4",
+        "-m", "weakmedsam", "fit", "--config", "a.yaml", "--model.sce.sub_classes.number=4",
         "--trainer.default_root_dir", str(folder), "--ckpt_path", str(last),
     ]  # fmt: skip
     assert "--ckpt_path" not in stage_command(tmp_path / "trials/new", ["fit"])

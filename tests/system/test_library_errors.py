@@ -78,7 +78,7 @@ def call(monkeypatch, tmp_path):
         ("data.prepare.store_dir", "${nothing}", "cannot be resolved"),
         ("model.learning_rate", "${oc.env:NOT_SET_ANYWHERE}", "cannot be resolved"),
         ("model.learning_rate", "1e400", "model.learning_rate is inf"),
-        ("model.sub_classes", "1000000000", "in [1, 1,000]"),
+        ("model.sce.sub_classes.number", "1000000000", "in [1, 1,000]"),
         ("model.pam.prompts.grid", "100000", "in [1, 128]"),
         ("data.image_size", "1000000", "in [8, 4,096]"),
     ],
@@ -145,7 +145,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
 
     for place in (
         "weakmedsam.classification.local_encoder._convolution",
-        "weakmedsam.classification.module._most_clusters",
+        "weakmedsam.classification.module.check_optimiser",
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, wrong)

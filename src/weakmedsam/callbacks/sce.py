@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -21,8 +22,9 @@ from weakmedsam.backbones.resnet18 import ResNet18
 from weakmedsam.callbacks.feature_bank import FeatureBank
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.contracts import SliceBatch
-from weakmedsam.errors import CheckpointError, ConfigError, check_range
+from weakmedsam.errors import CheckpointError, ConfigError, check_choice, check_range
 from weakmedsam.fsdp import gathered
+from weakmedsam.sce.config import Clustering, SubClassTask
 from weakmedsam.sce.figures import ClusterRow, draw_clusters
 from weakmedsam.sce.kmeans import KMeans
 from weakmedsam.sce.subclasses import SubClasses, explore, nearest_members
@@ -63,18 +65,16 @@ class SubClassExploration(Callback):
     includes validation and test patients.
 
     Args:
-        every_n_epochs: epochs between two clusterings; 0 = once, at the start.
-        source: ``bank`` uses features of the (augmented) training batches; ``pass`` looks at every
-            training slice again, unaugmented, which costs a forward pass an epoch; ``resnet18`` uses those of
-            torchvision's ResNet-18 instead of the network's (published), once: ``every_n_epochs`` must be 0.
-        first: where the first clustering's features come from: ``pass`` looks at every slice before the
-            first epoch; ``bank``, with source bank only, spares that: the first epoch has no sub-class loss.
-        weights: of ``resnet18``: ``official``, ``none`` (random) or a path.
-        seed: of k-means.
-        spherical: cluster directions of the features instead of positions.
-        restarts: k-means++ starts of a clustering that does not continue another.
-        points_per_centroid: size of the random sample they are made on, for each cluster.
-        pictures: slices shown of each cluster, 0 = no pictures.
+        sub_classes: how many there are, and what their loss weighs. This and the next: ``sce.config``.
+        kmeans: how k-means starts, and what it measures.
+        every_n_epochs: epochs between two clusterings, 0 to 1,000,000; 0, as published: once, at the start.
+        source: ``bank``, features of the epoch's own, augmented training batches, no further pass | ``pass``, every
+            training slice once more after each epoch, unaugmented | ``resnet18``, as published: the 512 pooled features
+            of torchvision's ResNet-18, unaugmented, before training; ``every_n_epochs`` must be 0.
+        first: features of the first clustering: ``pass``, every slice before the first epoch | ``bank`` of the first
+            epoch, which then has no sub-class loss; with source ``bank`` only.
+        weights: of ``resnet18``: ``official`` | ``none`` (random) | a path.
+        pictures: slices shown of each cluster, 0 to 1,000; 0: no pictures.
 
     Raises:
         ConfigError: an unknown source, settings that contradict each other, or a number out of its range.
@@ -82,20 +82,16 @@ class SubClassExploration(Callback):
 
     def __init__(
         self,
+        sub_classes: SubClassTask = SubClassTask(),  # noqa: B008
+        kmeans: Clustering = Clustering(),  # noqa: B008
         every_n_epochs: int = 1,
         source: str = "bank",
         first: str = "pass",
         weights: str = "official",
-        seed: int = 0,
-        spherical: bool = False,
-        restarts: int = 10,
-        points_per_centroid: int = 256,
         pictures: int = 8,
     ) -> None:
-        if source not in SOURCES:
-            raise ConfigError(f"model.sce.source: {source!r} is unknown; choose one of {', '.join(SOURCES)}")
-        if first not in FIRSTS:
-            raise ConfigError(f"model.sce.first: {first!r} is unknown; choose one of {', '.join(FIRSTS)}")
+        check_choice("model.sce.source", source, SOURCES)
+        check_choice("model.sce.first", first, FIRSTS)
         if first == "bank" and source != "bank":
             raise ConfigError(
                 f"model.sce.first is bank, which model.sce.source {source} does not fill; set pass"
@@ -107,12 +103,13 @@ class SubClassExploration(Callback):
                 "change with training; set 0"
             )
         check_range("model.sce.pictures", pictures, 0, 1000)
+        self.sub_classes = sub_classes
         self.every_n_epochs = every_n_epochs
         self.source = source
         self.first = first
         self.weights = weights
         self.pictures = pictures
-        self.kmeans = KMeans(seed, spherical, restarts, points_per_centroid)
+        self.kmeans = KMeans(**asdict(kmeans))
         self.bank = FeatureBank()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,11 +205,11 @@ class SubClassExploration(Callback):
                 features,
                 _data(trainer).train_labels(),
                 module.class_names,
-                module.sub_classes,
+                self.sub_classes.most,
                 self.kmeans.on(module.device.index if module.device.type == "cuda" else None),
                 previous=None if is_first else module.subclass_ids.cpu().numpy(),
                 counts=module.subclass_counts.cpu().numpy(),
-                automatic=module.automatic,
+                automatic=self.sub_classes.automatic,
             )
         found = cast(SubClasses, trainer.strategy.broadcast(mine))
         module.subclass_ids = torch.from_numpy(found.ids).to(module.device)

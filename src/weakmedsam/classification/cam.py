@@ -6,30 +6,50 @@ to every feature cell, scaled by minimum and maximum, no ReLU.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from weakmedsam.errors import check_choice, check_range
 from weakmedsam.geometry import min_max
 
 POOLINGS = ("average", "top_k", "log_sum_exp")
 
 
-def pool_evidence(
-    evidence: Tensor, inside: Tensor, pooling: str, top_share: float = 0.05, sharpness: float = 8.0
-) -> Tensor:
-    """How much a map speaks for its class: one logit from the evidence of its cells.
+@dataclass(frozen=True)
+class Pooling:
+    """How a class's evidence over the cells becomes its logit.
 
-    ``average`` is the paper's global average pooling: every cell has to speak for the class, or enough of
-    them for the rest. ``top_k`` is the mean over the strongest cells. ``log_sum_exp`` lies between mean
-    and maximum (Pinheiro and Collobert, CVPR 2015, eq. 5): log(mean(exp(r e))) / r, in which every cell
-    takes part, weighted by how sure it is.
+    Attributes:
+        kind: ``average``, global average pooling: every cell has to speak for the class, or enough of them for the
+            rest (paper) | ``top_k``, the mean over the strongest cells (paper: -) | ``log_sum_exp``, between mean and
+            maximum (Pinheiro and Collobert, CVPR 2015, eq. 5): log(mean(exp(r e))) / r, in which every cell takes part,
+            weighted by how sure it is (paper: -).
+        top_share: share of all cells that ``top_k`` takes, (0, 1]; at least one cell.
+        sharpness: r of ``log_sum_exp``, above 0 and at most 10,000: towards 0 the mean, towards infinity the maximum.
+
+    Raises:
+        ConfigError: an unknown kind, or a number out of its range.
+    """
+
+    kind: str = "average"
+    top_share: float = 0.05
+    sharpness: float = 8.0
+
+    def __post_init__(self) -> None:
+        check_choice("model.pooling.kind", self.kind, POOLINGS)
+        check_range("model.pooling.top_share", self.top_share, 0, 1, above=True)
+        check_range("model.pooling.sharpness", self.sharpness, 0, 10_000, above=True)
+
+
+def pool_evidence(evidence: Tensor, inside: Tensor, pooling: Pooling) -> Tensor:
+    """How much a map speaks for its class: one logit from the evidence of its cells.
 
     Args:
         evidence: (B, C, h, w) of classes or sub-classes, by the head, before any pooling.
         inside: (B, 1, h, w) bool, the cells that count; where there is none, all do.
-        pooling: one of ``POOLINGS``.
-        top_share: share of all cells that ``top_k`` takes, in (0, 1]; at least one.
-        sharpness: r of ``log_sum_exp``, above 0: towards 0 the mean, towards infinity the maximum.
+        pooling: how.
 
     Returns:
         (B, C) logits, float32.
@@ -38,12 +58,12 @@ def pool_evidence(
     counts = inside.flatten(2)
     counts = counts | ~counts.any(dim=-1, keepdim=True)
     number = counts.sum(dim=-1)
-    if pooling == "average":
+    if pooling.kind == "average":
         return (cells * counts).sum(dim=-1) / number
-    if pooling == "log_sum_exp":
-        among = (sharpness * cells).masked_fill(~counts, -torch.inf)
-        return (among.logsumexp(dim=-1) - number.log()) / sharpness
-    take = max(1, round(top_share * cells.shape[-1]))
+    if pooling.kind == "log_sum_exp":
+        among = (pooling.sharpness * cells).masked_fill(~counts, -torch.inf)
+        return (among.logsumexp(dim=-1) - number.log()) / pooling.sharpness
+    take = max(1, round(pooling.top_share * cells.shape[-1]))
     strongest = cells.masked_fill(~counts, -torch.inf).topk(take, dim=-1).values
     # Where fewer cells than that are inside, all of them.
     there = strongest.isfinite()

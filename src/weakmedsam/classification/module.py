@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +21,15 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.backbones.checkpoints import check_fit
-from weakmedsam.classification.cam import POOLINGS, class_activation_map, mean_inside, pool_evidence
+from weakmedsam.classification.cam import Pooling, class_activation_map, mean_inside, pool_evidence
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.errors import CheckpointError, ConfigError, check_range
 from weakmedsam.fsdp import shard
 from weakmedsam.geometry import inside_box, inside_cells
 from weakmedsam.metrics.image_labels import LabelScores
-from weakmedsam.optimizers import LARGEST_WEIGHT, check_optimiser, count_steps
+from weakmedsam.optimizers import check_optimiser, count_steps
+from weakmedsam.sce.config import SubClassTask
 from weakmedsam.sce.subclasses import subclass_loss
 
 CHECKPOINT_KEY = "weakmedsam"
@@ -54,6 +56,17 @@ class Activation(NamedTuple):
         return Activation(self.logits[rows], self.cam[rows], embedding)
 
 
+@runtime_checkable
+class Exploration(Protocol):
+    """What ``WeakMedSAM`` asks of the callback that finds the sub-classes.
+
+    Attributes:
+        sub_classes: how many there are, which is the size of their head, and what their loss weighs.
+    """
+
+    sub_classes: SubClassTask
+
+
 class WeakMedSAM(LightningModule):
     """A SAM-like backbone with a class head and a sub-class head.
 
@@ -64,17 +77,10 @@ class WeakMedSAM(LightningModule):
         backbone: see ``backbones/base.py``.
         class_names: C names, in the order of the label's columns; the command line takes them from the
             data.
-        sub_classes: K, clusters a class, 1 to 1,000; the paper uses 8. ``auto`` chooses it for each class at the first
-            clustering, from its features, and keeps it.
-        max_sub_classes: largest K that ``auto`` can choose, 1 to 1,000.
-        subclass_weight: of the sub-class loss, 0 to 1,000,000; the paper uses 0.5.
         local_encoder: what is classified, clustered and activated instead of the backbone's features,
             which then answers prompts only; null takes the backbone's features, as published. See
             ``local_encoder.py`` for why.
-        pooling: how a class's evidence over the cells becomes its logit: ``average`` (the paper's global
-            average pooling), ``top_k`` or ``log_sum_exp``; see ``cam.pool_evidence``.
-        top_share: share of the cells that ``top_k`` takes, in (0, 1].
-        sharpness: r of ``log_sum_exp``, above 0 and at most 10,000.
+        pooling: how a class's evidence over the cells becomes its logit; ``cam.Pooling`` has every setting.
         trainable: the backbone's freezing policy, by name.
         learning_rate: peak of the one-cycle schedule of AdamW, above 0; the paper uses 1e-4.
         weight_decay: of AdamW, 0 or more; the paper uses 0.01.
@@ -95,13 +101,8 @@ class WeakMedSAM(LightningModule):
         self,
         backbone: Backbone,
         class_names: list[str],
-        sub_classes: int | Literal["auto"] = 8,
-        max_sub_classes: int = 8,
-        subclass_weight: float = 0.5,
         local_encoder: LocalEncoder | None = None,
-        pooling: str = "average",
-        top_share: float = 0.05,
-        sharpness: float = 8.0,
+        pooling: Pooling = Pooling(),  # noqa: B008
         trainable: str = "published",
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
@@ -110,23 +111,14 @@ class WeakMedSAM(LightningModule):
         pam: Callback | None = None,
     ) -> None:
         super().__init__()
-        clusters = _most_clusters(sub_classes, max_sub_classes)
-        if pooling not in POOLINGS:
-            raise ConfigError(f"model.pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
-        check_range("model.top_share", top_share, 0, 1, above=True)
-        check_range("model.sharpness", sharpness, 0, 10_000, above=True)
         check_range("model.slices_per_step", slices_per_step, 1, 65_536)
-        check_range("model.subclass_weight", subclass_weight, 0, LARGEST_WEIGHT)
         check_optimiser(learning_rate, weight_decay)
         self.pooling = pooling
-        self.top_share = top_share
-        self.sharpness = sharpness
         self.backbone = backbone
         self.local_encoder = local_encoder
         self.class_names = list(class_names)
-        self.automatic = sub_classes == "auto"
-        self.sub_classes = clusters
-        self.subclass_weight = subclass_weight
+        # Without SCE the head is there all the same, so that the random numbers after it are the same.
+        self.sub_classes = SubClassTask() if sce is None else _task(sce)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.slices_per_step = slices_per_step
@@ -134,7 +126,7 @@ class WeakMedSAM(LightningModule):
         self.feature_dim = backbone.feature_dim if local_encoder is None else local_encoder.feature_dim
         classes, features = len(self.class_names), self.feature_dim
         self.class_head = nn.Conv2d(features, classes, 1, bias=False)
-        self.subclass_head = nn.Conv2d(features, classes * clusters + 1, 1, bias=False)
+        self.subclass_head = nn.Conv2d(features, classes * self.sub_classes.most + 1, 1, bias=False)
         # Beside a local encoder no gradient reaches the backbone.
         backbone.set_trainable(trainable if local_encoder is None else "none")
         # Without sub-classes no gradient reaches their head, and DDP would wait for one.
@@ -219,7 +211,7 @@ class WeakMedSAM(LightningModule):
         Averaging and the head are linear, so with ``average`` the mean feature is taken first, as the paper has
         it; ``mean`` (B, D) spares it where it is known. ``scan`` as in ``pool``.
         """
-        if self.pooling != "average":
+        if self.pooling.kind != "average":
             return self.pool(head(features), scan)
         if mean is None:
             mean = mean_inside(features, self.inside(scan, features.shape[-1]))
@@ -232,7 +224,7 @@ class WeakMedSAM(LightningModule):
         ``scan`` is (B, 4), the box of the scan in the frame, or (B, 1, H, W) bool, its pixels.
         """
         inside = self.inside(scan, evidence.shape[-1])
-        return pool_evidence(evidence, inside, self.pooling, self.top_share, self.sharpness)
+        return pool_evidence(evidence, inside, self.pooling)
 
     def inside(self, scan: Tensor, cells: int) -> Tensor:
         """(B, 1, cells, cells) bool, which cells lie on the scan; ``scan`` as in ``pool``."""
@@ -264,7 +256,7 @@ class WeakMedSAM(LightningModule):
         # Augmentation has moved the scan in its frame.
         scan = batch["scan"] if "scan" in batch else batch["box"]
         inside = self.inside(scan, features.shape[-1])
-        mean = mean_inside(features, inside) if self.pooling == "average" else None
+        mean = mean_inside(features, inside) if self.pooling.kind == "average" else None
         class_logits = self.logits(self.class_head, features, scan, mean)
         class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
         loss, size = class_loss, len(batch["index"])
@@ -272,7 +264,7 @@ class WeakMedSAM(LightningModule):
         if len(self.subclass_ids):
             logits = self.logits(self.subclass_head, features, scan, mean)
             extra_loss = subclass_loss(logits, self.subclass_ids[batch["index"]], self.subclass_counts)
-            loss = class_loss + self.subclass_weight * extra_loss
+            loss = class_loss + self.sub_classes.weight * extra_loss
             figures["train/subclass_loss"] = extra_loss
         elif self.subclass_head.weight.requires_grad:
             # Before the first clustering (model.sce.first: bank); DDP waits for a gradient of every weight.
@@ -374,22 +366,21 @@ class WeakMedSAM(LightningModule):
         return {key: value for key, value in state.items() if key.startswith(NETWORK)}
 
     def _identity(self) -> dict[str, Any]:
+        number = self.sub_classes.most
         return {
             "backbone": self.backbone.name,
             "class_names": self.class_names,
-            "sub_classes": f"auto, at most {self.sub_classes}" if self.automatic else self.sub_classes,
-            "pooling": self.pooling,
-            "top_share": self.top_share,
-            "sharpness": self.sharpness,
+            "sub_classes": f"auto, at most {number}" if self.sub_classes.automatic else number,
+            **{f"pooling.{key}": value for key, value in asdict(self.pooling).items()},
             "local_encoder": self.local_encoder is not None,
         }
 
 
-def _most_clusters(sub_classes: int | str, most: int) -> int:
-    """How many outputs of the sub-class head a class has."""
-    if isinstance(sub_classes, str) and sub_classes != "auto":
-        raise ConfigError(f"model.sub_classes is {sub_classes!r}; it must be a whole number or auto")
-    check_range("model.max_sub_classes", most, 1, 1000)
-    clusters = most if isinstance(sub_classes, str) else sub_classes
-    check_range("model.sub_classes", clusters, 1, 1000)  # model.sce: null trains without any
-    return clusters
+def _task(sce: Callback) -> SubClassTask:
+    """What SCE says of the sub-class head."""
+    if not isinstance(sce, Exploration):
+        raise ConfigError(
+            f"model.sce is {type(sce).__name__}, which has no sub_classes; use "
+            "weakmedsam.callbacks.SubClassExploration or one like it, or null"
+        )
+    return sce.sub_classes

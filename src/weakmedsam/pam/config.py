@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from weakmedsam.errors import ConfigError, check_range
+from weakmedsam.errors import ConfigError, check_choice, check_range
 from weakmedsam.pam.affinity import AFFINITIES
 from weakmedsam.pam.mask_voting import NORMALISATIONS, VOTES
 from weakmedsam.pam.point_prompts import PLACEMENTS
@@ -20,16 +20,6 @@ COMPETITIONS = ("none", "share")
 THRESHOLD_RULES = ("fixed", "otsu")
 VIEWS = ("plain", "mirrored")
 PRESENCE = ("given", "predicted")
-
-
-def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Check that a setting is one of the known words.
-
-    Raises:
-        ConfigError: it is not; names the key and the choices.
-    """
-    if value not in known:
-        raise ConfigError(f"{key}: {value!r} is unknown; choose one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)

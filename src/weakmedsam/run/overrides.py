@@ -35,7 +35,9 @@ def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
         elif options:
             options[-1][1].append(word)
         else:
-            raise ConfigError(f"ARGS: {word!r} is not an option; options look like --model.sub_classes 4")
+            raise ConfigError(
+                f"ARGS: {word!r} is not an option; options look like --model.sce.sub_classes.number 4"
+            )
     return options
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weakmedsam.errors import check_range
+from weakmedsam.sce.config import Clustering
 
 Points: TypeAlias = NDArray[np.float32]
 
@@ -60,16 +61,10 @@ class Clusters(NamedTuple):
 
 
 @dataclass(frozen=True)
-class KMeans:
-    """Settings of k-means; ``fit`` runs it.
+class KMeans(Clustering):
+    """Settings of k-means, beside those of ``Clustering``; ``fit`` runs it.
 
     Attributes:
-        seed: of the sample and of the starts; the same seed gives the same clusters.
-        spherical: points and centroids have unit length, so that directions are clustered (Dhillon and
-            Modha 2001); otherwise Euclidean.
-        restarts: number of initialisations by k-means++; the lowest inertia is kept.
-        points_per_centroid: starts are made on a random sample of so many points for each cluster. FAISS
-            has the same number as its default.
         iterations: Lloyd iterations of each start.
         passes: most Lloyd iterations over all points, from the best start.
         tolerance: passes end when the inertia falls by less than this share of it.
@@ -80,10 +75,6 @@ class KMeans:
         ConfigError: a number out of its range.
     """
 
-    seed: int = 0
-    spherical: bool = False
-    restarts: int = 10
-    points_per_centroid: int = 256
     iterations: int = 25
     passes: int = 20
     tolerance: float = 1e-4
@@ -91,12 +82,11 @@ class KMeans:
     gpu: int | None = None
 
     def __post_init__(self) -> None:
-        check_range("model.sce.seed", self.seed, 0, 2**32 - 1)
-        for name in ("restarts", "iterations", "passes"):
-            check_range(f"model.sce.{name}", getattr(self, name), 1, 10_000)
-        for name in ("points_per_centroid", "chunk"):
-            check_range(f"model.sce.{name}", getattr(self, name), 1, 1_000_000)
-        check_range("model.sce.tolerance", self.tolerance, 0, 1)
+        super().__post_init__()
+        check_range("iterations", self.iterations, 1, 10_000)
+        check_range("passes", self.passes, 1, 10_000)
+        check_range("tolerance", self.tolerance, 0, 1)
+        check_range("chunk", self.chunk, 1, 1_000_000)
 
     def on(self, gpu: int | None) -> KMeans:
         """The same settings on another device."""

@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from weakmedsam.contracts import BACKGROUND, IGNORE, Frame, SliceBatch, VolumeBatch
+from weakmedsam.contracts import IGNORE, Frame, SliceBatch, VolumeBatch
 from weakmedsam.errors import CheckpointError, ConfigError, check_range
 from weakmedsam.fsdp import shard
 from weakmedsam.geometry import to_native
 from weakmedsam.metrics.overlap_surface import VolumeDice
-from weakmedsam.optimizers import LARGEST_WEIGHT, check_optimiser, count_steps
+from weakmedsam.optimizers import check_optimiser, count_steps
 from weakmedsam.segmentation.evaluator import Evaluation
+from weakmedsam.segmentation.loss import Loss, segmentation_loss
 from weakmedsam.segmentation.prediction_writer import check_new_scans, save_segmentation
 from weakmedsam.system.library_errors import is_short_of_memory
 
@@ -41,48 +40,6 @@ class SegmentationData(Protocol):
     class_names: list[str]
     has_val_masks: bool
     val_cases: list[str]
-
-
-def segmentation_loss(
-    logits: Tensor,
-    target: Tensor,
-    kept: Tensor,
-    background_weight: float,
-    dice_weight: float,
-    slice_weight: Tensor | None = None,
-) -> Tensor:
-    """Cross-entropy plus Dice loss over the pixels that are kept.
-
-    Args:
-        logits: (B, C + 1, H, W), background first.
-        target: (B, H, W) int64 class ids; what stands at pixels not kept is not read.
-        kept: (B, H, W) bool.
-        background_weight: weight of a background pixel's cross-entropy; of the others it is 1.
-        dice_weight: weight of the Dice loss, which is taken over the batch as a whole and over the
-            classes without background, so that slices without a class do no harm.
-        slice_weight: (B,) 0 or more, a slice's weight in both; None = all alike.
-
-    Returns:
-        The loss, float32, a scalar; 0 with a gradient of 0 where no pixel is kept.
-    """
-    logits = logits.float()
-    weights = logits.new_ones(logits.shape[1])
-    weights[BACKGROUND] = background_weight
-    known = target.where(kept, torch.full_like(target, IGNORE))
-    entropy = F.cross_entropy(logits, known, weight=weights, ignore_index=IGNORE, reduction="none")
-    readable = target.where(kept, torch.zeros_like(target))
-    share = kept.to(logits.dtype)
-    if slice_weight is not None:
-        share = share * slice_weight.to(logits.dtype)[:, None, None]
-    # reduction="mean" is NaN where all pixels are left out.
-    total = (weights[readable] * share).sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    loss = (entropy * share).sum() / total
-    if dice_weight > 0:
-        classes = F.one_hot(readable, logits.shape[1]).movedim(-1, 1)
-        inside = share[:, None]
-        overlap = DiceLoss(include_background=False, batch=True)
-        loss = loss + dice_weight * overlap(logits.softmax(1) * inside, classes * inside)
-    return loss
 
 
 def build_network(name: str, arguments: dict[str, Any], num_classes: int) -> nn.Module:
@@ -130,15 +87,7 @@ class Segmenter(LightningModule):
             strides.
         class_names: names of the classes, id 1 first; the command line takes them from the data.
         network_args: its other arguments.
-        background_weight: weight of a background pixel's cross-entropy against 1 for a class's, above
-            0 and at most 1,000,000. Default 1, with the Dice loss against imbalance; published 10, which
-            asks for few false positives.
-        dice_weight: weight of the Dice loss beside the cross-entropy, 0 to 1,000,000. Published 0.
-        ignore_below: confidence in [0, 1] under which a pixel is left out of the loss; 0 (published)
-            keeps all.
-        min_quality: quality of a pseudo-label in [0, 1] under which its slice is left out; 0 (published)
-            keeps all. A slice's quality is that of its worst class; slices without a class have 1.
-        quality_weight: weigh slices by that quality; published: no.
+        loss: weights of the loss, and what is left out of it; ``loss.Loss`` has every setting.
         learning_rate: peak of the one-cycle schedule, per step, above 0. Default 1e-3, which suits some hundred
             steps; published 1e-4.
         weight_decay: of AdamW, 0 or more; published 0.1.
@@ -157,21 +106,13 @@ class Segmenter(LightningModule):
         network: str,
         class_names: list[str],
         network_args: dict[str, Any] | None = None,
-        background_weight: float = 1.0,
-        dice_weight: float = 1.0,
-        ignore_below: float = 0.0,
-        min_quality: float = 0.0,
-        quality_weight: bool = False,
+        loss: Loss = Loss(),  # noqa: B008
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup: float = 0.3,
         slices_per_step: int = 16,
     ) -> None:
         super().__init__()
-        check_range("model.background_weight", background_weight, 0, LARGEST_WEIGHT, above=True)
-        check_range("model.dice_weight", dice_weight, 0, LARGEST_WEIGHT)
-        check_range("model.ignore_below", ignore_below, 0, 1)
-        check_range("model.min_quality", min_quality, 0, 1)
         check_range("model.warmup", warmup, 0, 1, above=True, below=True)
         check_range("model.slices_per_step", slices_per_step, 1, 65_536)
         check_optimiser(learning_rate, weight_decay)
@@ -179,11 +120,7 @@ class Segmenter(LightningModule):
         self.num_classes = len(self.class_names)
         self.network = build_network(network, network_args or {}, self.num_classes)
         self._made_by: dict[str, Any] = {"class_path": network, "arguments": dict(network_args or {})}
-        self.background_weight = background_weight
-        self.dice_weight = dice_weight
-        self.ignore_below = ignore_below
-        self.min_quality = min_quality
-        self.quality_weight = quality_weight
+        self.loss = loss
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
@@ -343,14 +280,12 @@ class Segmenter(LightningModule):
             )
         kept = batch["target"] != IGNORE
         if "confidence" in batch:
-            kept = kept & (batch["confidence"] >= self.ignore_below)
+            kept = kept & (batch["confidence"] >= self.loss.ignore_below)
         weight = None
         if "quality" in batch:
-            kept = kept & (batch["quality"] >= self.min_quality)[:, None, None]
-            weight = batch["quality"] if self.quality_weight else None
-        return segmentation_loss(
-            logits, batch["target"], kept, self.background_weight, self.dice_weight, weight
-        )
+            kept = kept & (batch["quality"] >= self.loss.min_quality)[:, None, None]
+            weight = batch["quality"] if self.loss.quality_weight else None
+        return segmentation_loss(logits, batch["target"], kept, self.loss, weight)
 
     # Test
 
