@@ -61,7 +61,7 @@ pipeline = $(BIN)/python -m weakmedsam $(1) --dataset $(call given,DATASET) \
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
-.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate ceiling report status predict \
+.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -115,8 +115,8 @@ evaluate: $(STAMP)
 	@$(call pipeline,evaluate)
 
 ## Train and score the same network on EXPERT MASKS: what weak labels could reach at best
-ceiling: $(STAMP)
-	@$(call pipeline,ceiling)
+upper-bound: $(STAMP)
+	@$(call pipeline,upper-bound)
 
 # RUNS is the folder of all runs; several names there, and no folder of that name, are runs to compare all the same.
 ## Write the run's report.html; with COMPARE="a/b c/d" (or RUNS="a/b c/d") one page about several runs

@@ -193,7 +193,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         reader: of the store.
         with_mask: add ``mask``, the expert mask: for validation only.
         pseudo: add ``target``, ``confidence`` and ``quality`` from these pseudo-labels.
-        expert_target: add ``target`` from the expert mask, with confidence and quality 1: for the ceiling
+        expert_target: add ``target`` from the expert mask, with confidence and quality 1: for the upper bound
             only.
     """
 

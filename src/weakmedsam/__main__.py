@@ -20,7 +20,7 @@ COMMANDS = {
     "features": (PIPELINE, "store what PAM starts from, for sweeps"),
     "segment": (PIPELINE, "train the segmentation network on the pseudo-labels"),
     "evaluate": (PIPELINE, "score the networks on the test cases"),
-    "ceiling": (PIPELINE, "train and score the fully supervised upper bound"),
+    "upper-bound": (PIPELINE, "train and score the fully supervised upper bound"),
     "report": (PIPELINE, "write a run's report.html"),
     "status": ("weakmedsam.run.status", "show which stages of a run are done, and why others are not"),
     "compare": ("weakmedsam.report.compare_cli", "write one page about several runs"),

@@ -139,7 +139,7 @@ def test_pseudo_labels_train(root, tmp_path):
     assert torch.allclose(batch["confidence"], torch.tensor(0.2))
 
 
-def test_the_ceiling_says_what_it_is(root, caplog):
+def test_the_upper_bound_says_what_it_is(root, caplog):
     batch = next(iter(make(root, labels__supervision="expert").train_dataloader()))
     assert set(batch) == WEAK | {"target", "confidence", "quality"}
     assert "EXPERT" in caplog.text

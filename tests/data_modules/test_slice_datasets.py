@@ -161,7 +161,7 @@ def test_missing_damaged_and_foreign_pseudo_labels_are_named(stored, tmp_path):
         PseudoLabelReader(tmp_path / "pseudo").check(entries)
 
 
-def test_the_ceiling_learns_the_expert_mask(stored):
+def test_the_upper_bound_learns_the_expert_mask(stored):
     table = tabulate(stored[0], 10)
     item = SliceDataset(table, stored[1], expert_target=True)[2]
     np.testing.assert_array_equal(item["target"], SliceDataset(table, stored[1], with_mask=True)[2]["mask"])

@@ -167,8 +167,8 @@ def test_an_empty_run_gives_a_page(tmp_path: Path) -> None:
     assert "<svg" not in page
 
 
-def test_a_ceiling_is_called_one(full_run: Path) -> None:
-    assert "ceiling" not in page_of(full_run)
+def test_the_upper_bound_is_called_one(full_run: Path) -> None:
+    assert "upper bound" not in page_of(full_run)
     (full_run / "segment" / "config.yaml").write_text("data: {init_args: {labels: {supervision: expert}}}\n")
     shown = section(page_of(full_run), "headline")
     assert "trained on the expert masks" in shown
@@ -347,10 +347,10 @@ def test_summary_table(full_run: Path) -> None:
     assert "not run" in printed(full_run)
 
 
-def test_the_ceiling_stands_beside_the_test(full_run: Path) -> None:
+def test_the_upper_bound_stands_beside_the_test(full_run: Path) -> None:
     assert "EXPERT" not in printed(full_run)
-    write_csv(full_run / "ceiling/test/cases.csv", [{"case": "a", "class": "liver", "dice": 0.875}])
-    write_stage(full_run, "ceiling", 61.0)
+    write_csv(full_run / "upper_bound/test/cases.csv", [{"case": "a", "class": "liver", "dice": 0.875}])
+    write_stage(full_run, "upper_bound", 61.0)
     assert "Dice of EXPERT masks (test) 0.875" in printed(full_run)
     assert "0.875" in section(page_of(full_run), "figures")
 

@@ -43,7 +43,7 @@ def test_options_go_to_the_stages_they_concern():
     [
         ("prepare", 2, ["prepare"]),
         ("classify", 3, ["prepare", "classify"]),
-        ("ceiling", 2, ["prepare", "ceiling"]),
+        ("upper-bound", 2, ["prepare", "upper_bound"]),
         ("pseudo-labels", 1, ["prepare", "classify", "pseudo_labels"]),
         ("pseudo-labels", 2, ["prepare", "classify", "pseudo_labels", "segment", "pseudo_labels_2"]),
         ("segment", 2, ["prepare", "classify", "pseudo_labels", "segment", "pseudo_labels_2", "segment_2"]),

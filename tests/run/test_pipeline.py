@@ -140,7 +140,7 @@ def test_only_what_decides_a_result_puts_it_out_of_date(house, tmp_path):
         for name in STAGE if name != "prepare"
     }  # fmt: skip
     assert settings["classify"] == {"devices": "auto", "num_nodes": 1, "precision": "32-true"}
-    assert settings["segment"] == settings["ceiling"] == settings["classify"]
+    assert settings["segment"] == settings["upper_bound"] == settings["classify"]
     assert settings["pseudo_labels"] == settings["test"] == settings["test_maps"] == {"precision": "32-true"}
     run("evaluate", request_for(tmp_path, trainer="gpu"))  # another precision
     assert ran(house) == ALL[1:]

@@ -36,7 +36,7 @@ _SHORT = {
     ),
     "test": (("dice", "hd95_mm", "missed"), "test/cases.csv"),
     "refined": (("refined.dice", "refined.hd95_mm", "refined.missed"), "refined/cases.csv"),
-    "ceiling": (("ceiling",), "ceiling/test/cases.csv"),
+    "upper_bound": (("upper_bound",), "upper_bound/test/cases.csv"),
 }
 _WORDS = {
     "auroc": "AUROC (validation)",
@@ -46,7 +46,7 @@ _WORDS = {
     "test_pam_dice": "PAM Dice (test)",
     "again_cam_dice": "prediction Dice (test)",
     "again_pam_dice": "PAM Dice (test)",
-    "ceiling": "Dice of EXPERT masks (test)",
+    "upper_bound": "Dice of EXPERT masks (test)",
     "quality": "quality",
     "val_dice": "Dice (validation)",
     "agreement": "agreement with pseudo-labels",
@@ -104,7 +104,7 @@ def _table(run: Run) -> Table:
     table.add_column("where to look")
     by_key = {(split_round(figure.stage)[1], figure.key): figure.overall for figure in figures(run)}
     again = [in_round(kind, one.number) for one in run.rounds[1:] for kind in LATER]
-    for name in (*list(_SHORT)[:-1], *again, "ceiling"):
+    for name in (*list(_SHORT)[:-1], *again, "upper_bound"):
         stage, (kind, number) = run.stages.get(name), split_round(name)
         if stage is None:
             continue

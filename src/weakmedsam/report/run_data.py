@@ -29,7 +29,7 @@ STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
 LATER = ("pseudo_labels", "segment", "test_maps", "test", "refined")
 """What another round makes anew."""
 
-BESIDE = ("test_maps", "ceiling")
+BESIDE = ("test_maps", "upper_bound")
 """Stages that nothing builds on: scores of activation maps, and the network trained on expert masks."""
 
 _CLASS_METRICS = ("val/auroc/", "val/ap/", "val/cam_dice/", "val/pam_dice/", "val/dice/", "val/agreement/")
@@ -111,7 +111,7 @@ class Run:
             one.
         monitors: of trained stages -> what chooses the checkpoint, where the config names it.
         rounds: one or more, begun or done.
-        ceiling: rows of ceiling/test/cases.csv.
+        upper_bound: rows of upper_bound/test/cases.csv.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
     """
@@ -122,7 +122,7 @@ class Run:
     configs: dict[str, str]
     monitors: dict[str, Monitor]
     rounds: tuple[Round, ...]
-    ceiling: list[Row]
+    upper_bound: list[Row]
     expert: bool
     random: bool
 
@@ -185,7 +185,7 @@ def read_run(folder: Path) -> Run:
         configs={name: text for name, text in texts.items() if text},
         monitors={name: monitor for name, monitor in monitors.items() if monitor},
         rounds=tuple(_read_round(folder, n) for n in numbers),
-        ceiling=read_rows(folder / "ceiling" / "test" / "cases.csv", ("dice",)),
+        upper_bound=read_rows(folder / "upper_bound" / "test" / "cases.csv", ("dice",)),
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
         random=_backbone_options(configs["classify"]).get("weights") == "none",

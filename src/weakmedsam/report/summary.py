@@ -24,9 +24,13 @@ TITLES = {
     "test": "test",
     "test_maps": "test of the maps",
     "refined": "test, refined",
-    "ceiling": "ceiling",
+    "upper_bound": "upper bound",
 }
-TARGETS = {**TITLES, **dict.fromkeys(("test", "test_maps", "refined"), "evaluate")}
+TARGETS = {
+    **TITLES,
+    **dict.fromkeys(("test", "test_maps", "refined"), "evaluate"),
+    "upper_bound": "upper-bound",
+}
 """The make target of each stage."""
 
 TIPS = {
@@ -40,7 +44,7 @@ TIPS = {
     "again_cam_dice": "Dice of what the segmentation network of the round before predicts, on the test cases; slices "
     "that do not have the class by their image-level label stay empty.",
     "again_pam_dice": "The same after refinement by prompt affinity mining: how good this round's pseudo-labels are.",
-    "ceiling": "Dice of the same network trained on the expert masks: what weak labels could reach at best.",
+    "upper_bound": "Dice of the same network trained on the expert masks: what weak labels could reach at best.",
     "val_dice": "Dice of the segmentation network against the expert masks of the validation cases.",
     "agreement": "Dice of the segmentation network with the pseudo-labels: there are no expert masks.",
     "quality": "Dice between the thresholded map before and after refinement, times the stability where that "
@@ -142,7 +146,7 @@ def figures(run: Run) -> list[Figure]:
     for one in run.rounds:
         found += [*_labelled(one), *_maps_tested(one), *_tested(one.cases, in_round("test", one.number))]
         found += [*_other_protocols(one), *_refined(one)]
-    found += _ceiling(run)
+    found += _upper_bound(run)
     order = list(run.stages)
     return sorted(found, key=lambda figure: order.index(figure.stage))
 
@@ -228,15 +232,15 @@ def _maps_tested(one: Round) -> list[Figure]:
     return found
 
 
-def _ceiling(run: Run) -> list[Figure]:
+def _upper_bound(run: Run) -> list[Figure]:
     """Dice of the network that was trained on expert masks, where that was done."""
-    values = by_class_of(run.ceiling, "dice")
+    values = by_class_of(run.upper_bound, "dice")
     if not values:
         return []
-    where = f"{len({row['case'] for row in run.ceiling})} test cases"
+    where = f"{len({row['case'] for row in run.upper_bound})} test cases"
     texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
     overall = number(mean_of_means(values))
-    return [Figure("test", "ceiling", "Dice, trained on EXPERT masks", where, overall, texts)]
+    return [Figure("test", "upper_bound", "Dice, trained on EXPERT masks", where, overall, texts)]
 
 
 def _other_protocols(one: Round) -> list[Figure]:

@@ -53,7 +53,7 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
         ConfigError: an option that concerns no stage.
     """
     # A test follows the settings of the network it tests.
-    leader = {"test": "segment", "ceiling": "segment"}
+    leader = {"test": "segment", "upper_bound": "segment"}
     leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features", "refined"), "classify")
     kind, number = split_round(stage.name)
     lead = leader.get(kind, kind)

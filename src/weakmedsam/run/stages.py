@@ -176,8 +176,8 @@ def pseudo_labelled(request: Request, number: int = 1) -> list[str]:
     return ["--data.labels.supervision", "pseudo", "--data.labels.pseudo_labels_dir", str(folder)]
 
 
-def _ceiling(request: Request, common: list[str]) -> list[list[str]]:
-    folder = request.folder / "ceiling"
+def _upper_bound(request: Request, common: list[str]) -> list[list[str]]:
+    folder = request.folder / "upper_bound"
     common = [*common, "--data.labels.supervision", "expert"]
     best = folder / "checkpoints/best.ckpt"
     return [
@@ -260,8 +260,8 @@ STAGES = (
     Stage("refined", "refine and score what it predicts on test cases (PAM)", ("classify", "segment"),
           _refined_configs, _MODEL, partial(_from_network, kind="refined"), ("cases.csv", "summary.json"),
           needs_test_masks=True),
-    Stage("ceiling", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL, _ceiling,
-          (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
+    Stage("upper_bound", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL,
+          _upper_bound, (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
 )
 # fmt: on
 """In order. ``model`` options concern the classification network; the segmentation network's are given
@@ -275,7 +275,7 @@ TARGETS = {
     "segment": ("prepare", "classify", "pseudo_labels", "segment"),
     "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
     "report": (),
-    "ceiling": ("prepare", "ceiling"),
+    "upper-bound": ("prepare", "upper_bound"),
     "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
 }
 
