@@ -30,7 +30,7 @@ def reached(monkeypatch):
         monkeypatch.setattr(
             import_module(name), "main", lambda words, name=name: found.append((name, *words))
         )
-    monkeypatch.setattr(cli, "main", lambda: found.append(("lightning", *sys.argv[1:])))
+    monkeypatch.setattr(cli, "main", lambda words: found.append(("lightning", *words)))
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["weakmedsam", *words])

@@ -269,7 +269,7 @@ def test_signals_that_cannot_be_answered_are_refused(name):
 
 
 def test_a_signal_that_lightning_answers_is_no_success(monkeypatch):
-    def stopped():
+    def stopped(words):
         raise SIGTERMException
 
     monkeypatch.setattr(cli, "WeakMedSAMCLI", stopped)
