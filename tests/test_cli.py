@@ -1,10 +1,10 @@
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from tests.backbone_checks import BACKBONES, tiny_words
@@ -22,14 +22,11 @@ DATA_SETS = sorted(path.stem for path in (ROOT / "experiments/data").glob("*.yam
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     """Run the command line in this process; training itself is left out."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     made = []
     monkeypatch.setattr(cli.WeakMedSAMCLI, "_run_subcommand", lambda self, subcommand: made.append(self))
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["weakmedsam", *words])
-        cli.main()
+        run_command(*words)
         return made[-1] if made else None
 
     return run

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -14,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import as_it_was, run_pipeline
 from safetensors.numpy import load_file
 from trainings import assert_same_training
 from wandb_server import KEY, Server
-from warm import serving
 
 from weakmedsam.system.atomic_io import read_table
 
@@ -25,8 +24,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
-def command(launcher, folder, target="train", runs=None):
-    """Of a target; its scans lie in the folder, its results there too or in ``runs``."""
+def command(folder, target="train", runs=None, rounds=1):
+    """Words of a target; its scans lie in the folder, its results there too or in ``runs``."""
     options = {
         "--data.data_dir": folder / "scans",
         "--data.prepare.store_dir": folder / "store",
@@ -46,42 +45,44 @@ def command(launcher, folder, target="train", runs=None):
         "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
     }
     words = [str(word) for pair in options.items() for word in pair]
-    run = ["--runs", str(runs or folder / "runs"), "--logger", "lineage"]
-    return [sys.executable, "-m", "weakmedsam.run.pipeline", target, *run, *launcher, "--", *words]
+    run = ["--runs", str(runs or folder / "runs"), "--logger", "lineage", f"--rounds={rounds}"]
+    return [target, *run, "--", *words]
 
 
-def start(folder, *target, launcher=None, rounds=1):
+def surroundings(folder):
+    """Variables of a user who has no W&B account and no network."""
     nowhere = "http://127.0.0.1:9"  # who asks the network gets no answer
-    environment = {
+    return {
         **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), nowhere),
         "NETRC": str(folder / "nobody"),
         "WANDB_DATA_DIR": str(folder),
-        "OMP_NUM_THREADS": "1",
     }
+
+
+def start(folder, *target, rounds=1):
+    """A process, whose stages are processes too, as a user has them."""
     return subprocess.Popen(
-        command(
-            [
-                *(["--launcher", shlex.join(serving())] if launcher is None else launcher),
-                f"--rounds={rounds}",
-            ],
-            folder,
-            *target,
-        ),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [sys.executable, "-m", "weakmedsam", *command(folder, *target, rounds=rounds)],
+        cwd=ROOT, env=surroundings(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
-    )
+    )  # fmt: skip
+
+
+def bring_up_to_date(folder, *target, rounds=1):
+    """The same command, in this process."""
+    with as_it_was():
+        for name in os.environ.keys() - (here := surroundings(folder)).keys():
+            del os.environ[name]
+        os.environ.update(here)
+        run_pipeline(*command(folder, *target, rounds=rounds))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run, whose stages are processes as a user has them."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder, launcher=[])
+    process = start(folder)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return folder, output
@@ -113,17 +114,20 @@ def test_labels_go_in_and_a_scored_network_comes_out(whole):
     assert "Traceback" not in output
 
 
-def test_a_second_run_says_that_all_is_up_to_date_and_starts_nothing(whole):
+def test_a_second_run_says_that_all_is_up_to_date_and_starts_nothing(whole, capsys):
     folder, _ = whole
     logs = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.name != ".lock"}
-    process = start(folder)
-    output, _ = process.communicate(timeout=60)
-    assert output.count("up to date") == 7
+    bring_up_to_date(folder)
+    assert capsys.readouterr().out.count("up to date") == 7
     rewritten = {path for path, at in logs.items() if path.stat().st_mtime_ns != at and path.is_file()}
     assert {path.name for path in rewritten} <= {"report.html"}
 
 
-STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined")
+STAGES = {
+    **{"prepare": None, "classify": "prepare", "pseudo_labels": "classify", "segment": "pseudo-labels"},
+    **{"test_maps": "segment", "test": None, "refined": None},
+}
+"""Each with the target that ends before it, where there is one."""
 
 
 def kill_inside(folder, stage, seconds, after=None, target=("train",), rounds=1):
@@ -158,16 +162,16 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
     seed = int.from_bytes(os.urandom(4), "big")
     print("moments drawn with seed", seed)  # shown where the test fails
     moments = random.Random(seed)
-    for stage in STAGES:
+    for stage, before in STAGES.items():
+        if before is not None:  # a process that is killed costs the more the more it has to do before
+            bring_up_to_date(tmp_path, before)
         told = json.loads((reference / "runs/phantom/default" / stage / "stage.json").read_text())
         kill_inside(tmp_path, stage, moments.uniform(0.1, 0.6) * told["seconds"])
         if stage in ("classify", "segment"):  # with an epoch done, from which the training goes on
             kill_inside(tmp_path, stage, moments.uniform(0, 0.1), after="checkpoints/last.ckpt")
         if stage == "pseudo_labels":  # with a volume done
             kill_inside(tmp_path, stage, moments.uniform(0, 0.02), after="*.safetensors")
-    process = start(tmp_path)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
+    bring_up_to_date(tmp_path)
     ours, theirs = tmp_path / "runs/phantom/default", reference / "runs/phantom/default"
     for stage in ("classify", "segment"):
         assert "--ckpt_path" in json.loads((ours / stage / "stage.json").read_text())["command"]
@@ -194,9 +198,7 @@ def test_a_second_round_is_continued_after_kills_too(whole, tmp_path):
     for stage, after in (("pseudo_labels_2", "*.safetensors"), ("segment_2", "checkpoints/last.ckpt")):
         kill_inside(folder, stage, 0.05, after=after, target=("train", runs[0]), rounds=2)
     for place in runs:
-        process = start(folder, "train", place, rounds=2)
-        output, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, output
+        bring_up_to_date(folder, "train", place, rounds=2)
     ours, theirs = (place / "phantom/default" for place in runs)
     assert_same_training(ours / "segment_2", theirs / "segment_2")
     for table in ("pseudo_labels_2/quality.csv", "test_2/cases.csv"):
@@ -207,36 +209,28 @@ def test_a_second_round_is_continued_after_kills_too(whole, tmp_path):
     assert "Test cases, round 2" in (ours / "report.html").read_text()
 
 
-def test_the_ceiling_is_continued_after_a_kill_too(whole, tmp_path):
+def test_the_upper_bound_is_continued_after_a_kill_too(whole, tmp_path):
     folder, _ = whole
     whole_runs, runs = tmp_path / "whole", tmp_path / "killed"
-    kill_inside(folder, "ceiling", 0.05, after="checkpoints/last.ckpt", target=("ceiling", runs))
-    for target in (("ceiling", runs), ("ceiling", whole_runs)):
-        process = start(folder, *target)
-        output, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, output
-    ours, theirs = (held / "phantom/default/ceiling" for held in (runs, whole_runs))
+    kill_inside(folder, "upper_bound", 0.05, after="checkpoints/last.ckpt", target=("upper-bound", runs))
+    for target in (("upper-bound", runs), ("upper-bound", whole_runs)):
+        bring_up_to_date(folder, *target)
+    ours, theirs = (held / "phantom/default/upper_bound" for held in (runs, whole_runs))
     assert_same_training(ours, theirs)
     assert (ours / "test/cases.csv").read_text() == (theirs / "test/cases.csv").read_text()
 
 
 def segment_new(folder, out, *words):
     scans = next((folder / "scans").glob("phantom-*/images"))
-    place = ("--runs", folder / "runs", "--scans", scans, "--out", out)
-    command = [sys.executable, "-m", "weakmedsam.run.predict", *map(str, place), *words]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, {(row["case"], row["class"]): row for row in read_table(out / "volumes.csv")}
+    run_pipeline("predict", "--runs", folder / "runs", "--scans", scans, "--out", out, *words)
+    return {(row["case"], row["class"]): row for row in read_table(out / "volumes.csv")}
 
 
 @pytest.mark.parametrize(("stage", "words"), [("refined", ()), ("test", ("--plain",))])
-def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, stage, words):
+def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, capsys, stage, words):
     folder, _ = whole
-    output, found = segment_new(folder, tmp_path / "out", *words)
-    assert "0 of 5 scans are segmented already" in output
+    found = segment_new(folder, tmp_path / "out", *words)
+    assert "0 of 5 scans are segmented already" in capsys.readouterr().out
     scored = read_table(folder / "runs/phantom/default" / stage / "cases.csv")
     assert len(found) == 2 * 5
     assert len(scored) == 2
@@ -252,8 +246,8 @@ def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, stage, words
     assert tried == held  # the tiny network finds nothing in the one test case
     assert len(list((tmp_path / "out/pictures").glob("*.png"))) == 5
     assert not (tmp_path / "out/.slices").exists()
-    again, _ = segment_new(folder, tmp_path / "out", *words)
-    assert "all 5 scans are segmented already" in again
+    segment_new(folder, tmp_path / "out", *words)
+    assert "all 5 scans are segmented already" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ Sweeps: sweep/test_definition.py. Batch scripts: test_slurm.py.
 
 import json
 import struct
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import run_command
 from data_sets import data_set
 from fakes import draw_data_set
 from tensorboardX.proto.event_pb2 import Event
@@ -56,10 +56,8 @@ def scans(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path, scans):
+def call(tmp_path, scans):
     """Run a stage in this process: ``call("fit", ["classify"], "phantom", ...)``."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
     def run(subcommand, files, data, *words, more=()):
         files = [*files, f"data/{data}", *(["backbone/pocket"] if "classify" in files else []), *more]
@@ -79,13 +77,10 @@ def call(monkeypatch, tmp_path, scans):
         }
         arguments = [word for name in files for word in ("--config", f"experiments/{name}.yaml")]
         arguments += [str(word) for pair in options.items() for word in pair]
-        monkeypatch.setattr(sys, "argv", ["weakmedsam", subcommand, *arguments, *words])
-        cli.main()
+        run_command(subcommand, *arguments, *words)
         return tmp_path / "run"
 
-    yield run
-    if torch.distributed.is_initialized():  # by TRAINER=slurm, for the tests that follow in this process
-        torch.distributed.destroy_process_group()
+    return run
 
 
 def test_every_file_is_run_by_some_test():

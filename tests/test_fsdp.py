@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from commands import run_commands
+from commands import run_commands_by_ranks
 from torch import nn
 from trainings import assert_same_checkpoint
 
@@ -60,7 +60,7 @@ def words(folder, subcommand, stage, trainer, options, run, *more):
 @pytest.mark.ddp
 def test_sharded_training_gives_the_files_of_ddp_and_goes_on_under_either(tmp_path):
     first, last = (tmp_path / f"fsdp/{name}.ckpt" for name in ("every/epoch=0", "checkpoints/last"))
-    run_commands(
+    run_commands_by_ranks(
         [
             *(words(tmp_path, "fit", "classify", name, CLASSIFY, name) for name in KINDS),
             *(

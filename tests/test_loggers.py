@@ -15,7 +15,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 from wandb_server import KEY, Server
-from warm import serving
 
 from data_modules.config import Labels
 from weakmedsam.callbacks import History
@@ -98,7 +97,7 @@ def what_was_told(server):
 
 def run(folder, *what):
     return subprocess.run(
-        [*serving(), __file__, str(folder), *what], capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, __file__, str(folder), *what], capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -110,7 +109,7 @@ def sync(folder):
     # A start without a server leaves the try behind too.
     (place,) = [path for path in runs if path.name.startswith("offline")] or runs
     done = subprocess.run(
-        [*serving(), "-m", "wandb", "sync", "--no-skip-online", str(place)],
+        [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(place)],
         capture_output=True, text=True, check=False, timeout=120,
         env={**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"},
     )  # fmt: skip

@@ -30,12 +30,11 @@ def reached(monkeypatch):
         monkeypatch.setattr(
             import_module(name), "main", lambda words, name=name: found.append((name, *words))
         )
-    monkeypatch.setattr(cli, "main", lambda: found.append(("lightning", *sys.argv[1:])))
+    monkeypatch.setattr(cli, "main", lambda words: found.append(("lightning", *words)))
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["weakmedsam", *words])
         with contextlib.suppress(SystemExit):  # the command's own status
-            command_line.main()
+            command_line.main(list(words))
         return found.pop()
 
     return call
@@ -64,10 +63,9 @@ def test_a_command_reaches_its_module_with_the_words_behind_it(reached, words, f
     assert reached(*words.split()) == found
 
 
-def test_an_unknown_command_lists_those_that_there_are(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["weakmedsam", "trian"])
+def test_an_unknown_command_lists_those_that_there_are():
     with pytest.raises(SystemExit, match="there is no command 'trian'; there are: train, prepare, "):
-        command_line.main()
+        command_line.main(["trian"])
 
 
 def test_help_lists_the_commands_at_once_and_no_command_that_looks_loads_torch(tmp_path):
@@ -80,7 +78,6 @@ def test_help_lists_the_commands_at_once_and_no_command_that_looks_loads_torch(t
     code = """
 import sys
 from weakmedsam.__main__ import main
-sys.argv = ["weakmedsam", *sys.argv[1:]]
 try:
     main()
 except SystemExit:
@@ -135,7 +132,7 @@ def test_an_installed_wheel_trains_in_an_empty_folder(wheel, tmp_path):
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    words = command([], work)
+    words = command(work)
     call("train", *words[words.index("--") :])
     run = work / "runs/phantom/default"
     assert (run / "report.html").stat().st_size > 0

@@ -34,13 +34,16 @@ COMMANDS = {
 """Name -> (module with its ``main``, what it does); without a module LightningCLI runs it."""
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Run the command that the first word names.
+
+    Args:
+        words: of the command line, behind the program's name; this process's by default.
 
     Raises:
         SystemExit: there is no such command; or with the status of the one that has run.
     """
-    name, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    name, *words = (sys.argv[1:] if words is None else words) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: weakmedsam COMMAND [OPTION ...]; weakmedsam COMMAND --help lists its options\n")
         print("\n".join(f"  {command:<14} {said}" for command, (_, said) in COMMANDS.items()))
@@ -58,7 +61,7 @@ def main() -> None:
         with many_imports():
             from weakmedsam.cli import main as run_lightning  # a second and more: torch
 
-        run_lightning()
+        run_lightning([name, *words])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -63,8 +64,12 @@ PACKAGES = (
 )
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, git commit and command of this run; what is not there is left out."""
+def provenance(words: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, git commit and command of this run; what is not there is left out.
+
+    Args:
+        words: of the command line, behind the program's name.
+    """
     versions = {"python": sys.version.split()[0], "weakmedsam": version("weakmedsam")}
     for package in PACKAGES:
         try:
@@ -72,7 +77,7 @@ def provenance() -> dict[str, Any]:
         except ModuleNotFoundError:
             continue
     here = Path(__file__).parent
-    found = {"versions": versions, "command": shlex.join(sys.argv)}
+    found = {"versions": versions, "command": shlex.join([sys.argv[0], *words])}
     try:
         git = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
@@ -100,7 +105,8 @@ class SaveRun(SaveConfigCallback):
         config = self.parser.dump(self.config, skip_none=False)
         write_whole(folder / "config.yaml", config)
         store = cast(SliceDataModule, trainer.datamodule).store  # type: ignore[attr-defined]
-        facts = provenance() | {"data": {"store": store.name, "fingerprint": fingerprint(store)}}
+        facts = provenance(cast(Parser, self.parser).words)
+        facts["data"] = {"store": store.name, "fingerprint": fingerprint(store)}
         write_whole(folder / "provenance.json", json.dumps(facts, indent=2) + "\n")
         settings = {"config": yaml.safe_load(config), **facts}
         for logger in trainer.loggers:
@@ -121,10 +127,15 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class WeakMedSAMCLI(LightningCLI):
-    """A run = stage x data x backbone x trainer, each a YAML."""
+    """A run = stage x data x backbone x trainer, each a YAML.
 
-    def __init__(self) -> None:
+    Args:
+        words: of the command line, behind the program's name.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
         self.config: Any = None
+        self._words = list(words)
         try:
             super().__init__(
                 save_config_callback=SaveRun,
@@ -144,9 +155,15 @@ class WeakMedSAMCLI(LightningCLI):
                 raise
             raise meant from None
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning does; the parser knows what was typed."""
+        parser = cast(Parser, super().init_parser(**kwargs))
+        parser.words = self._words
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does; what the trainer takes and trips over later is refused."""
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(self._words)
         options = self.config[self.config.subcommand]
         check_trainer(options)
         check_nulls(options.as_dict())
@@ -225,6 +242,7 @@ def prepare(words: list[str]) -> None:
     own.add_argument("--summary", type=Path)
     known, rest = own.parse_known_args(words)
     parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode=MODE)
+    parser.words = ["prepare", *words]
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
@@ -253,20 +271,24 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", expected)
 
 
-def main() -> None:
-    """Run a stage. An error meant for the user is printed without a traceback, exit status 1 (``DIVERGED``)."""
+def main(words: list[str] | None = None) -> None:
+    """Run a stage. An error meant for the user is printed without a traceback, exit status 1 (``DIVERGED``).
+
+    Args:
+        words: of the command line, behind the program's name; this process's by default.
+    """
+    words = sys.argv[1:] if words is None else words
     # Before the parser is built: ${...} then resolves over all --config files and the command line.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     torch.set_float32_matmul_precision("high")
     use_wandb_offline_unless_asked()
     quieten()
-    words = sys.argv[1:]
     try:
         check_words(words)
         if words[:1] == ["prepare"]:
             prepare(words[1:])
         else:
-            WeakMedSAMCLI()
+            WeakMedSAMCLI(words)
     except SIGTERMException:  # before Preemption listened: Lightning would end with status 0
         sys.exit(REQUEUE)
     except Exception as error:

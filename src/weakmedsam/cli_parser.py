@@ -130,10 +130,16 @@ def typed(words: Sequence[str]) -> dict[str, str]:
     return {key: values[-1] for key, values in parse_options(list(words[first:])) if values}
 
 
-def refuse(message: str, subcommand: str) -> NoReturn:
-    """A wrong option is one message, not three pages of usage; leaves with status 2."""
+def refuse(message: str, subcommand: str, words: Sequence[str]) -> NoReturn:
+    """A wrong option is one message, not three pages of usage; leaves with status 2.
+
+    Args:
+        message: jsonargparse's.
+        subcommand: whose ``--help`` is named.
+        words: of the command line.
+    """
     named = re.search(r'Parser key "([^"]+)"', message)
-    options = [key for key in typed(sys.argv[1:]) if named and key.endswith(f".{named[1]}")]
+    options = [key for key in typed(words) if named and key.endswith(f".{named[1]}")]
     if named and options:  # jsonargparse names the end of a key only
         message = message.replace(named[0], f"--{options[-1]}")
     message = "\n".join(
@@ -144,17 +150,25 @@ def refuse(message: str, subcommand: str) -> NoReturn:
 
 
 class Parser(LightningArgumentParser):
-    """Of the stages."""
+    """Of the stages.
+
+    Attributes:
+        words: of the command line, behind the program's name.
+    """
+
+    words: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See ``refuse``."""
         known = ("fit", "validate", "test", "predict")
-        refuse(message, next((word for word in sys.argv[1:2] if word in known), "fit"))
+        refuse(message, next((word for word in self.words[:1] if word in known), "fit"), self.words)
 
 
 class PrepareParser(ArgumentParser):
-    """Of ``prepare``."""
+    """Of ``prepare``; see ``Parser``."""
+
+    words: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See ``refuse``."""
-        refuse(message, "prepare")
+        refuse(message, "prepare", self.words)

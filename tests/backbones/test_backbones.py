@@ -2,15 +2,14 @@
 
 import csv
 import json
-import sys
 
 import pytest
 import torch
+from commands import run_command
 from safetensors.numpy import load_file
 
 from benchmarks.costs import candidates, class_at
-from tests.backbone_checks import BACKBONES, CLASSES, ROOT, tiny, tiny_words
-from weakmedsam import cli
+from tests.backbone_checks import BACKBONES, CLASSES, tiny, tiny_words
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError
 
@@ -46,14 +45,10 @@ def scans(tmp_path_factory):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_trains_refines_and_predicts_through_the_same_pipeline(backbone, scans, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
+def test_trains_refines_and_predicts_through_the_same_pipeline(backbone, scans, tmp_path):
     def run(subcommand, folder, *more):
         common = [*words(backbone, scans, folder), *tiny_words(backbone)]
-        monkeypatch.setattr(sys, "argv", ["weakmedsam", subcommand, *common, *more])
-        cli.main()
+        run_command(subcommand, *common, *more)
 
     fitted = tmp_path / "classify"
     run("fit", fitted)

@@ -12,10 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import free_port
+from commands import free_port, run_command
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from trainings import assert_same_training
-from warm import serving
 
 from weakmedsam import cli
 from weakmedsam.callbacks import preemption as preempt
@@ -49,7 +48,7 @@ def words(folder, *more):
         "--trainer.default_root_dir": folder,
     }
     files = ("classify", "data/phantom", "backbone/pocket")
-    command = ["-m", "weakmedsam", "fit"]
+    command = ["fit"]
     command += [word for name in files for word in ("--config", f"experiments/{name}.yaml")]
     command += [str(word) for pair in options.items() for word in pair]
     last = folder / "checkpoints/last.ckpt"
@@ -57,10 +56,10 @@ def words(folder, *more):
     return [*command, *more]
 
 
-def start(folder, *more, launcher=None):
+def start(folder, *more, launcher=()):
     return subprocess.Popen(
-        [*(launcher or serving()), *words(folder, *more)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*(launcher or [sys.executable]), "-m", "weakmedsam", *words(folder, *more)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -93,8 +92,8 @@ def signal_inside_an_epoch(process, folder, number, after=1):
 def whole(tmp_path_factory):
     """An uninterrupted training."""
     folder = tmp_path_factory.mktemp("trainings") / "whole"
-    output, _ = start(folder).communicate(timeout=900)
-    assert len(rows(folder)) == EPOCHS, output
+    run_command(*words(folder))
+    assert len(rows(folder)) == EPOCHS
     return folder
 
 
@@ -117,9 +116,7 @@ def test_signals_end_a_training_at_a_whole_epoch_and_the_same_command_ends_with_
     assert len(rows(broken)) == ended < EPOCHS  # what was running has left nothing
     assert torch.load(broken / "checkpoints/last.ckpt", weights_only=True)["epoch"] == ended - 1
 
-    process = start(broken)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
+    run_command(*words(broken))
     assert_same_training(broken, whole)
 
 
@@ -138,9 +135,7 @@ def test_a_disk_that_fills_up_leaves_the_last_epoch_whole_and_the_same_command_g
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     held = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert held["epoch"] < EPOCHS - 1
-    process = start(folder)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
+    run_command(*words(folder))
     assert_same_training(folder, whole)
 
 
@@ -269,13 +264,12 @@ def test_signals_that_cannot_be_answered_are_refused(name):
 
 
 def test_a_signal_that_lightning_answers_is_no_success(monkeypatch):
-    def stopped():
+    def stopped(words):
         raise SIGTERMException
 
     monkeypatch.setattr(cli, "WeakMedSAMCLI", stopped)
-    monkeypatch.setattr(sys, "argv", ["weakmedsam", "fit"])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        run_command("fit")
     assert left.value.code == REQUEUE
 
 

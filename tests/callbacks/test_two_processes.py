@@ -9,10 +9,9 @@ import sys
 
 import pytest
 import torch
-from commands import ROOT, free_port, run_commands
+from commands import ROOT, free_port, run_command, run_commands_by_ranks
 from fakes import fake_abdomen
 from safetensors.numpy import load_file
-from warm import serving
 
 from weakmedsam.pam.feature_cache import score
 
@@ -48,10 +47,10 @@ def words(subcommand, folder, run, devices, *more):
 def test_two_processes_train_one_network_and_a_process_without_a_volume_repeats_one(tmp_path):
     last = tmp_path / "fit/checkpoints/last.ckpt"
     scoring = ("--ckpt_path", last)
-    run_commands(
+    run_commands_by_ranks(
         [words("fit", tmp_path, "fit", 2), words("test", tmp_path, "test2", 2, *scoring)], processes=2
     )
-    run_commands([words("test", tmp_path, "test1", 1, *scoring)])
+    run_command(*words("test", tmp_path, "test1", 1, *scoring))
     saved = torch.load(last, weights_only=True)
     ids = saved["state_dict"]["subclass_ids"]
     assert len(ids) == 24
@@ -104,9 +103,8 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
     runs = ["--dataset", "abdomen", "--data-dir", str(scans), "--runs", str(tmp_path / "runs")]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    warm = shlex.join(serving())
     port = f"--master-port {free_port()}"
-    torchrun = f"{warm} -m torch.distributed.run --nproc-per-node 2 {port} --no-python {warm}"
+    torchrun = f"{shlex.quote(sys.executable)} -m torch.distributed.run --nproc-per-node 2 {port}"
     for target in ("train", "features"):
         command = [
             sys.executable,
@@ -141,9 +139,8 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
         assert len({*seen[0], *seen[1]}) == splits["test"]["cases"]
     # The networks are those of two processes.
     stages = ("pseudo_labels", "features", "test_maps", "test", "refined")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
-        run_commands([by_one_process(run, stage, tmp_path / "one") for stage in stages])
+    for stage in stages:
+        run_command(*by_one_process(run, stage, tmp_path / "one"))
     assert score(run / "features", {}) == score(tmp_path / "one/features", {})
     assert made == sorted(path.name for path in (tmp_path / "one/pseudo_labels").glob("*.safetensors"))
     for name in made:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from commands import run_processes
+from commands import run_ranks
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
 from weakmedsam.contracts import IGNORE
@@ -135,7 +135,7 @@ def volume_dice_on_rank(folder):
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_volume_dice_of_two_processes_equals_one(tmp_path):
-    run_processes([__file__, tmp_path], processes=2)
+    run_ranks([__file__, tmp_path], processes=2)
     want = volume_dice([[0, 1, 2, 3, 4]]).compute()
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True).equal(want)

@@ -165,7 +165,7 @@ def test_a_launcher_starts_what_has_a_trainer(house, tmp_path, monkeypatch):
     monkeypatch.setattr(
         pipeline,
         "run",
-        lambda target, request: [pipeline.run_stage(s, request, "", Relay()) for s in STAGES[:2]],
+        lambda target, request, _: [pipeline.run_stage(s, request, "", Relay()) for s in STAGES[:2]],
     )
     pipeline.main(["classify", "--runs", str(tmp_path / "runs"), "--launcher", "torchrun --nproc-per-node 2"])
     assert started == [[sys.executable, "-m"], ["torchrun", "--nproc-per-node", "2", "-m"]]

@@ -183,7 +183,7 @@ def test_a_scan_that_is_left_out_is_named_with_the_reason_each_time(run, scans, 
 def test_where_results_go_by_default(run, scans, started, monkeypatch):
     places = []
     monkeypatch.setattr(
-        module, "predict", lambda run, scans, out, plain, options: places.append((out, options))
+        module, "predict", lambda run, scans, out, plain, options, _: places.append((out, options))
     )
     common = ["--runs", str(run.parent.parent), "--scans"]
     main([*common, str(scans)])

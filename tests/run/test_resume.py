@@ -1,11 +1,11 @@
 """Going on from a checkpoint: what it holds, what is refused, and that random numbers are those of the first run."""
 
 import contextlib
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import same_state, tiny_phantom
@@ -25,8 +25,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     """The command line in this process, without training; returns what it would have trained by."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     made = []
     monkeypatch.setattr(cli.WeakMedSAMCLI, "_run_subcommand", lambda self, subcommand: made.append(self))
 
@@ -34,8 +32,7 @@ def call(monkeypatch, tmp_path):
         files = ("classify", f"data/{data}", f"backbone/{backbone}")
         configs = [word for name in files for word in ("--config", f"experiments/{name}.yaml")]
         root = ["--trainer.default_root_dir", str(tmp_path)]
-        monkeypatch.setattr(sys, "argv", ["weakmedsam", "fit", *configs, *root, *words])
-        cli.main()
+        run_command("fit", *configs, *root, *words)
         return made[-1].settings
 
     return run

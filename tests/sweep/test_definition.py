@@ -2,12 +2,12 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 import optuna
 import pytest
 import yaml
+from commands import run_command
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from pam_settings import pam_callback, pam_settings
@@ -67,8 +67,7 @@ def test_every_drawn_argument_vector_is_taken_by_the_command_line(tmp_path, monk
     for seed in range(4):
         values = draw(found.definition, [], seed)
         assert values.keys() == found.definition["parameters"].keys()
-        monkeypatch.setattr(sys, "argv", ["weakmedsam", *found.words, *words_of(values)])
-        cli.main()
+        run_command(*found.words, *words_of(values))
         config = parsed[-1]["fit"]
         assert config["trainer"]["max_epochs"] == 2
         for key, value in values.items():

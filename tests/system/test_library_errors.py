@@ -4,11 +4,11 @@ import errno
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 from lightning import Trainer
 
 from weakmedsam import cli
@@ -40,14 +40,11 @@ def raised(error):
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     """What the command line prints at its end: nothing is trained."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(cli.LightningCLI, "_run_subcommand", lambda self, subcommand: None)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["weakmedsam", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            run_command(*words)
         return str(left.value.code)
 
     return run
@@ -135,10 +132,7 @@ def test_a_place_below_a_file_is_named_with_its_option(call, tmp_path, command):
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     words = ["fit", *CLASSIFY, "--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["weakmedsam", *words])
 
     def wrong(*_):
         return torch.zeros(2).reshape(3)
@@ -150,7 +144,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(place, wrong)
             with pytest.raises((RuntimeError, ValueError), match="shape"):
-                cli.main()
+                run_command(*words)
 
 
 def test_who_refuses_decides():

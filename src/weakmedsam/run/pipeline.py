@@ -233,8 +233,13 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def run(target: str, request: Request) -> None:
+def run(target: str, request: Request, relay_class: type[Relay] = Relay) -> None:
     """Bring a target up to date, stage by stage; ``train`` and ``report`` end with the report.
+
+    Args:
+        target: one of ``TARGETS``.
+        request: what the user asked for.
+        relay_class: what runs the stages' commands.
 
     Raises:
         WeakMedSAMError: a setting or file that is wrong.
@@ -246,7 +251,7 @@ def run(target: str, request: Request) -> None:
     chosen = chosen_stages(target, request.rounds)
     for stage in chosen:  # a file that cannot be read ends the run before the first stage, not before its own
         wanted_settings(stage, request)
-    with alone(request.folder) as lock, Relay([lock]).listening() as relay:
+    with alone(request.folder) as lock, relay_class([lock]).listening() as relay:
         if chosen:
             keep_request(request)
         for i, stage in enumerate(chosen, start=1):
@@ -258,8 +263,8 @@ def run(target: str, request: Request) -> None:
             summary_table(request.folder)
 
 
-def main(words: list[str] | None = None) -> None:
-    """Parse the command line and run the target."""
+def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> None:
+    """Parse the command line and run the target; see ``run``."""
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(prog="weakmedsam", description="Run the stages of an experiment.")
@@ -289,7 +294,7 @@ def main(words: list[str] | None = None) -> None:
             tuple(shlex.split(args.launcher)),
             args.rounds,
         )
-        run(args.target, request)
+        run(args.target, request, relay_class)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def check_place(scans: Path, out: Path) -> None:
             raise ConfigError(f"OUT={out} holds segmentations of the scans in {before}: name another folder")
 
 
-def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) -> None:
+def predict(
+    run: Path, scans: Path, out: Path, plain: bool, options: list[str], relay_class: type[Relay] = Relay
+) -> None:
     """Segment what is not segmented yet, and say how much there is of each class.
 
     Args:
@@ -113,6 +115,7 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
             under ``provenance/``, what made them.
         plain: as of ``find_network``.
         options: further ones of LightningCLI's ``predict``.
+        relay_class: what runs it.
 
     Raises:
         WeakMedSAMError: no network, no scans, or one that cannot be used.
@@ -126,7 +129,7 @@ def predict(run: Path, scans: Path, out: Path, plain: bool, options: list[str]) 
         warn_of_passed_over(list_nifti(scans).passed_over, scans, ".nii and .nii.gz directly in it")
     check_place(scans, out)
     say(f"network: {network.said}")
-    with alone(out) as lock, Relay([lock]).listening() as relay:
+    with alone(out) as lock, relay_class([lock]).listening() as relay:
         for part in out.rglob(".*.part"):  # of a call that was killed
             part.unlink(missing_ok=True)
         todo = find_unsegmented(cases, out, made_by)
@@ -188,8 +191,8 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def main(words: list[str] | None = None) -> None:
-    """Parse the command line and segment."""
+def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> None:
+    """Parse the command line and segment; see ``predict``."""
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
@@ -217,7 +220,7 @@ def main(words: list[str] | None = None) -> None:
     name = nifti_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
     out = args.out or run / "segmentations" / name
     with ending_in_a_message("with the scans that are left", vars(args)):
-        predict(run, args.scans, out, args.plain, words[split + 1 :])
+        predict(run, args.scans, out, args.plain, words[split + 1 :], relay_class)
 
 
 if __name__ == "__main__":
