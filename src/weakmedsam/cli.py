@@ -105,7 +105,7 @@ class SaveRun(SaveConfigCallback):
         config = self.parser.dump(self.config, skip_none=False)
         write_whole(folder / "config.yaml", config)
         store = cast(SliceDataModule, trainer.datamodule).store  # type: ignore[attr-defined]
-        facts = provenance(cast(Parser, self.parser).words)
+        facts = provenance(Parser.words)
         facts["data"] = {"store": store.name, "fingerprint": fingerprint(store)}
         write_whole(folder / "provenance.json", json.dumps(facts, indent=2) + "\n")
         settings = {"config": yaml.safe_load(config), **facts}
@@ -157,9 +157,8 @@ class WeakMedSAMCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning does; the parser knows what was typed."""
-        parser = cast(Parser, super().init_parser(**kwargs))
-        parser.words = self._words
-        return parser
+        Parser.words = self._words
+        return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does; what the trainer takes and trips over later is refused."""
@@ -241,8 +240,8 @@ def prepare(words: list[str]) -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--summary", type=Path)
     known, rest = own.parse_known_args(words)
+    PrepareParser.words = ["prepare", *words]
     parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode=MODE)
-    parser.words = ["prepare", *words]
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from types import UnionType
-from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
@@ -153,10 +153,11 @@ class Parser(LightningArgumentParser):
     """Of the stages.
 
     Attributes:
-        words: of the command line, behind the program's name.
+        words: of the command line, behind the program's name. Of the class: jsonargparse makes further parsers of it,
+            for the arguments of classes.
     """
 
-    words: Sequence[str] = ()
+    words: ClassVar[Sequence[str]] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See ``refuse``."""
@@ -167,7 +168,7 @@ class Parser(LightningArgumentParser):
 class PrepareParser(ArgumentParser):
     """Of ``prepare``; see ``Parser``."""
 
-    words: Sequence[str] = ()
+    words: ClassVar[Sequence[str]] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See ``refuse``."""
