@@ -155,6 +155,15 @@ class WeakMedSAMCLI(LightningCLI):
                 raise
             raise meant from None
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that was typed; all, to be listed, where none was. Each costs a tenth of a second to set up."""
+        known = super().subcommands()
+        return {name: known[name] for name in self._words[:1] if name in known} or known
+
+    def _dump_config(self) -> None:
+        """Nothing: Lightning would keep the settings for ``save_hyperparameters``, which no module here calls."""
+        self.config_dump: dict[str, Any] = {}
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning does; the parser knows what was typed."""
         Parser.words = self._words
