@@ -51,9 +51,7 @@ def training_step(backbone: Backbone, image: Tensor, bf16: bool) -> Callable[[],
     def step() -> None:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
             logits = head(backbone.features(image)).mean(dim=(-2, -1))
-        loss = F.binary_cross_entropy_with_logits(
-            logits.float(), torch.ones_like(logits, dtype=torch.float32)
-        )
+        loss = F.binary_cross_entropy_with_logits(logits.float(), torch.ones_like(logits, dtype=torch.float32))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -100,9 +98,7 @@ def child(options: argparse.Namespace) -> None:
     print(peak_bytes(options.device) - before)
 
 
-def measure_prompts(
-    ours: SAMUS, plain: SAMUS, image: Tensor, repeats: int, asked: int
-) -> tuple[float, float]:
+def measure_prompts(ours: SAMUS, plain: SAMUS, image: Tensor, repeats: int, asked: int) -> tuple[float, float]:
     """Seconds for all prompts of a grid: the published way (``asked`` of them, scaled up) and here."""
     points = grid_points(GRID, SIZE).to(image.device)
     device = image.device.type

@@ -69,11 +69,7 @@ def draw(case: Case, modes: int, seed: int) -> tuple[Points, NDArray[np.int64]]:
 def silhouette(points: Points, found: dict[int, Clusters]) -> int:
     """The number with the largest mean silhouette; not defined for one cluster."""
     sample = min(len(points), 1000)
-    widths = {
-        k: silhouette_score(points, found[k].owner, sample_size=sample, random_state=0)
-        for k in found
-        if k > 1
-    }
+    widths = {k: silhouette_score(points, found[k].owner, sample_size=sample, random_state=0) for k in found if k > 1}
     return max(widths, key=lambda k: widths[k])
 
 
@@ -150,9 +146,7 @@ def compare(cases: tuple[Case, ...], repeats: int) -> dict[str, float]:
 
 def on_phantom() -> dict[str, float]:
     """Print what is chosen for drawn lesions of 1 to 4 appearances; the share that is right."""
-    table = Table(
-        "appearances", "features", "slices", "chosen", "adjusted Rand at the true number", title="phantom"
-    )
+    table = Table("appearances", "features", "slices", "chosen", "adjusted Rand at the true number", title="phantom")
     right = defaultdict(list)
     for modes in range(1, 5):
         for name, (points, owner) in features_of_modes(modes).items():

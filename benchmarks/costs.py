@@ -69,9 +69,7 @@ def candidates() -> dict[str, Candidate]:
     found = {}
     for file in sorted((ROOT / "experiments/backbone").glob("*.yaml")):
         backbone = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["backbone"]
-        arguments = backbone["init_args"] | (
-            {"weights": "none"} if "weights" in backbone["init_args"] else {}
-        )
+        arguments = backbone["init_args"] | ({"weights": "none"} if "weights" in backbone["init_args"] else {})
         found[file.stem] = Candidate(backbone["class_path"], arguments)
     for name, (base, changes) in VARIANTS.items():
         found[name] = Candidate(found[base].path, found[base].arguments | changes)
@@ -294,9 +292,7 @@ def main(words: list[str] | None = None) -> int:
     if unknown := sorted(set(options.only or ()) - set(known)):
         print(f"error: {', '.join(unknown)} is unknown; there are {', '.join(known)}", file=sys.stderr)
         return 2
-    names = options.only or [
-        name for name in known if options.full or known[name].arguments.get("size") not in LARGE
-    ]
+    names = options.only or [name for name in known if options.full or known[name].arguments.get("size") not in LARGE]
     costs, console = {}, Console(stderr=True)
     for name in names:
         side = options.image_size

@@ -85,9 +85,7 @@ def main() -> None:
     )  # fmt: skip
     inertia, seconds = 0.0, 0.0
     for number, (count, overlap) in enumerate(
-        (count, overlap)
-        for count in ((50_000, 200_000, 500_000) if full else (50_000,))
-        for overlap in (0.5, 1.0)
+        (count, overlap) for count in ((50_000, 200_000, 500_000) if full else (50_000,)) for overlap in (0.5, 1.0)
     ):
         ours, theirs, best, spent, single = compare(draw(count, number, overlap), number)
         inertia, seconds = max(inertia, ours / best), max(seconds, spent / single)

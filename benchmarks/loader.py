@@ -34,7 +34,7 @@ from data_modules.augmentation import (
     Augmentation,
     apply_geometry,
     apply_intensity,
-    draw,
+    draw_parameters,
     inside,
     sampling_grid,
 )
@@ -48,9 +48,7 @@ WARM = 20
 """Batches before the clock starts: workers have started, the first files are open."""
 
 # As in experiments/data/abdomen.yaml.
-RANGES = Augmentation(
-    rotation=10.0, shrink=0.9, translation=1.0, gamma=0.2, brightness=0.05, contrast=0.1, noise=0.02
-)
+RANGES = Augmentation(rotation=10.0, shrink=0.9, translation=1.0, gamma=0.2, brightness=0.05, contrast=0.1, noise=0.02)
 
 
 def write_store(folder: Path) -> SliceTable:
@@ -160,11 +158,11 @@ def profile(table: SliceTable, store: Path, rounds: int = 20) -> dict[str, float
     dataset = SliceDataset(table, SliceReader(store))
     order = rng.integers(0, len(table), (rounds, BATCH))
     image = torch.from_numpy(rng.random((BATCH, 1, SIZE, SIZE), dtype=np.float32))
-    draws = draw(RANGES, 0, 0, np.arange(BATCH))
+    draws = draw_parameters(RANGES, 0, 0, np.arange(BATCH))
     grid, box = sampling_grid(draws, SIZE), torch.tensor([[0, SIZE, 0, SIZE]] * BATCH)
     return {
         "read": cost(lambda n: dataset.__getitems__(order[n].tolist()), rounds, BATCH),
-        "draw": cost(lambda n: draw(RANGES, 0, n, np.arange(BATCH)), rounds, BATCH),
+        "draw_parameters": cost(lambda n: draw_parameters(RANGES, 0, n, np.arange(BATCH)), rounds, BATCH),
         "grid": cost(lambda n: sampling_grid(draws, SIZE), rounds, BATCH),
         "geometry": cost(lambda n: apply_geometry(image, grid, "bilinear"), rounds, BATCH),
         "scan": cost(lambda n: inside(box, grid), rounds, BATCH),

@@ -23,14 +23,14 @@ from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.pam.config import Affinity, Occlusion, Prompts, Refinement, Threshold, Walk
 from weakmedsam.pam.occlusion import logit_drops, same_as
-from weakmedsam.pam.prompt_masks import Slices, ask, place_prompts
+from weakmedsam.pam.prompt_masks import PamBatch, decode_prompts, place_prompts
 from weakmedsam.pam.refiner import mine
 from weakmedsam.pretraining.scenes import draw_scenes
 
 SIZE = 128
 
 
-def _known(drops: Tensor, some: Slices, masks: Tensor) -> Tensor:
+def _known(drops: Tensor, some: PamBatch, masks: Tensor) -> Tensor:
     return drops
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     model = WeakMedSAM(Pocket(SIZE), ["a"], local_encoder=local, pooling=Pooling("log_sum_exp")).eval()
     image = draw_scenes(count, 0).image
     box = torch.tensor([[0, SIZE, 0, SIZE]]).expand(count, 4)
-    slices = Slices(image, model(image, box).cam, model.backbone.embed(image), torch.ones(count, 1), box)
+    slices = PamBatch(image, model(image, box).cam, model.backbone.embed(image), torch.ones(count, 1), box)
     table, figures = Table("prompts a side", "masks", "occlusion", "all", "share", "painted"), {}
     for side in (4, 8):
         settings = Refinement(
@@ -55,9 +55,9 @@ def main() -> None:
             Occlusion(0.3), threshold=Threshold(0.75),
         )  # fmt: skip
         prompts = place_prompts(slices, settings)
-        masks = ask(model.backbone, slices, prompts, settings).masks
+        masks = decode_prompts(model.backbone, slices, prompts, settings).masks
         assert masks is not None
-        asked = seconds(partial(ask, model.backbone, slices, prompts, settings), repeats)
+        asked = seconds(partial(decode_prompts, model.backbone, slices, prompts, settings), repeats)
         occluded = seconds(partial(logit_drops, model.evidence, image, box, masks), repeats)
         # With drops known, what is left is PAM without occlusion.
         known = partial(_known, logit_drops(model.evidence, image, box, masks))

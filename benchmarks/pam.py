@@ -34,7 +34,7 @@ from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classification.module import WeakMedSAM
-from weakmedsam.figures import Row, draw_grid
+from weakmedsam.figures import PictureRow, draw_grid
 from weakmedsam.geometry import min_max
 from weakmedsam.metrics.overlap_surface import VolumeDice
 from weakmedsam.pam.affinity import edge_weights, grid_points, half_disc, onto_map, random_walk
@@ -104,9 +104,7 @@ def stencil_walk(cam: Tensor, maps: Tensor) -> Tensor:
     return random_walk(cam, edge_weights(maps, offsets, BETA, 1.0), offsets, STEPS)
 
 
-def their_masks(
-    embedding: Tensor, points: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]
-) -> Tensor:
+def their_masks(embedding: Tensor, points: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]) -> Tensor:
     """segment-anything's own decoder: (1, E, h, w) and (P, 2) -> (1, P, 4h, 4w)."""
     _, prompts, decoder = parts
     asked = points[:, None] - 0.5, torch.ones(len(points), 1)
@@ -115,17 +113,13 @@ def their_masks(
     return masks.transpose(0, 1)
 
 
-def our_masks(
-    embedding: Tensor, points: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]
-) -> Tensor:
+def our_masks(embedding: Tensor, points: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]) -> Tensor:
     """The same from this project."""
     _, prompts, decoder = parts
     return decode_points(prompts, decoder, embedding, points, candidates=slice(0, 1))[0].squeeze(2)
 
 
-def published(
-    image: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]
-) -> Tensor:
+def published(image: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]) -> Tensor:
     """Encode for the classifier, then again for each prompt; dense walk."""
     encoder, _, _ = parts
     encoder(image)
@@ -172,15 +166,14 @@ def callback_overhead(slices: int, positive: float, repeats: int) -> tuple[float
         label = torch.ones(len(chosen), 1)
         refined = miner.refine(model, image[chosen], seen.rows(chosen), label, box[chosen])
         before, after = (
-            threshold_scores(scores, miner.settings.threshold.value)[0]
-            for scores in (refined.before, refined.after)
+            threshold_scores(scores, miner.settings.threshold.value)[0] for scores in (refined.before, refined.after)
         )
         for metric, ids in zip(dice, (before, after), strict=True):
             metric.update(ids, truth[chosen], chosen)
         shown.append(draw_row(model, "", image[0, 0], refined, 0, before[0], after[0], truth[0]))
         return before, after
 
-    shown: list[Row] = []
+    shown: list[PictureRow] = []
     forward, mined = seconds(lambda: model(image, box), repeats), seconds(mine, 2 * repeats)
     with tempfile.TemporaryDirectory() as folder:
         picture = seconds(lambda: draw_grid(shown[:1] * ROWS, Path(folder) / "grid.png"), 1)

@@ -67,13 +67,9 @@ class AbdomenCT1K(SliceDataModule):
             name, found = f"Case_{number}", images.get(number, [])
             problem = next((file.problem for file in (*found, *paths) if file.problem), None)
             if problem is None and not found:
-                problem = (
-                    f"{paths[0].path}: has no image {name}_0000.nii.gz. Get the image, or remove the mask."
-                )
+                problem = f"{paths[0].path}: has no image {name}_0000.nii.gz. Get the image, or remove the mask."
             elif problem is None and (len(found) > 1 or len(paths) > 1):
-                problem = (
-                    f"{[str(f.path) for f in (*found, *paths)]}: {name} is there more than once. Keep one."
-                )
+                problem = f"{[str(f.path) for f in (*found, *paths)]}: {name} is there more than once. Keep one."
             patient = f"Case_{SAME_SCAN.get(number, number)}"
             cases.append(case_of(name, found[0] if found else None, paths[0], problem, patient))
         return require_cases(cases if images else [], self.info, root)

@@ -79,7 +79,7 @@ class Draws:
     noise_seeds: tuple[int, ...]
 
 
-def draw(ranges: Augmentation, seed: int, epoch: int, indices: NDArray[np.int64]) -> Draws:
+def draw_parameters(ranges: Augmentation, seed: int, epoch: int, indices: NDArray[np.int64]) -> Draws:
     """Draw the parameters of some slices.
 
     Args:
@@ -89,11 +89,9 @@ def draw(ranges: Augmentation, seed: int, epoch: int, indices: NDArray[np.int64]
         indices: (B,) the slices' ``index``.
 
     Returns:
-        One draw per slice; the same for the same (seed, epoch, index).
+        One draw_parameters per slice; the same for the same (seed, epoch, index).
     """
-    streams = [
-        np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, int(i))))) for i in indices
-    ]
+    streams = [np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, int(i))))) for i in indices]
     unit = np.stack([stream.random(10) for stream in streams])
     noise_seeds = tuple(int(stream.integers(2**62)) for stream in streams)
     either_way = 2 * unit - 1
@@ -210,7 +208,7 @@ def augment_batch(batch: SliceBatch, ranges: Augmentation, seed: int, epoch: int
         A new batch with ``scan``. Where nothing of the slice lies, ``target`` is ``IGNORE`` and
         ``confidence`` 0.
     """
-    draws = draw(ranges, seed, epoch, batch["index"].cpu().numpy())
+    draws = draw_parameters(ranges, seed, epoch, batch["index"].cpu().numpy())
     image = batch["image"]
     grid = sampling_grid(draws, image.shape[-1], image.device)
     changed = SliceBatch(**batch)

@@ -174,12 +174,8 @@ class SliceDataModule(LightningDataModule):
         cases = self.find_cases()
         if self.split_settings.file:  # its faults are told before volumes are read for hours
             names = [case.name for case in cases]
-            read_split(
-                Path(self.split_settings.file), names, names if self.prepare.on_bad_case == "raise" else ()
-            )
-        index = prepare(
-            cases, self.spec, self.prepare.store_dir, self.prepare.workers, self.prepare.on_bad_case
-        )
+            read_split(Path(self.split_settings.file), names, names if self.prepare.on_bad_case == "raise" else ())
+        index = prepare(cases, self.spec, self.prepare.store_dir, self.prepare.workers, self.prepare.on_bad_case)
         warn_of_false_spacing(index.entries, self.info)
         split, name = self._split(index)
         with lock_store(self.store):
@@ -214,9 +210,7 @@ class SliceDataModule(LightningDataModule):
         if stage == "fit":
             self._check_fit()
         if stage == "test" and not any(entry.has_mask for entry in self.cases("test")):
-            raise DataError(
-                f"No test case of {self.info.name} has an expert mask: there is nothing to score."
-            )
+            raise DataError(f"No test case of {self.info.name} has an expert mask: there is nothing to score.")
 
     def cases(self, split: str) -> list[Entry]:
         """The cases of a split, "train", "val" or "test", sorted by name."""
@@ -369,9 +363,7 @@ class SliceDataModule(LightningDataModule):
         if self.labels.supervision == "expert":
             unmasked = [entry.name for entry in train if not entry.has_mask]
             if unmasked:
-                raise DataError(
-                    f"supervision: expert needs a mask for every training case; none for {unmasked[:10]}."
-                )
+                raise DataError(f"supervision: expert needs a mask for every training case; none for {unmasked[:10]}.")
             _log.warning("SUPERVISION BY EXPERT MASKS: this is the fully supervised upper bound")
         elif (pseudo := self._pseudo(train)) is not None:
             pseudo.check(train if self.has_val_masks else train + self.cases("val"))
@@ -397,9 +389,7 @@ class SliceDataModule(LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _in_order(
-        self, dataset: SliceDataset, rank: int, world: int, persistent: bool = True
-    ) -> DataLoader[Any]:
+    def _in_order(self, dataset: SliceDataset, rank: int, world: int, persistent: bool = True) -> DataLoader[Any]:
         sampler = ShareSampler(len(dataset), rank, world)
         return slice_loader(dataset, sampler, self.batch_size, self.num_workers, persistent)
 

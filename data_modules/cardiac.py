@@ -61,8 +61,7 @@ class MSDCardiac(SliceDataModule):
                 problem = f"{mask.path}: is a mask without its image {task / 'imagesTr' / name}.nii.gz. Get the image."
             elif image is not None and mask is None:
                 problem = (
-                    f"{image.path}: has no mask {task / 'labelsTr' / name}.nii.gz. "
-                    "Get the mask, or remove the image."
+                    f"{image.path}: has no mask {task / 'labelsTr' / name}.nii.gz. Get the mask, or remove the image."
                 )
             cases.append(case_of(name, image, mask, problem))
         return require_cases(cases, self.info, root)

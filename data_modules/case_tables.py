@@ -34,9 +34,7 @@ def read_pairs(path: Path, column: str) -> tuple[Table, dict[str, tuple[int, str
     return table, found
 
 
-def check_cases(
-    table: Table, lines: Mapping[str, int], cases: Collection[str], needed: Collection[str] = ()
-) -> None:
+def check_cases(table: Table, lines: Mapping[str, int], cases: Collection[str], needed: Collection[str] = ()) -> None:
     """See that every row of a table is of a case that is there, and that cases have a row.
 
     Args:
@@ -100,9 +98,7 @@ def _hint(unknown: Sequence[str], cases: Collection[str]) -> str:
             if (case := there.get(way(name))) is not None:
                 return said.format(show(name), show(case))
     if any(re.fullmatch(r"[0-9][.,]?[0-9]*E\+?[0-9]+", name, re.IGNORECASE) for name in unknown):
-        return (
-            "A spreadsheet has shortened long numbers: format the column as text and write the names again."
-        )
+        return "A spreadsheet has shortened long numbers: format the column as text and write the names again."
     return ""
 
 

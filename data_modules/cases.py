@@ -63,9 +63,7 @@ class Intensity:
             check_range("data.slices.window's level", self.window[0])
             check_range("data.slices.window's width", self.window[1], 0, above=True)
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ConfigError(
-                f"data.slices.percentiles: {self.percentiles} are not (lower, upper) between 0 and 100."
-            )
+            raise ConfigError(f"data.slices.percentiles: {self.percentiles} are not (lower, upper) between 0 and 100.")
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ class DatasetInfo:
     false_spacing: tuple[float, float, float] | None = None
 
 
-def choose_classes(
-    info: DatasetInfo, wanted: Mapping[str, Sequence[int]] | None
-) -> dict[str, tuple[int, ...]]:
+def choose_classes(info: DatasetInfo, wanted: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
     """The classes to learn, in order: class ids are 1, 2, ... in this order.
 
     Args:
@@ -132,9 +128,7 @@ def choose_classes(
             raise ConfigError(f"classes: {name} has no mask value; give at least one, e.g. {name}: [1].")
         for value in values:
             if info.classes and value not in info.values:
-                raise ConfigError(
-                    f"classes: {name} asks for mask value {value}; {info.name} has {info.values}."
-                )
+                raise ConfigError(f"classes: {name} asks for mask value {value}; {info.name} has {info.values}.")
             if not 0 < value < 256:
                 raise ConfigError(f"classes: {name} asks for mask value {value}; 1 to 255 are possible.")
             if value in owner:
@@ -145,9 +139,7 @@ def choose_classes(
 
 def class_ids(classes: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
     """Mask value -> class id (1..C); values of no class become background."""
-    return {
-        value: number for number, values in enumerate(classes.values(), BACKGROUND + 1) for value in values
-    }
+    return {value: number for number, values in enumerate(classes.values(), BACKGROUND + 1) for value in values}
 
 
 def require_cases(cases: list[Case], info: DatasetInfo, root: Path) -> list[Case]:

@@ -40,9 +40,7 @@ class Slices:
         check_plane(self.plane)
         check_range("data.slices.min_pixels", self.min_pixels, 1, 2**31)
         if self.window is not None and self.percentiles is not None:
-            raise ConfigError(
-                "data.slices.window and data.slices.percentiles are both given; set one of them to null."
-            )
+            raise ConfigError("data.slices.window and data.slices.percentiles are both given; set one of them to null.")
         self.intensity(Intensity())
 
     def intensity(self, default: Intensity) -> Intensity:
@@ -125,6 +123,4 @@ def _check_fractions(fractions: Sequence[float]) -> None:
     """
     # Written so that NaN fits nothing.
     if len(fractions) != 3 or not all(part >= 0 for part in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
-        raise ConfigError(
-            f"data.split.fractions: {fractions} are not three parts (train, val, test) that sum to 1."
-        )
+        raise ConfigError(f"data.split.fractions: {fractions} are not three parts (train, val, test) that sum to 1.")

@@ -30,9 +30,7 @@ _log = logging.getLogger(__name__)
 MOST_DIGITS = 9
 """Of a slice's number."""
 
-_LIKE_A_TABLE = re.compile(
-    r"(labels?|patients?)([^a-z].*)?\.(csv|tsv|txt|xlsx?|xlsm|ods|numbers)$", re.IGNORECASE
-)
+_LIKE_A_TABLE = re.compile(r"(labels?|patients?)([^a-z].*)?\.(csv|tsv|txt|xlsx?|xlsm|ods|numbers)$", re.IGNORECASE)
 
 SOURCES = Sources("", ("images", "masks"), tables=("labels.csv", "patients.csv"))
 
@@ -135,9 +133,7 @@ def _make_cases(
                 "another image, give it that one's name."
             )
         elif image is not None and mask is None and name not in table:
-            problem = (
-                f"{image.path}: has neither a mask in masks/ nor rows in labels.csv. Add one, or remove it."
-            )
+            problem = f"{image.path}: has neither a mask in masks/ nor rows in labels.csv. Add one, or remove it."
         cases.append(case_of(name, image, mask, problem, patient.get(name), table.get(name)))
     return cases
 
@@ -165,14 +161,10 @@ def read_labels(
     for line, (name, number, *values) in table.rows:
         where, case = f"{path}: line {line}", case_name(name)
         if not (number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS):
-            raise DataError(
-                f"{where}, column slice: {show(number)} is no slice; they are 0, 1, 2, ... Correct it."
-            )
+            raise DataError(f"{where}, column slice: {show(number)} is no slice; they are 0, 1, 2, ... Correct it.")
         for column, value in zip(class_names, values, strict=True):
             if value not in ("0", "1"):
-                raise DataError(
-                    f"{where}, column {column}: {show(value)} is no label; 0 and 1 are. Correct it."
-                )
+                raise DataError(f"{where}, column {column}: {show(value)} is no label; 0 and 1 are. Correct it.")
         slices = labels.setdefault(case, {})
         if int(number) in slices:
             raise DataError(f"{where}: case {show(case)} slice {number} has two rows. Keep one.")

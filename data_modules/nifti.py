@@ -27,7 +27,7 @@ from weakmedsam.errors import DataError, MemoryShortError
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header is a subclass
 
-KINDS: dict[int, tuple[type[Header], bytes]] = {
+HEADERS: dict[int, tuple[type[Header], bytes]] = {
     348: (nib.Nifti1Header, b"n+1"),
     540: (nib.Nifti2Header, b"n+2"),
 }
@@ -47,7 +47,7 @@ VOXEL_SIZES = (1e-5, 1e5)
 PADDING = 2**20
 """Bytes of zeros behind the voxels that are believed to be padding."""
 
-CHUNK = 2**24
+READ_BYTES = 2**24
 """Bytes that are read at once; so much of a file that turns out to be cut is read in vain."""
 
 
@@ -127,9 +127,7 @@ def write_labels(voxels: NDArray[np.uint8], header: bytes, description: str) -> 
 
 
 def _unreadable(path: str | Path, reason: str) -> DataError:
-    return DataError(
-        f"{path}: cannot be read ({reason}). It is truncated, damaged or no NIfTI file: get it again."
-    )
+    return DataError(f"{path}: cannot be read ({reason}). It is truncated, damaged or no NIfTI file: get it again.")
 
 
 def _not_given(path: str | Path, error: OSError | EOFError | zlib.error) -> DataError:
@@ -158,7 +156,7 @@ def _decompressed(file: BinaryIO) -> tuple[BinaryIO, int]:
 
 def _read_header(stream: BinaryIO, path: str | Path) -> Header:
     start = stream.read(4)
-    size = next((n for n in KINDS if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None)
+    size = next((n for n in HEADERS if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None)
     if size is None:
         raise _unreadable(path, "it does not begin as a NIfTI file")
     block = start + stream.read(size - 4)
@@ -166,11 +164,9 @@ def _read_header(stream: BinaryIO, path: str | Path) -> Header:
         raise _unreadable(path, f"it ends within its header, after {len(block)} bytes")
     header = _parse(block)
     magic = header["magic"].item()
-    if magic != KINDS[size][1]:
+    if magic != HEADERS[size][1]:
         if magic[:2] == b"ni":
-            raise DataError(
-                f"{path}: is the header of a .hdr/.img pair. Convert the pair to one .nii.gz file."
-            )
+            raise DataError(f"{path}: is the header of a .hdr/.img pair. Convert the pair to one .nii.gz file.")
         raise _unreadable(path, "its header has no mark of NIfTI")
     if size == 540 and bytes(header["eol_check"]) not in (b"\r\n\x1a\n", bytes(4)):
         raise _unreadable(path, "it was transferred as text")
@@ -178,8 +174,8 @@ def _read_header(stream: BinaryIO, path: str | Path) -> Header:
 
 
 def _parse(block: bytes) -> Header:
-    little = int.from_bytes(block[:4], "little") in KINDS
-    return KINDS[len(block)][0](block, "<" if little else ">", check=False)
+    little = int.from_bytes(block[:4], "little") in HEADERS
+    return HEADERS[len(block)][0](block, "<" if little else ">", check=False)
 
 
 def _shape(header: Header, path: str | Path) -> tuple[int, ...]:
@@ -239,16 +235,16 @@ def _read_voxels(
             "data.prepare.workers, or leave it out."
         ) from error
     skipped = len(header.binaryblock)
-    while skipped < int(offset) and (part := stream.read(min(CHUNK, int(offset) - skipped))):
+    while skipped < int(offset) and (part := stream.read(min(READ_BYTES, int(offset) - skipped))):
         skipped += len(part)
     view, filled = content.data, 0
-    while filled < needed and (count := stream.readinto(view[filled : filled + CHUNK])):  # type: ignore[attr-defined]
+    while filled < needed and (count := stream.readinto(view[filled : filled + READ_BYTES])):  # type: ignore[attr-defined]
         filled += count
     if filled < needed:
         raise _unreadable(path, f"it ends after {filled:,} of {needed:,} bytes of voxels")
     # gzip compares checksum and length when it comes to the end.
     surplus = 0
-    while part := stream.read(CHUNK):
+    while part := stream.read(READ_BYTES):
         surplus += len(part)
         # Padding is harmless; bytes that were inserted push voxels out.
         if surplus > PADDING or part.count(0) < len(part):

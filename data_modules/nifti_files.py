@@ -123,9 +123,7 @@ def list_nifti(folder: Path) -> Listing:
         found = look_at(path) if is_nifti(path.name) else None
         if found is not None and stem:
             named.setdefault(_as_text(stem), []).append(found)
-        elif _LIKE_A_SCAN.search(path.name) or (
-            any(is_nifti(p.name) for p in _inside(path)) and not _is_output(path)
-        ):
+        elif _LIKE_A_SCAN.search(path.name) or (any(is_nifti(p.name) for p in _inside(path)) and not _is_output(path)):
             passed_over.append(path)
     return Listing({stem: only_one(named[stem]) for stem in sorted(named)}, passed_over)
 
@@ -144,9 +142,7 @@ def look_at(path: Path, deep: int = 0) -> NiftiFile | None:
     if len(inside) == 1 and deep < DEPTH:
         return look_at(inside[0], deep + 1)
     if inside:
-        return NiftiFile(
-            path, f"{path}: is a folder with several files, {name_paths(inside, path)}. Keep one."
-        )
+        return NiftiFile(path, f"{path}: is a folder with several files, {name_paths(inside, path)}. Keep one.")
     return None
 
 
@@ -249,9 +245,7 @@ def find_root(folder: Path, name: str, usual: str = "") -> Path:
             return found[0]
         if not usual and len(level) > 1:  # an archive's folder lies alone in another: not in one of several
             break
-        level = [
-            path for above in level for path in _inside(above) if os.path.isdir(path) and not _is_output(path)
-        ]
+        level = [path for above in level for path in _inside(above) if os.path.isdir(path) and not _is_output(path)]
     return folder
 
 
@@ -274,9 +268,7 @@ def describe_folder(folder: Path) -> str:
 
 def name_paths(paths: Sequence[Path], root: Path) -> str:
     """The first names, for a message; those of folders end in a slash."""
-    return name_first(
-        [_as_text(os.path.relpath(path, root)) + ("/" if os.path.isdir(path) else "") for path in paths]
-    )
+    return name_first([_as_text(os.path.relpath(path, root)) + ("/" if os.path.isdir(path) else "") for path in paths])
 
 
 def is_dead_link(path: Path) -> bool:

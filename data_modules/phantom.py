@@ -94,10 +94,7 @@ class Phantom(SliceDataModule):
         values=(LESION, CYST),
         intensity=Intensity(percentiles=(0.5, 99.5)),
         layout=(
-            "phantom-<key>/\n"
-            "  phantom.json\n"
-            "  images/phantom_000.nii.gz\n"
-            "  masks/phantom_000.nii.gz   1 lesion, 2 cyst"
+            "phantom-<key>/\n  phantom.json\n  images/phantom_000.nii.gz\n  masks/phantom_000.nii.gz   1 lesion, 2 cyst"
         ),
         home="nowhere: the program draws it, `make prepare DATASET=phantom`",
     )

@@ -198,9 +198,7 @@ def _draw_anatomy(canvas: _Canvas) -> tuple[Array, Mask]:
     ):
         centre = (half_z * rng.uniform(-0.4, 0.4), y * tall, x * wide)
         radius = size * wide * rng.uniform(0.8, 1.15)
-        organ = canvas.depth(
-            centre, (half_z * rng.uniform(0.7, 1.3), radius * rng.uniform(0.7, 1), radius), 3, 0.08
-        )
+        organ = canvas.depth(centre, (half_z * rng.uniform(0.7, 1.3), radius * rng.uniform(0.7, 1), radius), 3, 0.08)
         image[(organ > 0) & inner] = intensity + rng.uniform(-0.05, 0.05)
     spine = canvas.depth((0, 0.66 * tall, 0), (6 * half_z, 0.15 * tall, 0.15 * tall))
     image[spine > 0] = rng.uniform(0.15, 0.22)
@@ -250,9 +248,7 @@ def _blob(canvas: _Canvas, sector: int, z_range: tuple[float, float], radius: fl
     y, x = _sector_centre(canvas, sector)
     mean = radius * canvas.extent[2]
     stretch = canvas.rng.uniform(0.85, 1.18)
-    return canvas.depth(
-        (z_range[0], y, x), (z_range[1], mean * stretch, mean / stretch), power=6, bumps=bumps
-    )
+    return canvas.depth((z_range[0], y, x), (z_range[1], mean * stretch, mean / stretch), power=6, bumps=bumps)
 
 
 def _lesion_pattern(canvas: _Canvas, depth: Array, mode: str) -> Array:

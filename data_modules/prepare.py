@@ -27,10 +27,10 @@ from data_modules.config import OnBadCase
 from data_modules.store import read_case, stamp, write_case
 from data_modules.store_index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.tables import name_first
-from data_modules.wholeness import find_damage
+from data_modules.wholeness import find_case_damage
 from weakmedsam.errors import LESS_MEMORY, DataError, MemoryShortError
 
-SHOWN = 20
+SHOWN_CASES = 20
 """How many bad cases one error lists."""
 
 _log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _stored(case: Case, now: tuple[tuple[str, int, int], ...], store: Path) -> E
         return None
     if (entry.sources, entry.has_mask) != (now, case.mask is not None):
         return None
-    wrong = find_damage(folder, case.name, entry.files)
+    wrong = find_case_damage(folder, case.name, entry.files)
     if wrong is not None:
         _log.warning("%s %s: the volume is prepared again", *wrong)
         return None
@@ -223,9 +223,7 @@ def prepare_case(case: Case, spec: StoreSpec, store: Path) -> Entry | Refusal:
     except MemoryShortError as error:
         return Refusal(str(error), lasting=False)
     except MemoryError:
-        return Refusal(
-            f"{case.image}: there is too little memory to prepare it: {LESS_MEMORY}.", lasting=False
-        )
+        return Refusal(f"{case.image}: there is too little memory to prepare it: {LESS_MEMORY}.", lasting=False)
 
 
 def _end_with_parent() -> None:
@@ -284,8 +282,8 @@ def lock_store(store: Path) -> Iterator[None]:
 
 def _list_problems(index: Index, total: int, on_bad_case: OnBadCase) -> str:
     lines = [f"  {reason}" for _, reason in index.skipped.values()]
-    if len(lines) > SHOWN:
-        lines = [*lines[:SHOWN], f"  ... and {len(lines) - SHOWN} more"]
+    if len(lines) > SHOWN_CASES:
+        lines = [*lines[:SHOWN_CASES], f"  ... and {len(lines) - SHOWN_CASES} more"]
     mend = (
         "Mend them, or leave them out with data.prepare.on_bad_case: skip."
         if on_bad_case == "raise"

@@ -29,7 +29,7 @@ from data_modules.volumes import Geometry, read_volume
 from weakmedsam.errors import DataError
 from weakmedsam.system.atomic_io import SEGMENTATIONS, write_whole
 
-Sources: TypeAlias = tuple[tuple[str, int, int], ...]
+SourceStamps: TypeAlias = tuple[tuple[str, int, int], ...]
 
 MARK = "weakmedsam"
 """How the description in the header of a segmentation begins; its hash follows."""
@@ -65,9 +65,7 @@ def find_scans(path: Path) -> list[Case]:
     elif path.is_dir():
         files = {**list_nifti(path).files}
     else:
-        raise DataError(
-            f"{path}: there is no such folder, nor a .nii or .nii.gz file of that name. Correct SCANS."
-        )
+        raise DataError(f"{path}: there is no such folder, nor a .nii or .nii.gz file of that name. Correct SCANS.")
     if not files:
         raise DataError(
             f"{path}: holds no .nii or .nii.gz file ({describe_folder(path)}). Give the folder that the scans lie in "
@@ -83,7 +81,7 @@ def segmentation_path(folder: Path, case: str) -> Path:
     return folder / f"{case}.nii.gz"
 
 
-def mark_of(sources: Sources, made_by: str) -> str:
+def mark_of(sources: SourceStamps, made_by: str) -> str:
     """What the header of a segmentation says: a short hash of the scan's file and of what segments it.
 
     Args:

@@ -24,7 +24,7 @@ from data_modules.scan_io import (
 )
 from data_modules.slice_datasets import VolumeDataset
 from data_modules.store import SliceReader
-from data_modules.store_index import UNSEEN, Entry, StoreSpec, read_index
+from data_modules.store_index import SCAN_SLICES, Entry, StoreSpec, read_index
 from weakmedsam.errors import DataError
 
 
@@ -63,9 +63,7 @@ class UnseenScans(LightningDataModule):
     def spec(self) -> StoreSpec:
         """How the scans are stored for the time being."""
         path = Path(self.scans).resolve()
-        return replace(
-            self.like.spec, data_set="scans", data_dir=str(path.parent if path.is_file() else path)
-        )
+        return replace(self.like.spec, data_set="scans", data_dir=str(path.parent if path.is_file() else path))
 
     @property
     def store(self) -> Path:
@@ -89,12 +87,7 @@ class UnseenScans(LightningDataModule):
             prepare(todo, self.spec, place, like.prepare.workers, like.prepare.on_bad_case)
         except DataError:
             index = read_index(self.store)
-            if (
-                index is None
-                or index.entries
-                or like.prepare.on_bad_case == "raise"
-                or len(todo) == len(cases)
-            ):
+            if index is None or index.entries or like.prepare.on_bad_case == "raise" or len(todo) == len(cases):
                 raise
 
     def setup(self, stage: str) -> None:
@@ -128,4 +121,4 @@ class UnseenScans(LightningDataModule):
 
 def slices_folder(out: str | Path) -> Path:
     """Where slices of scans lie until all are segmented."""
-    return Path(out) / UNSEEN
+    return Path(out) / SCAN_SLICES

@@ -121,9 +121,7 @@ class PseudoLabelReader:
 
     def check(self, entries: Sequence[Entry]) -> None:
         """Raise DataError if a file is missing, unreadable, of another case or of another working frame."""
-        missing = [
-            entry.name for entry in entries if not (self.folder / f"{entry.name}.safetensors").exists()
-        ]
+        missing = [entry.name for entry in entries if not (self.folder / f"{entry.name}.safetensors").exists()]
         if missing:
             raise DataError(
                 f"{self.folder}: {len(missing)} of {len(entries)} cases have no pseudo-label: {missing[:5]}. "
@@ -137,9 +135,7 @@ class PseudoLabelReader:
                     "again (make train does by itself)."
                 )
             file = self._file(entry.name)
-            if not {PseudoLabelKeys.label, PseudoLabelKeys.confidence, PseudoLabelKeys.quality} <= set(
-                file.keys()
-            ):
+            if not {PseudoLabelKeys.label, PseudoLabelKeys.confidence, PseudoLabelKeys.quality} <= set(file.keys()):
                 raise DataError(
                     f"{self.folder / entry.name}.safetensors: is no pseudo-label. Delete it and make it again."
                 )
@@ -250,9 +246,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return batch
 
     def _masks(self, places: Sequence[tuple[str, int]]) -> Tensor:
-        return torch.from_numpy(
-            np.stack([self.reader.mask(case)[number] for case, number in places]).astype(np.int64)
-        )
+        return torch.from_numpy(np.stack([self.reader.mask(case)[number] for case, number in places]).astype(np.int64))
 
 
 TOGETHER = 4
@@ -278,9 +272,7 @@ class AugmentedSlices(Dataset[SliceBatch]):
         """A whole batch of (epoch, index): the processes outlive an epoch, so each batch says of which it is."""
         indices, epoch = [index for _, index in places], places[0][0]
         parts = [
-            augment_batch(
-                self.slices.__getitems__(indices[at : at + TOGETHER]), self.ranges, self.seed, epoch
-            )
+            augment_batch(self.slices.__getitems__(indices[at : at + TOGETHER]), self.ranges, self.seed, epoch)
             for at in range(0, len(indices), TOGETHER)
         ]
         # In a worker default_collate joins them in the memory that the training process shares: no further copy.

@@ -32,9 +32,7 @@ def split_by_hash(patients: Mapping[str, str], settings: Split) -> dict[str, str
         DataError: fewer patients than splits.
     """
     fractions = settings.fractions
-    ranked = sorted(
-        set(patients.values()), key=lambda p: hashlib.sha256(f"{settings.seed}:{p}".encode()).hexdigest()
-    )
+    ranked = sorted(set(patients.values()), key=lambda p: hashlib.sha256(f"{settings.seed}:{p}".encode()).hexdigest())
     wanted = sum(fraction > 0 for fraction in fractions)
     if len(ranked) < wanted:
         raise DataError(
@@ -58,9 +56,7 @@ def split_by_hash(patients: Mapping[str, str], settings: Split) -> dict[str, str
     return {case: where[patient] for case, patient in patients.items()}
 
 
-def read_split(
-    path: Path, cases: Collection[str] | None = None, needed: Collection[str] = ()
-) -> dict[str, str]:
+def read_split(path: Path, cases: Collection[str] | None = None, needed: Collection[str] = ()) -> dict[str, str]:
     """Read a split file: CSV with the columns case and split (train, val or test).
 
     Args:

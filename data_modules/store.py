@@ -95,9 +95,7 @@ def find_window(voxels: NDArray[Any], intensity: Intensity, path: str) -> tuple[
         DataError: NaN or infinity, or an image that is constant (within its window).
     """
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-        raise DataError(
-            f"{path}: holds NaN or infinite values. Replace them (for CT by -1024), or leave it out."
-        )
+        raise DataError(f"{path}: holds NaN or infinite values. Replace them (for CT by -1024), or leave it out.")
     darkest, brightest = float(voxels.min()), float(voxels.max())
     if voxels.dtype.itemsize == 8 and voxels.dtype.kind in "iu" and max(-darkest, brightest) > EXACT:
         raise DataError(
@@ -119,9 +117,7 @@ def find_window(voxels: NDArray[Any], intensity: Intensity, path: str) -> tuple[
                 f"{darkest:g}..{brightest:g}). Is it in HU? Correct the window or the file."
             )
         return low, high, f"level {level:g}, width {width:g}"
-    low, high = (
-        float(v) for v in np.percentile(voxels[voxels > darkest], intensity.percentiles, overwrite_input=True)
-    )
+    low, high = (float(v) for v in np.percentile(voxels[voxels > darkest], intensity.percentiles, overwrite_input=True))
     if high <= low:  # e.g. a volume of two values
         low, high = darkest, brightest
     lower, upper = intensity.percentiles
@@ -179,8 +175,7 @@ def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
         mask_native, mask_geometry = read_classes(case.mask, spec.plane, ids, spec.values)
         mask_native = lay_on_image(case.mask, mask_native, mask_geometry, case.image, geometry)
         counts = tuple(
-            tuple(np.bincount(part.ravel(), minlength=len(spec.classes) + 1)[1:].tolist())
-            for part in mask_native
+            tuple(np.bincount(part.ravel(), minlength=len(spec.classes) + 1)[1:].tolist()) for part in mask_native
         )
     image, frame, mean, deviation = scale_slices(voxels, low, high, spec.image_size)
     if mask_native is not None:

@@ -21,7 +21,7 @@ from weakmedsam.errors import DataError
 from weakmedsam.system.atomic_io import SEGMENTATIONS, STORE, explaining_full_disk
 from weakmedsam.system.json_files import read_object, seal
 
-UNSEEN = ".slices"
+SCAN_SLICES = ".slices"
 """Beside the segmentations of new scans: the store in which their slices lie until all are segmented."""
 
 STORE_FORMAT = 2
@@ -220,4 +220,4 @@ def remove(path: Path) -> None:
 
 def movable_of(store: Path) -> str:
     """What can be put elsewhere where a store's disk is full: that of new scans lies beside their segmentations."""
-    return SEGMENTATIONS if UNSEEN in store.parts else STORE
+    return SEGMENTATIONS if SCAN_SLICES in store.parts else STORE

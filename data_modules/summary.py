@@ -96,11 +96,7 @@ def warn_of_false_spacing(entries: Mapping[str, Entry], info: DatasetInfo) -> No
     if info.false_spacing is None:
         return
     wrong = sorted(info.false_spacing)
-    false = [
-        entry.name
-        for entry in entries.values()
-        if np.allclose(sorted(entry.geometry.spacing), wrong, atol=1e-4)
-    ]
+    false = [entry.name for entry in entries.values() if np.allclose(sorted(entry.geometry.spacing), wrong, atol=1e-4)]
     if false:
         _log.warning(
             "%d case(s) state a voxel of %s mm, known to be a wrong entry of %s; "

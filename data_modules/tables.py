@@ -25,7 +25,7 @@ LARGEST = 32 * 2**20
 LONGEST_CELL = 500
 """Characters of a cell that is read; a file's name has at most 255."""
 
-SHOWN = 10
+SHOWN_NAMES = 10
 """How many names one message lists."""
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
@@ -34,7 +34,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _JOINERS = "\u200c\u200d"  # part of how some languages are written
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One row of a table.
 
     Attributes:
@@ -56,7 +56,7 @@ class Table(NamedTuple):
     """
 
     path: Path
-    rows: Iterator[Row]
+    rows: Iterator[TableRow]
     guess: str
 
 
@@ -94,7 +94,9 @@ def show(name: str) -> str:
 
 def name_first(words: Sequence[str]) -> str:
     """The first of some words, for a message, and how many more there are."""
-    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")
+    return ", ".join(words[:SHOWN_NAMES]) + (
+        f" and {len(words) - SHOWN_NAMES} more" if len(words) > SHOWN_NAMES else ""
+    )
 
 
 def _decode(path: Path) -> tuple[str, str]:
@@ -104,22 +106,16 @@ def _decode(path: Path) -> tuple[str, str]:
             fault = "is no file that can be read as a table" if path.exists() else "there is no such file"
             raise DataError(f"{path}: {fault}. Correct the name.")
         if path.stat().st_size > LARGEST:
-            raise DataError(
-                f"{path}: has more than {LARGEST // 2**20} MB; that is no table of cases. Correct it."
-            )
+            raise DataError(f"{path}: has more than {LARGEST // 2**20} MB; that is no table of cases. Correct it.")
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}). Correct the name or its rights."
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Correct the name or its rights.") from error
     mend = "Save the table as CSV UTF-8."
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             return content.decode("utf-16"), ""
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: begins as UTF-16 and goes on otherwise ({error.reason}). {mend}"
-            ) from error
+            raise DataError(f"{path}: begins as UTF-16 and goes on otherwise ({error.reason}). {mend}") from error
     try:
         return content.decode("utf-8-sig"), ""
     except UnicodeDecodeError as error:
@@ -192,7 +188,7 @@ def _possible_headers(path: Path, text: str) -> list[_Header]:
     return found
 
 
-def _checked(path: Path, header: _Header, columns: Sequence[str]) -> Iterator[Row]:
+def _checked(path: Path, header: _Header, columns: Sequence[str]) -> Iterator[TableRow]:
     """The cells that are read, of rows that fit the header."""
     places = [header.names.index(name) for name in columns]
     empty = True
@@ -207,7 +203,7 @@ def _checked(path: Path, header: _Header, columns: Sequence[str]) -> Iterator[Ro
         if not (all(kept) and len(whole := "".join(kept)) <= LONGEST_CELL and whole.isprintable()):
             for name, cell in zip(columns, kept, strict=True):
                 _check_cell(f"{path}: line {line}, column {name}", cell)
-        yield Row(line, kept)
+        yield TableRow(line, kept)
     if empty:
         raise DataError(f"{path}: has a header and no row. Fill it in, or remove it.")
 

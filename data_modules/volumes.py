@@ -122,9 +122,7 @@ def read_volume(path: str | Path, plane: str = "axial") -> tuple[NDArray[Any], G
     return geometry.to_slices(voxels), geometry
 
 
-def lay_on_image(
-    mask: str, slices: NDArray[Any], second: Geometry, image: str, first: Geometry
-) -> NDArray[Any]:
+def lay_on_image(mask: str, slices: NDArray[Any], second: Geometry, image: str, first: Geometry) -> NDArray[Any]:
     """A mask's slices as those of its image, in whatever order either is stored.
 
     Between 45 degrees the nearest axis is a matter of rounding: the mask follows the image's choice.

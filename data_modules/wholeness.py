@@ -49,7 +49,7 @@ def find_wrong_size(folder: Path, files: Files) -> tuple[str, str] | None:
     return None
 
 
-def find_damage(folder: Path, name: str, files: Files) -> tuple[str, str] | None:
+def find_case_damage(folder: Path, name: str, files: Files) -> tuple[str, str] | None:
     """(file, what is wrong) of the first file of a case that is not what was written; None where all are.
 
     Content is compared where an array has been written to after, or with, the case's ``entry.json``, which is written
@@ -102,14 +102,10 @@ def find_broken_files(store: Path) -> dict[str, str]:
     for case in cases:
         if not _is_entry(case):
             return {str(index): "is damaged"}
-        wrong = find_damage(store / case["name"], case["name"], case["files"])
+        wrong = find_case_damage(store / case["name"], case["name"], case["files"])
         broken |= {} if wrong is None else {wrong[0]: wrong[1]}
     return broken
 
 
 def _is_entry(case: object) -> bool:
-    return (
-        isinstance(case, Mapping)
-        and isinstance(case.get("name"), str)
-        and isinstance(case.get("files"), list)
-    )
+    return isinstance(case, Mapping) and isinstance(case.get("name"), str) and isinstance(case.get("files"), list)

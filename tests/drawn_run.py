@@ -85,9 +85,7 @@ def write_classify(run: Path, rng: np.random.Generator) -> None:
         rows.append(row)
     write_csv(run / "classify" / "history.csv", rows)
     config = {"trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/auroc", "mode": "max"}}]}}  # fmt: skip # noqa: E501
-    (run / "classify" / "config.yaml").write_text(
-        "# YAML is a superset of JSON\n" + json.dumps(config, indent=2)
-    )
+    (run / "classify" / "config.yaml").write_text("# YAML is a superset of JSON\n" + json.dumps(config, indent=2))
     columns = ("image", "CAM", "affinity", "refined CAM", "pseudo-label", "mask")
     for epoch in (0, 3, 7):
         draw_picture(run / "classify" / "pictures" / f"epoch_{epoch:03d}.png", columns, 4, rng)
@@ -108,9 +106,7 @@ def draw_run(run: Path) -> Path:
     quality, cases = [], []
     for n, case in enumerate((*CASES[:-1], NASTY)):
         for c in CLASSES:
-            quality.append(
-                {"case": case, "class": c, "slices": 24, "quality": 0.5 + 0.05 * n, "seconds": 1.234}
-            )
+            quality.append({"case": case, "class": c, "slices": 24, "quality": 0.5 + 0.05 * n, "seconds": 1.234})
             missed = n == 2 and c == "kidney"
             dice = 0.0 if missed else float(rng.uniform(0.5, 0.9))
             cases.append(
@@ -140,9 +136,7 @@ def draw_run(run: Path) -> Path:
     write_csv(run / "pseudo_labels" / "quality.csv", quality)
     write_csv(run / "test" / "cases.csv", cases)
     # Refined, everything is found, by as much again as was lacking.
-    refined = [
-        row | {"missed": False, "dice": (1 + row["dice"]) / 2 if row["dice"] != "" else ""} for row in cases
-    ]
+    refined = [row | {"missed": False, "dice": (1 + row["dice"]) / 2 if row["dice"] != "" else ""} for row in cases]
     write_csv(run / "refined" / "cases.csv", refined)
     (run / "test" / "summary.json").write_text(json.dumps({"volume": {"dice": {"liver": 0.75}, "cases": 7}}))
     return run

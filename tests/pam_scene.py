@@ -4,7 +4,7 @@ import torch
 from pam_settings import pam_settings
 from tiny import SIZE, TinyBackbone
 
-from weakmedsam.pam.refiner import Slices
+from weakmedsam.pam.refiner import PamBatch
 
 
 def drawn(slices):
@@ -12,7 +12,7 @@ def drawn(slices):
     torch.manual_seed(0)
     box = torch.tensor([0, SIZE, 0, SIZE]).expand(slices, 4)
     backbone, cam, embedding = TinyBackbone(), torch.rand(slices, 2, 8, 8), torch.randn(slices, 16, 8, 8)
-    return backbone, Slices(torch.rand(slices, 1, SIZE, SIZE), cam, embedding, torch.ones(slices, 2), box)
+    return backbone, PamBatch(torch.rand(slices, 1, SIZE, SIZE), cam, embedding, torch.ones(slices, 2), box)
 
 
 class BoxBackbone(TinyBackbone):
@@ -51,12 +51,10 @@ def scene(slices=1):
     cam[:, 0, 9:15, 9:15] = 1.0
     cam[:, 1, 9:15, 18:26] = 1.0
     box = torch.tensor([0, SIZE, 0, SIZE]).expand(slices, 4)
-    return Slices(drawing / 2, cam, drawing, torch.ones(slices, 2), box)
+    return PamBatch(drawing / 2, cam, drawing, torch.ones(slices, 2), box)
 
 
-SCENE = pam_settings(
-    prompts__grid=8, walk__map_size=SIZE, affinity__radius=3.0, walk__steps=8, threshold__sigma=0.0
-)
+SCENE = pam_settings(prompts__grid=8, walk__map_size=SIZE, affinity__radius=3.0, walk__steps=8, threshold__sigma=0.0)
 
 
 def dice(ids, truth):

@@ -198,9 +198,7 @@ def test_every_trainer_writes_whole_checkpoints(call, tmp_path):
 
 @pytest.mark.parametrize("logger", ["false", "wandb"])
 def test_without_a_logger_the_learning_rate_is_not_watched(call, tmp_path, capsys, logger):
-    words = ["--trainer.default_root_dir", str(tmp_path)] + (
-        ["--trainer.logger", "false"] * (logger == "false")
-    )
+    words = ["--trainer.default_root_dir", str(tmp_path)] + (["--trainer.logger", "false"] * (logger == "false"))
     made = call("fit", *configs("classify"), *words)
     watched = any(isinstance(callback, LearningRateMonitor) for callback in made.trainer.callbacks)
     assert watched == (logger == "wandb")
@@ -265,11 +263,11 @@ def test_wandb_stays_offline_unless_the_user_is_logged_in(monkeypatch, tmp_path)
 
 
 def test_the_datas_fingerprint_follows_the_index(tmp_path):
-    assert cli.fingerprint(tmp_path) == ""
+    assert cli.store_fingerprint(tmp_path) == ""
     found = set()
     for text in ("a", "b", "a"):
         (tmp_path / "index.json").write_text(text)
-        found.add(cli.fingerprint(tmp_path))
+        found.add(cli.store_fingerprint(tmp_path))
     assert len(found) == 2
 
 

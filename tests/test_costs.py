@@ -33,8 +33,7 @@ def test_a_new_yaml_is_found_at_the_size_of_its_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(costs, "ROOT", tmp_path)
     monkeypatch.setattr(costs, "VARIANTS", {"bigger": ("big", {"encode_size": 512})})
     found = {
-        name: (made.arguments["image_size"], made.arguments["weights"])
-        for name, made in costs.candidates().items()
+        name: (made.arguments["image_size"], made.arguments["weights"]) for name, made in costs.candidates().items()
     }
     assert found == {"big": (256, "none"), "mine": (128, "none"), "bigger": (512, "none")}
 

@@ -40,15 +40,11 @@ def test_every_page_that_a_file_names_is_there():
     }
     assert len(found) > 20
     assert [
-        (path, named)
-        for path, named in found
-        if not is_there(ROOT / named.split("#")[0], named.partition("#")[2])
+        (path, named) for path, named in found if not is_there(ROOT / named.split("#")[0], named.partition("#")[2])
     ] == []
 
 
-@pytest.mark.parametrize(
-    "path", [*PAGES, ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
 def test_every_link_leads_to_a_page_and_a_heading(path):
     broken = []
     for target in LINK.findall(without_code(path.read_text(encoding="utf-8"))):
@@ -65,9 +61,7 @@ def test_the_readme_is_short():
 
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    listed = {
-        line for block in re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL) for line in block.split()
-    }
+    listed = {line for block in re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL) for line in block.split()}
     assert {page.stem for page in PAGES} - {"index"} <= listed
 
 

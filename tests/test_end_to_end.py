@@ -203,9 +203,7 @@ def test_a_second_round_is_continued_after_kills_too(whole, tmp_path):
     assert_same_training(ours / "segment_2", theirs / "segment_2")
     for table in ("pseudo_labels_2/quality.csv", "test_2/cases.csv"):
         assert (ours / table).read_text() == (theirs / table).read_text()
-    assert (ours / "test/cases.csv").read_text() == (
-        folder / "runs/phantom/default/test/cases.csv"
-    ).read_text()
+    assert (ours / "test/cases.csv").read_text() == (folder / "runs/phantom/default/test/cases.csv").read_text()
     assert "Test cases, round 2" in (ours / "report.html").read_text()
 
 
@@ -235,9 +233,7 @@ def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, capsys, stag
     assert len(found) == 2 * 5
     assert len(scored) == 2
     for row in scored:
-        assert float(found[row["case"], row["class"]]["ml"]) == pytest.approx(
-            float(row["predicted_ml"]), abs=1e-3
-        )
+        assert float(found[row["case"], row["class"]]["ml"]) == pytest.approx(float(row["predicted_ml"]), abs=1e-3)
     assert max(float(row["ml"]) for row in found.values()) > 0
     held, tried = (yaml.safe_load(path.read_text())["model"] for path in (
         folder / "runs/phantom/default" / stage.replace("test", "segment") / "config.yaml",
@@ -341,9 +337,7 @@ def test_artifacts_say_what_was_made_of_what_though_the_runs_were_offline(sent):
     def of(stage, operation):
         run = named(sent, stage)
         put = [given["input"] for given in sent.variables(operation) if given["input"].get("runName") == run]
-        found = {
-            given.get("artifactID") or f"{given['artifactCollectionName']}@{given['digest']}" for given in put
-        }
+        found = {given.get("artifactID") or f"{given['artifactCollectionName']}@{given['digest']}" for given in put}
         return {mark for mark in found if not mark.startswith("run-")}  # tables are artifacts of wandb's own
 
     stages = ("classify", "pseudo_labels", "segment", "test_maps", "test", "refined")
@@ -355,6 +349,4 @@ def test_artifacts_say_what_was_made_of_what_though_the_runs_were_offline(sent):
     assert made["pseudo_labels"] == used["segment"]
     assert made["segment"] == used["test"]
     assert used["refined"] == made["classify"] | made["segment"]
-    assert json.dumps(sent.config(named(sent, "test"))["lineage_uses"]).startswith(
-        '{"phantom-default-segment": "'
-    )
+    assert json.dumps(sent.config(named(sent, "test"))["lineage_uses"]).startswith('{"phantom-default-segment": "')

@@ -17,11 +17,11 @@ from tensorboardX.proto.event_pb2 import Event
 
 from weakmedsam import cli
 from weakmedsam.fsdp import FullySharded
-from weakmedsam.pam.feature_cache import score
+from weakmedsam.pam.feature_cache import score_setting
 from weakmedsam.pam.pseudo_label_io import read_origin
 from weakmedsam.sweep.agent import pam_settings, words_of
 from weakmedsam.sweep.definition import read_definition
-from weakmedsam.sweep.trials import draw
+from weakmedsam.sweep.trials import sample
 from weakmedsam.system.atomic_io import read_table
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def scans(tmp_path_factory):
     """Small scans of a data set, drawn when first asked for."""
     made = {}
 
-    def draw(data):
+    def sample(data):
         if data not in made:
             made[data] = tmp_path_factory.mktemp(data) / "scans"
             info = data_set(data).info
@@ -52,7 +52,7 @@ def scans(tmp_path_factory):
                 draw_data_set(made[data], info)
         return made[data]
 
-    return draw
+    return sample
 
 
 @pytest.fixture
@@ -146,9 +146,7 @@ def test_another_round_labels_volumes_from_a_segmentation_network(on_predictions
     run, held = on_predictions("predict", ["classify", "pseudo_labels"], "another_round")
     stamps = [read_origin(path).settings for path in run.glob("*.safetensors")]
     assert stamps
-    assert all(
-        len(stamp["start"]) == 16 and stamp["walk"]["steps"] == held["walk"]["steps"] for stamp in stamps
-    )
+    assert all(len(stamp["start"]) == 16 and stamp["walk"]["steps"] == held["walk"]["steps"] for stamp in stamps)
 
 
 def test_refined_segments_test_volumes_by_its_own_settings(on_predictions):
@@ -159,14 +157,12 @@ def test_refined_segments_test_volumes_by_its_own_settings(on_predictions):
 @pytest.mark.parametrize("name", names("sweeps"))
 def test_a_drawn_setting_of_every_sweep_is_run_a_step(call, name):
     definition = read_definition(EXPERIMENTS / f"sweeps/{name}.yaml")
-    drawn = words_of(draw(definition, [], seed=0))
+    drawn = words_of(sample(definition, [], seed=0))
     if name == "pam":
         one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
         run = call("fit", ["classify"], "phantom", *one)
-        run = call(
-            "validate", ["classify", "features"], "phantom", "--ckpt_path", str(run / "checkpoints/last.ckpt")
-        )
-        assert "val/pam_dice" in score(run, pam_settings(drawn))
+        run = call("validate", ["classify", "features"], "phantom", "--ckpt_path", str(run / "checkpoints/last.ckpt"))
+        assert "val/pam_dice" in score_setting(run, pam_settings(drawn))
         return
     stage, options = "classify", ["--model.pam", "null"]
     if name == "segment":
@@ -179,9 +175,7 @@ def test_a_drawn_setting_of_every_sweep_is_run_a_step(call, name):
         ]
     elif any(word.startswith("--model.pam") for word in drawn):
         options = []  # null and a setting of it contradict each other
-    run = call(
-        "fit", [stage], "phantom", "--trainer.max_steps", "1", "--trainer.logger", "false", *options, *drawn
-    )
+    run = call("fit", [stage], "phantom", "--trainer.max_steps", "1", "--trainer.logger", "false", *options, *drawn)
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
 
 

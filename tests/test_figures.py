@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from weakmedsam.contracts import IGNORE
-from weakmedsam.figures import Row, draw_contours, draw_grid, mark_changes, most_telling_slice
+from weakmedsam.figures import PictureRow, draw_contours, draw_grid, mark_changes, most_telling_slice
 
 SIDE = 16
 
@@ -18,7 +18,7 @@ def row(mask, pseudo_label=None):
     coarse = np.zeros((4, 4), np.float32)
     label = np.zeros((SIDE, SIDE), np.uint8) if pseudo_label is None else pseudo_label
     image = np.zeros((SIDE, SIDE), np.float32)
-    return Row("case 1, slice 3\nliver", image, coarse, coarse + 0.5, coarse, label, mask)
+    return PictureRow("case 1, slice 3\nliver", image, coarse, coarse + 0.5, coarse, label, mask)
 
 
 def box(top, bottom, left, right, side=SIDE):
@@ -42,9 +42,7 @@ def read(path):
 # Grid
 
 
-@pytest.mark.parametrize(
-    ("masks", "panels"), [((None,), 5), ((box(2, 5, 1, 9),), 6), ((None, box(2, 5, 1, 9)), 6)]
-)
+@pytest.mark.parametrize(("masks", "panels"), [((None,), 5), ((box(2, 5, 1, 9),), 6), ((None, box(2, 5, 1, 9)), 6)])
 def test_grid_has_a_line_per_row_and_a_panel_per_step(tmp_path, masks, panels):
     path = tmp_path / "new" / "grid.png"
     draw_grid([row(mask) for mask in masks], path)

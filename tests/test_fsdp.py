@@ -32,9 +32,7 @@ CLASSIFY = {
     "--model.pam.walk.map_size": 16,
 }
 SEGMENT = {"--model.network_args": "{features: [8, 8, 8, 8, 8, 8]}", "--data.labels.supervision": "expert"}
-SHARDED = {
-    "--trainer.strategy.least_parameters": 50_000
-}  # layers of pocket's decoder are shared out one by one
+SHARDED = {"--trainer.strategy.least_parameters": 50_000}  # layers of pocket's decoder are shared out one by one
 KINDS = ("ddp", "fsdp")
 EVERY = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: %s, filename: '{epoch}', monitor: epoch, mode: max, save_top_k: -1, save_on_train_epoch_end: true}}"  # noqa: E501
 
@@ -63,10 +61,7 @@ def test_sharded_training_gives_the_files_of_ddp_and_goes_on_under_either(tmp_pa
     run_commands_by_ranks(
         [
             *(words(tmp_path, "fit", "classify", name, CLASSIFY, name) for name in KINDS),
-            *(
-                words(tmp_path, "fit", "classify", name, CLASSIFY, f"{name}_on", "--ckpt_path", first)
-                for name in KINDS
-            ),
+            *(words(tmp_path, "fit", "classify", name, CLASSIFY, f"{name}_on", "--ckpt_path", first) for name in KINDS),
             *(
                 words(tmp_path, "predict", "classify", name, CLASSIFY, f"{name}_maps", "--ckpt_path", last)
                 for name in KINDS

@@ -131,9 +131,7 @@ def trained(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return folder, done, sync(folder) if what != "stays" else None
 
-    folders = {
-        what: tmp_path_factory.mktemp(what) / "set/name/classify" for what in ("none", "dies", "stays")
-    }
+    folders = {what: tmp_path_factory.mktemp(what) / "set/name/classify" for what in ("none", "dies", "stays")}
     with ThreadPoolExecutor() as pool:
         held = {what: pool.submit(train_once, what) for what in folders}
         yield lambda what: held[what].result()

@@ -27,9 +27,7 @@ def reached(monkeypatch):
     """Module and words that a command line reaches; nothing is run."""
     found = []
     for name in {module for module, _ in COMMANDS.values() if module}:
-        monkeypatch.setattr(
-            import_module(name), "main", lambda words, name=name: found.append((name, *words))
-        )
+        monkeypatch.setattr(import_module(name), "main", lambda words, name=name: found.append((name, *words)))
     monkeypatch.setattr(cli, "main", lambda words: found.append(("lightning", *words)))
 
     def call(*words):
@@ -70,9 +68,7 @@ def test_an_unknown_command_lists_those_that_there_are():
 
 def test_help_lists_the_commands_at_once_and_no_command_that_looks_loads_torch(tmp_path):
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "weakmedsam", "--help"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "weakmedsam", "--help"], capture_output=True, text=True, check=True)
     assert time.monotonic() - started < 1
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == list(COMMANDS)
     code = """

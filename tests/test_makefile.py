@@ -35,9 +35,7 @@ def test_help_lists_every_target_and_variable_once_without_python(tmp_path):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     lines = make("help", environment={"PATH": str(tmp_path)}).splitlines()
     named = [line.split()[0] for line in lines if line.startswith("  ")]
-    targets = (
-        re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", TEXT, re.MULTILINE).group(1).replace("\\\n", " ").split()
-    )
+    targets = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", TEXT, re.MULTILINE).group(1).replace("\\\n", " ").split()
     variables = re.findall(r"^([A-Z_]+) \?=", TEXT, re.MULTILINE)
     assert sorted(named) == sorted(targets + variables)
     assert all(len(line.split()) > 2 for line in lines if line.startswith("  "))
@@ -128,16 +126,12 @@ def test_nothing_but_a_run_is_removed(tmp_path, words):
 def test_every_benchmark_that_make_runs_is_a_command():
     said = make("--just-print", "bench")
     names = re.search(r"for name in (.*?); do", said).group(1).split()
-    assert names == sorted(
-        path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if path.stem != "costs"
-    )
+    assert names == sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if path.stem != "costs")
     for name in names:
         text = (ROOT / f"benchmarks/{name}.py").read_text()
         assert re.search(r'^if __name__ == "__main__":$', text, re.MULTILINE), name
         main = text[text.index("def main(") :]
-        assert re.search(r"print\(json\.dumps\(.*\)\)\n(\n|$)", main), (
-            f"{name}: its last line is no JSON object"
-        )
+        assert re.search(r"print\(json\.dumps\(.*\)\)\n(\n|$)", main), f"{name}: its last line is no JSON object"
 
 
 def test_conda_installs_the_same_versions():
@@ -146,8 +140,6 @@ def test_conda_installs_the_same_versions():
     assert pip == ["--constraint constraints.txt", "--editable .[dev]"]
     (python,) = [part for part in held if isinstance(part, str) and part.startswith("python=")]
     assert python.removeprefix("python=") in ("3.10", "3.11", "3.12", "3.13")
-    pins = [
-        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] not in "# "
-    ]
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] not in "# "]
     assert len(pins) > 50
     assert all(re.match(r"[\w.-]+==[\w.+]+( ;.*)?$", pin) for pin in pins)

@@ -17,7 +17,6 @@ from weakmedsam.sce.config import Clustering, SubClassTask
 from weakmedsam.settings_reference import (
     PAGE,
     Named,
-    describe,
     fill_options,
     find_named,
     load,
@@ -25,6 +24,7 @@ from weakmedsam.settings_reference import (
     page,
     pages,
     table,
+    type_words,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -67,13 +67,9 @@ def test_every_value_that_a_file_sets_is_there_with_the_file():
 def test_a_class_of_another_file_is_found_and_described(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "EXPERIMENTS", tmp_path)
     file = tmp_path / "own.yaml"
-    file.write_text(
-        "model: {sce: {class_path: weakmedsam.callbacks.SubClassExploration, init_args: {pictures: 7}}}\n"
-    )
+    file.write_text("model: {sce: {class_path: weakmedsam.callbacks.SubClassExploration, init_args: {pictures: 7}}}\n")
     (named,) = find_named(tmp_path)
-    assert named == Named(
-        "model.sce", "weakmedsam.callbacks.SubClassExploration", {str(file): {"pictures": 7}}
-    )
+    assert named == Named("model.sce", "weakmedsam.callbacks.SubClassExploration", {str(file): {"pictures": 7}})
     assert any(line.startswith("| `pictures`") and "`7` in own" in line for line in table(named))
     file.write_text("model: [")
     with pytest.raises(ConfigError, match=r"own\.yaml, line 1, column \d+: is not valid YAML"):
@@ -94,7 +90,7 @@ def test_a_class_of_another_file_is_found_and_described(tmp_path, monkeypatch):
     ],
 )
 def test_types_are_told_in_words(annotation, words):
-    assert describe(annotation) == words
+    assert type_words(annotation) == words
 
 
 def test_a_class_that_is_not_there_is_named():

@@ -43,9 +43,7 @@ class TinyBackbone(Backbone):
         return Encoded(features, self.neck(features))
 
     def masks_at_points(self, embedding, points):
-        masks, _ = decode_points(
-            self.prompt_encoder, self.mask_decoder, embedding, points, candidates=slice(0, 1)
-        )
+        masks, _ = decode_points(self.prompt_encoder, self.mask_decoder, embedding, points, candidates=slice(0, 1))
         return masks.squeeze(2)
 
     def set_trainable(self, policy: str) -> None:

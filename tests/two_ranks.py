@@ -101,9 +101,7 @@ def main(devices, file):
     logged = {key: value for key, value in figures.items() if key.startswith("sce/")}
     trained = {key: value for key, value in figures.items() if key.startswith("train/")}
     states.append(model.subclass_ids)
-    torch.save(
-        {"ids": torch.stack(states), "logged": logged, "trained": trained}, f"{file}.{trainer.global_rank}"
-    )
+    torch.save({"ids": torch.stack(states), "logged": logged, "trained": trained}, f"{file}.{trainer.global_rank}")
 
 
 if __name__ == "__main__":

@@ -84,19 +84,11 @@ class Server(ThreadingHTTPServer):
 
     def runs(self):
         """Name of each run -> its number."""
-        return {
-            given["displayName"]: given["name"]
-            for given in self.variables("UpsertBucket")
-            if given["displayName"]
-        }
+        return {given["displayName"]: given["name"] for given in self.variables("UpsertBucket") if given["displayName"]}
 
     def config(self, run):
         """A run's settings, by its number."""
-        told = [
-            given["config"]
-            for given in self.variables("UpsertBucket")
-            if given["name"] == run and given["config"]
-        ]
+        told = [given["config"] for given in self.variables("UpsertBucket") if given["name"] == run and given["config"]]
         return {key: value["value"] for key, value in json.loads(told[-1]).items()}
 
     def history(self, run=""):

@@ -1,4 +1,4 @@
-"""The command line: LightningCLI, stock but for what a user would trip over, and ``prepare``.
+"""The command line: LightningCLI, stock but for what a user would trip over, and ``prepare_command``.
 
 The only file that knows both the models and the data.
 """
@@ -87,7 +87,7 @@ def provenance(words: Sequence[str] = ()) -> dict[str, Any]:
     return found | {"git": git.stdout.strip()}
 
 
-def fingerprint(store: Path) -> str:
+def store_fingerprint(store: Path) -> str:
     """Short hash of a slice store's index: which cases, from which files, under which settings.
 
     Empty where nothing is prepared.
@@ -106,7 +106,7 @@ class SaveRun(SaveConfigCallback):
         write_whole(folder / "config.yaml", config)
         store = cast(SliceDataModule, trainer.datamodule).store  # type: ignore[attr-defined]
         facts = provenance(Parser.words)
-        facts["data"] = {"store": store.name, "fingerprint": fingerprint(store)}
+        facts["data"] = {"store": store.name, "store_fingerprint": store_fingerprint(store)}
         write_whole(folder / "provenance.json", json.dumps(facts, indent=2) + "\n")
         settings = {"config": yaml.safe_load(config), **facts}
         for logger in trainer.loggers:
@@ -147,9 +147,7 @@ class WeakMedSAMCLI(LightningCLI):
                 parser_kwargs={"parser_mode": MODE},
             )
         except Exception as error:
-            known: dict[str, Any] = (
-                {} if self.config is None else self.config[self.config.subcommand].as_dict()
-            )
+            known: dict[str, Any] = {} if self.config is None else self.config[self.config.subcommand].as_dict()
             meant = explain(error, flat_settings(known)) if known else None
             if meant is None:
                 raise
@@ -233,24 +231,22 @@ class WeakMedSAMCLI(LightningCLI):
             for watcher in watchers:
                 trainer.callbacks.remove(watcher)  # type: ignore[attr-defined]
                 if self.subcommand == "fit":
-                    trainer.print(
-                        "no logger, so the learning rate is not logged (LearningRateMonitor is left out)"
-                    )
+                    trainer.print("no logger, so the learning rate is not logged (LearningRateMonitor is left out)")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
 
 
-def prepare(words: list[str]) -> None:
-    """``prepare --config experiments/data/<dataset>.yaml``: write the slice store, and nothing else.
+def prepare_command(words: list[str]) -> None:
+    """``prepare_command --config experiments/data/<dataset>.yaml``: write the slice store, and nothing else.
 
     Options are those of ``data`` in the other commands; ``--summary FILE`` gets what was prepared as JSON.
     """
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--summary", type=Path)
     known, rest = own.parse_known_args(words)
-    PrepareParser.words = ["prepare", *words]
-    parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode=MODE)
+    PrepareParser.words = ["prepare_command", *words]
+    parser = PrepareParser(prog="python -m weakmedsam prepare_command", parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
@@ -293,8 +289,8 @@ def main(words: list[str] | None = None) -> None:
     quieten()
     try:
         check_words(words)
-        if words[:1] == ["prepare"]:
-            prepare(words[1:])
+        if words[:1] == ["prepare_command"]:
+            prepare_command(words[1:])
         else:
             WeakMedSAMCLI(words)
     except SIGTERMException:  # before Preemption listened: Lightning would end with status 0

@@ -58,13 +58,9 @@ def check_trainer(options: Any) -> None:
         if options.trainer[key] is not None:
             check_range(f"trainer.{key}", options.trainer[key], low)
     if options.trainer.val_check_interval == 0:
-        raise ConfigError(
-            "trainer.val_check_interval is 0; give a share of the epoch, (0, 1], or a number of batches"
-        )
+        raise ConfigError("trainer.val_check_interval is 0; give a share of the epoch, (0, 1], or a number of batches")
     if options.trainer.precision not in PRECISIONS:
-        raise ConfigError(
-            f"trainer.precision is {options.trainer.precision}; choose 32-true, bf16-mixed or 16-mixed"
-        )
+        raise ConfigError(f"trainer.precision is {options.trainer.precision}; choose 32-true, bf16-mixed or 16-mixed")
 
 
 def check_nulls(settings: Any, prefix: str = "") -> None:
@@ -142,9 +138,7 @@ def refuse(message: str, subcommand: str, words: Sequence[str]) -> NoReturn:
     options = [key for key in typed(words) if named and key.endswith(f".{named[1]}")]
     if named and options:  # jsonargparse names the end of a key only
         message = message.replace(named[0], f"--{options[-1]}")
-    message = "\n".join(
-        line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.splitlines()
-    )
+    message = "\n".join(line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.splitlines())
     sys.stderr.write(f"\nweakmedsam: {message}\n(all options: python -m weakmedsam {subcommand} --help)\n")
     raise SystemExit(2)
 

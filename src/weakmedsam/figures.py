@@ -21,11 +21,11 @@ from torch import Tensor
 from weakmedsam.contracts import BACKGROUND, IGNORE
 from weakmedsam.system.atomic_io import replacing
 
-COLOURS = ("#ffb000", "#3ddbd9", "#fe6100", "#a56eff", "#78d64b", "#ff7eb6")
+CLASS_COLOURS = ("#ffb000", "#3ddbd9", "#fe6100", "#a56eff", "#78d64b", "#ff7eb6")
 """One a class, in order, told apart by colour-blind eyes too; reused beyond six."""
 
 
-class Row(NamedTuple):
+class PictureRow(NamedTuple):
     """One slice on its way, all on (rows, columns) grids of any size.
 
     Attributes:
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     start: str = "class activation"
 
 
-def draw_grid(rows: list[Row], path: Path) -> None:
+def draw_grid(rows: list[PictureRow], path: Path) -> None:
     """Write the rows as one PNG: image, CAM, affinity, refined CAM, pseudo-label and, if any, mask.
 
     Every panel but the affinity lies on the slice; the expert mask is drawn as a green outline over the
@@ -87,9 +87,7 @@ def draw_grid(rows: list[Row], path: Path) -> None:
         figure.savefig(part, format="png", dpi=80)
 
 
-def mark_changes(
-    before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.uint8]
-) -> NDArray[np.float64]:
+def mark_changes(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Where refinement helped and where it did harm, as colours.
 
     Args:
@@ -112,7 +110,7 @@ def _overlay(ids: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(H, W) class ids -> (H, W, 4) colours, background transparent."""
     colours = np.zeros((*ids.shape, 4))
     for c in np.unique(ids[ids > 0]):
-        code = COLOURS[(int(c) - 1) % len(COLOURS)].lstrip("#")
+        code = CLASS_COLOURS[(int(c) - 1) % len(CLASS_COLOURS)].lstrip("#")
         colours[ids == c] = [*(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)), 0.55]
     return colours
 
@@ -181,7 +179,7 @@ def draw_segmentation(
         A PNG.
     """
     outlines = [
-        Outline([prediction == number], COLOURS[(number - 1) % len(COLOURS)], name)
+        Outline([prediction == number], CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)], name)
         for number, name in enumerate(class_names, BACKGROUND + 1)
     ]
     return _draw_outlines(image, outlines, spacing, title)
@@ -205,20 +203,15 @@ SIDE = 560
 """Longer side of a slice in a picture with outlines, pixels."""
 
 
-def _draw_outlines(
-    image: Tensor, outlines: list[Outline], spacing: tuple[float, float, float], title: str
-) -> bytes:
+def _draw_outlines(image: Tensor, outlines: list[Outline], spacing: tuple[float, float, float], title: str) -> bytes:
     """By Pillow, in a fifth of the time that Matplotlib takes: there is one for each scan."""
     rows, columns = _around(
         torch.stack(
-            [region for one in outlines for region in one.regions]
-            or [torch.zeros_like(image, dtype=torch.bool)]
+            [region for one in outlines for region in one.regions] or [torch.zeros_like(image, dtype=torch.bool)]
         )
     )
     part = image[rows, columns].float()
-    low, high = torch.quantile(
-        image.flatten()[:: max(1, image.numel() // 100_000)], torch.tensor([0.01, 0.99])
-    )
+    low, high = torch.quantile(image.flatten()[:: max(1, image.numel() // 100_000)], torch.tensor([0.01, 0.99]))
     height, width = len(part) * spacing[1], part.shape[1] * spacing[2]
     scale = SIDE / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -93,7 +93,7 @@ class FullySharded(ModelParallelStrategy):
 
     def on_validation_start(self) -> None:
         """Weights are whole in validation: processes may have different numbers of slices to look at."""
-        gather(self._module())
+        gather_weights(self._module())
 
     def on_validation_end(self) -> None:
         """And shared out again."""
@@ -129,14 +129,14 @@ def shard(module: LightningModule, *steps: str) -> None:
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """Whole weights, and no process waits for another at a forward method; nothing where none are shared out."""
-    gather(module)
+    gather_weights(module)
     try:
         yield
     finally:
         release(module)
 
 
-def gather(module: nn.Module) -> None:
+def gather_weights(module: nn.Module) -> None:
     """Begin of ``gathered``."""
     for part in _shared_out(module):
         part.set_reshard_after_forward(False, recurse=False)

@@ -38,7 +38,7 @@ affinities."""
 
 SEGMENT = "weakmedsam.segmentation.module."
 MODEL = ("model", "model.sce", "model.pam")
-OWN = ("weakmedsam", "data_modules")
+DOCUMENTED = ("weakmedsam", "data_modules")
 LONG = 500
 """Characters from which on a mapping is counted, not shown: the file it stands in is named beside it."""
 
@@ -82,7 +82,7 @@ def find_named(folder: Path) -> list[Named]:
             if path is None:  # a file on top of another one, which names the class
                 for known in paths.get(key, []):
                     found[key, known].values[str(file)] = values
-            elif path.startswith(OWN):
+            elif path.startswith(DOCUMENTED):
                 if path not in paths.setdefault(key, []):
                     paths[key].append(path)
                 named = found.setdefault((key, path), Named(key, path, {}))
@@ -105,7 +105,7 @@ def _walk(content: Any, key: str) -> Iterator[tuple[str, str | None, dict[str, A
         yield from _walk(value, f"{key}.{name}" if key else name)
 
 
-def describe(annotation: Any) -> str:
+def type_words(annotation: Any) -> str:
     """A type in the words of a YAML file."""
     if isinstance(annotation, str):
         return annotation
@@ -115,12 +115,12 @@ def describe(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(part) for part in inside))
+        return " or ".join(dict.fromkeys(type_words(part) for part in inside))
     names = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "any"}
     if annotation in names:
         return names[annotation]
     if origin in (list, tuple, dict):
-        parts = [describe(part) for part in inside if part is not Ellipsis]
+        parts = [type_words(part) for part in inside if part is not Ellipsis]
         word = {list: "list of", tuple: "list:", dict: "mapping:"}[origin]
         return f"{word} {(', ' if origin is tuple else ' -> ').join(parts)}"
     if inspect.isclass(annotation) and issubclass(annotation, enum.Enum):
@@ -145,7 +145,7 @@ def arguments(kind: type) -> dict[str, str]:
     """Argument -> its words in the docstring of the class, or of a base that takes it too."""
     words: dict[str, str] = {}
     for cls in kind.__mro__:
-        if cls.__module__.startswith(OWN) and cls.__doc__:
+        if cls.__module__.startswith(DOCUMENTED) and cls.__doc__:
             for entry in parse(cls.__doc__).params:
                 words.setdefault(entry.arg_name, " ".join((entry.description or "").split()))
     return words
@@ -196,19 +196,14 @@ def fill_options(page: Path, text: str, named: Named) -> str:
 
 def affinity_table() -> list[str]:
     """Rows of the table of affinities: a function's docstring is its row."""
-    rows = [
-        f"| `{name}` | {_sentence(kind.maps).replace(chr(96) * 2, chr(96))} |"
-        for name, kind in AFFINITIES.items()
-    ]
+    rows = [f"| `{name}` | {_sentence(kind.maps).replace(chr(96) * 2, chr(96))} |" for name, kind in AFFINITIES.items()]
     return ["| `affinity.kind` | what is compared |", "|---|---|", *rows, "| `none` | Nothing: no walk. |"]
 
 
 def pages() -> dict[Path, str]:
     """All pages that are written from the code, wholly or their tables, as they should be."""
     named = {one.key: one for one in find_named(EXPERIMENTS)}
-    tables = {
-        path: fill_options(path, path.read_text(encoding="utf-8"), named[key]) for path, key in PAGES.items()
-    }
+    tables = {path: fill_options(path, path.read_text(encoding="utf-8"), named[key]) for path, key in PAGES.items()}
     return {PAGE: page(), **tables}
 
 
@@ -224,21 +219,14 @@ def _rows(kind: type, values: dict[str, dict[str, Any]]) -> tuple[list[str], dic
         inner = [part for part in (hint, *typing.get_args(hint)) if is_dataclass(part)]
         if inner and isinstance(inner[0], type):
             nested[name] = inner[0]
-        shown = (
-            "" if default is inspect.Parameter.empty else "see below" if name in nested else _value(default)
-        )
+        shown = "" if default is inspect.Parameter.empty else "see below" if name in nested else _value(default)
         elsewhere: dict[str, list[str]] = {}
         for file, held in values.items():
-            if (
-                name in held
-                and name not in nested
-                and _value(held[name]) != shown
-                and not _is_class(held[name])
-            ):
+            if name in held and name not in nested and _value(held[name]) != shown and not _is_class(held[name]):
                 elsewhere.setdefault(_value(held[name]), []).append(_short(file))
         others = "; ".join(f"{value} in {', '.join(files)}" for value, files in elsewhere.items())
         about = words.get(name, "").replace("|", "\\|").replace("``", "`")
-        rows.append(f"| `{name}` | {describe(hint)} | {shown} | {about} | {others} |")
+        rows.append(f"| `{name}` | {type_words(hint)} | {shown} | {about} | {others} |")
     head = ["| key | type | default | meaning | set by |", "|---|---|---|---|---|"]
     return ([*head, *rows] if rows else []), nested
 
@@ -279,9 +267,7 @@ def page(folder: Path = EXPERIMENTS) -> str:
     lines = [INTRODUCTION.format(stages=stages)]
     always = {"throughput": Throughput, "preemption": Preemption}
     named = find_named(folder)
-    named += [
-        Named(key, f"{kind.__module__}.{kind.__name__}", _values(folder, key)) for key, kind in always.items()
-    ]
+    named += [Named(key, f"{kind.__module__}.{kind.__name__}", _values(folder, key)) for key, kind in always.items()]
     groups: dict[str, Callable[[Named], bool]] = {
         "Classification, SCE and PAM": lambda n: n.key in MODEL and not n.path.startswith(SEGMENT),
         "Segmentation": lambda n: n.path.startswith(SEGMENT),
@@ -301,9 +287,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m weakmedsam.settings_reference", description="Write the settings' page."
     )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; status 1 where it is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where it is out of date")
     check = parser.parse_args(words).check
     for path, text in pages().items():
         if not check:

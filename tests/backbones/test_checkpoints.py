@@ -18,9 +18,7 @@ def tensors():
 
 def same(found):
     assert found.keys() == tensors().keys()
-    assert all(
-        torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in tensors().items()
-    )
+    assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in tensors().items())
 
 
 @pytest.mark.parametrize("form", ["flat", "model", "state_dict", "module", "old", "safetensors"])
@@ -65,11 +63,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, form):
     if form == "raw":
         pickle.loads(path.read_bytes())
         trap.rmdir()
-    said = (
-        "not a checkpoint"
-        if form == "raw 0"
-        else r"refused: it contains code or objects \(\w+\.mkdir\), and only"
-    )
+    said = "not a checkpoint" if form == "raw 0" else r"refused: it contains code or objects \(\w+\.mkdir\), and only"
     with pytest.raises(CheckpointError, match=said) as caught:
         read_weights(path)
     assert str(path) in str(caught.value)
@@ -80,9 +74,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, form):
 def test_a_program_is_refused(tmp_path):
     path = tmp_path / "net.jit"
     torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1, 1)).save(path)
-    with pytest.raises(
-        CheckpointError, match=r"refused: it contains code or objects \(a TorchScript program"
-    ):
+    with pytest.raises(CheckpointError, match=r"refused: it contains code or objects \(a TorchScript program"):
         read_weights(path)
 
 

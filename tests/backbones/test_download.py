@@ -62,7 +62,7 @@ def test_a_truncated_answer_is_continued_where_it_broke_off(tmp_path):
 
 
 def test_progress_starts_the_count_of_retries_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "CHUNK", 2**10)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 2**10)
     with shop(tricks=[{"cut"}] * 6) as server:
         get(tmp_path, server)
     assert len(server.asked) > 1 + download.RETRIES

@@ -126,9 +126,7 @@ def test_points_are_in_pixels_of_the_input_frame(model, image_size):
     embedding = GOLDEN["prompt_embedding"]
     with torch.no_grad():
         expected = model.masks_at_points(embedding, POINTS)
-        assert torch.allclose(
-            other.masks_at_points(embedding, POINTS * image_size / 256), expected, atol=1e-5
-        )
+        assert torch.allclose(other.masks_at_points(embedding, POINTS * image_size / 256), expected, atol=1e-5)
         assert not torch.allclose(other.masks_at_points(embedding, POINTS), expected, atol=1e-2)
 
 
@@ -191,9 +189,7 @@ def test_freezing_policies():
     assert all(p.requires_grad for p in model.parameters())
     model.set_trainable("none")
     assert trained(1) == set()
-    with pytest.raises(
-        ConfigError, match="'adapters' is unknown; efficient_sam_tiny knows published, decoder"
-    ):
+    with pytest.raises(ConfigError, match="'adapters' is unknown; efficient_sam_tiny knows published, decoder"):
         model.set_trainable("adapters")
 
 
@@ -291,16 +287,12 @@ def test_a_checkpoint_of_another_size_is_refused_with_both_names(fake_checkpoint
     with pytest.raises(CheckpointError) as told:
         EfficientSAM(weights="some/mine.pt")
     assert "mine.pt holds efficient_sam_tiny, this backbone is efficient_sam_ti:" in str(told.value)
-    assert "image_encoder.pos_embed: efficient_sam_ti (1, 197, 192), checkpoint (1, 197, 48)" in str(
-        told.value
-    )
+    assert "image_encoder.pos_embed: efficient_sam_ti (1, 197, 192), checkpoint (1, 197, 48)" in str(told.value)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(fake_checkpoints):
     fake_checkpoints["sam"] = {"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}
-    with pytest.raises(
-        CheckpointError, match=r"(?s)holds another network.*proj.weight: .*checkpoint not there"
-    ):
+    with pytest.raises(CheckpointError, match=r"(?s)holds another network.*proj.weight: .*checkpoint not there"):
         EfficientSAM(256, "tiny", "sam.pth")
     fake_checkpoints["more"] = {**STATE, "a.key": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"(?s)1 of .* unknown.*a.key: .*not there, checkpoint \(1,\)"):

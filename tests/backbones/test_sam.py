@@ -151,9 +151,7 @@ def test_policies_without_lora():
     assert {name.split(".")[0] for name in trained(model)} == {"mask_decoder"}
     model.set_trainable("all")
     assert len(trained(model)) == len(list(model.parameters()))
-    with pytest.raises(
-        ConfigError, match="'adapters' is unknown; sam_tiny knows published, decoder, all, none"
-    ):
+    with pytest.raises(ConfigError, match="'adapters' is unknown; sam_tiny knows published, decoder, all, none"):
         model.set_trainable("adapters")
 
 
@@ -251,10 +249,7 @@ def test_an_image_of_another_size_is_resized_inside_and_points_stay_in_its_pixel
     with torch.no_grad():
         encoded, expected = larger.encode(image), own.encode(resize_frame(image, 64))
         assert all(torch.allclose(*pair) for pair in zip(encoded, expected, strict=True))
-        masks = [
-            model.masks_at_points(expected.embedding, at)
-            for model, at in ((larger, points), (own, points / 2))
-        ]
+        masks = [model.masks_at_points(expected.embedding, at) for model, at in ((larger, points), (own, points / 2))]
     assert torch.allclose(*masks, atol=1e-5)
 
 

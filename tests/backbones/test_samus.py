@@ -106,9 +106,7 @@ def test_policies():
     published = trained(model)
     model.set_trainable("adapters")
     adapters = trained(model)
-    of_the_last_block = {
-        f"image_encoder.blocks.3.{n}" for n, _ in model.image_encoder.blocks[3].named_parameters()
-    }
+    of_the_last_block = {f"image_encoder.blocks.3.{n}" for n, _ in model.image_encoder.blocks[3].named_parameters()}
     assert published == adapters | of_the_last_block
     assert not any(".mlp." in name or ".qkv." in name or ".norm" in name for name in adapters)
     assert {n for n in adapters if "rel_pos" in n} == {

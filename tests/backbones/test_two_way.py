@@ -27,9 +27,7 @@ def random_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def both(transformer, image, position, tokens):
     """(tokens, cells) of segment-anything, one pair of image and prompt at a time, and of ours."""
     theirs = [
-        transformer(image[b : b + 1], position, tokens[b, p][None])
-        for b in range(IMAGES)
-        for p in range(PROMPTS)
+        transformer(image[b : b + 1], position, tokens[b, p][None]) for b in range(IMAGES) for p in range(PROMPTS)
     ]
     theirs = [torch.cat(part).unflatten(0, (IMAGES, PROMPTS)) for part in zip(*theirs, strict=True)]
     rows = image.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
@@ -63,9 +61,7 @@ def test_in_bfloat16_the_masks_are_as_near_to_the_exact_ones_as_segment_anything
 
     def theirs():
         sparse, dense = prompts(points=(points[:, None] - 0.5, torch.ones(4, 1)), boxes=None, masks=None)
-        images = (
-            decoder.predict_masks(one[None], prompts.get_dense_pe(), sparse, dense)[0] for one in embedding
-        )
+        images = (decoder.predict_masks(one[None], prompts.get_dense_pe(), sparse, dense)[0] for one in embedding)
         return torch.stack(list(images))
 
     with torch.no_grad():

@@ -107,9 +107,7 @@ def test_the_command_lists_what_is_declared(capsys):
     assert weights.main([]) == 0
     said = capsys.readouterr().out
     for item in filter(None, declared().values()):
-        assert all(
-            fact in said for fact in (item.file, f"{item.size:,}", item.sha256, item.url, item.licence)
-        )
+        assert all(fact in said for fact in (item.file, f"{item.size:,}", item.sha256, item.url, item.licence))
     assert "pocket: nothing to download" in said
 
 

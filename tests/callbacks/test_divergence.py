@@ -48,9 +48,7 @@ class Line(LightningModule):
 
 
 def fit(folder, module, **changes):
-    kept = ModelCheckpoint(
-        folder / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    kept = ModelCheckpoint(folder / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False)
     settings = {
         "accelerator": "cpu",
         "devices": 1,
@@ -76,12 +74,8 @@ def fit(folder, module, **changes):
     ],
 )
 def test_it_ends_at_once_and_the_checkpoint_before_it_is_kept(tmp_path, spoil, value, said):
-    at = (
-        (1, 2) if spoil != "weight" else (1, 3)
-    )  # the epoch's last step: no loss tells what it made of the weights
-    with pytest.raises(
-        DivergenceError, match=f"{tmp_path.name} has diverged: {said}.*[Ll]ower.*learning_rate"
-    ):
+    at = (1, 2) if spoil != "weight" else (1, 3)  # the epoch's last step: no loss tells what it made of the weights
+    with pytest.raises(DivergenceError, match=f"{tmp_path.name} has diverged: {said}.*[Ll]ower.*learning_rate"):
         fit(tmp_path, Line(spoil, at, value))
     (kept,) = (tmp_path / "checkpoints").iterdir()
     held = torch.load(kept, weights_only=True)

@@ -10,7 +10,7 @@ from weakmedsam.callbacks.pam_ablation import Remembering, RememberingDrops
 from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.errors import ConfigError
-from weakmedsam.pam.prompt_masks import Slices
+from weakmedsam.pam.prompt_masks import PamBatch
 
 TINY = {"walk.map_size": 16, "affinity.radius": 2.0}
 
@@ -39,17 +39,13 @@ def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path,
     rows = read(tmp_path / "both/refinements.csv")
     assert {row["setting"] for row in rows} == {"same", "walkless", "long"}
     alone = {(row["case"], row["class"]): row["pam_dice"] for row in read(tmp_path / "alone/cam_cases.csv")}
-    assert alone == {
-        (row["case"], row["class_name"]): row["pam_dice"] for row in rows if row["setting"] == "same"
-    }
+    assert alone == {(row["case"], row["class_name"]): row["pam_dice"] for row in rows if row["setting"] == "same"}
     means = {(row["setting"], row["class"]): row for row in read(tmp_path / "both/refinements_mean.csv")}
     assert means["walkless", "cyst"]["pam_dice"] != means["long", "cyst"]["pam_dice"]
     assert len(means) == 6
 
 
-@pytest.mark.parametrize(
-    ("affinities", "times"), [(["per_prompt", "intensity"], 1), (["intensity", "none"], 0)]
-)
+@pytest.mark.parametrize(("affinities", "times"), [(["per_prompt", "intensity"], 1), (["intensity", "none"], 0)])
 def test_beside_a_local_encoder_slices_are_encoded_once_if_some_setting_prompts(tmp_path, affinities, times):
     local = LocalEncoder(32, cells=8, widths=(8, 16))
     model, data = module(local_encoder=local, pooling=Pooling("log_sum_exp")), tiny_phantom(tmp_path)
@@ -82,7 +78,7 @@ def test_what_erasing_takes_is_asked_once_for_a_slice_and_its_masks():
 
     memory = RememberingDrops(drops)
     box = torch.tensor([0, 32, 0, 32]).expand(2, 4)
-    slices = Slices(torch.rand(2, 1, 32, 32), torch.rand(2, 1, 8, 8), None, torch.ones(2, 1), box)
+    slices = PamBatch(torch.rand(2, 1, 32, 32), torch.rand(2, 1, 8, 8), None, torch.ones(2, 1), box)
     masks = torch.rand(2, 3, 8, 8)
     first = memory(slices, masks)
     assert first.shape == (2, 1, 3)

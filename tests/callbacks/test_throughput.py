@@ -77,9 +77,7 @@ def test_each_epoch_says_how_fast_it_was_and_how_long_it_waited(tmp_path, clock,
         assert row["gpu_memory_gib"] == ""
     logged = [row for row in read_table(tmp_path / "log/0/metrics.csv") if row["throughput/loader_wait"]]
     assert [row["epoch"] for row in logged] == ["0", "1"]
-    assert not any(
-        "throughput" in name for name in trainer.callback_metrics
-    )  # those are compared bit for bit
+    assert not any("throughput" in name for name in trainer.callback_metrics)  # those are compared bit for bit
     said = capsys.readouterr().out
     assert "a step learns from 8 slices: 1 process(es) x data.batch_size 8" in said
 
@@ -99,9 +97,7 @@ def test_a_test_and_a_prediction_say_it_too_and_do_not_count_what_was_there(tmp_
         assert float(row["images_per_second"]) > 0
         assert 0 < float(row["loader_wait"]) < 1
         (logged,) = [row for row in read_table(folder / "log/0/metrics.csv") if row["throughput/loader_wait"]]
-        assert float(logged["throughput/images_per_second"]) == pytest.approx(
-            float(row["images_per_second"]), rel=1e-3
-        )
+        assert float(logged["throughput/images_per_second"]) == pytest.approx(float(row["images_per_second"]), rel=1e-3)
     callback, module = Throughput(), SimpleNamespace(device=torch.device("cpu"))
     callback.on_predict_start(None, module)
     callback.on_predict_batch_end(None, module, None, {"image": torch.zeros(2, 1)}, 0)
@@ -113,9 +109,7 @@ def test_on_a_gpu_the_most_memory_of_the_epoch_is_told(tmp_path, monkeypatch):
     reset = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29 if device == gpu else 0)
-    trainer = SimpleNamespace(
-        is_global_zero=True, world_size=1, default_root_dir=tmp_path, current_epoch=0, loggers=[]
-    )
+    trainer = SimpleNamespace(is_global_zero=True, world_size=1, default_root_dir=tmp_path, current_epoch=0, loggers=[])
     callback, module = Throughput(), SimpleNamespace(device=gpu)
     callback.on_train_epoch_start(trainer, module)
     callback.on_train_batch_end(trainer, module, None, {"image": torch.zeros(2, 1)}, 0)

@@ -13,7 +13,7 @@ from commands import ROOT, free_port, run_command, run_commands_by_ranks
 from fakes import fake_abdomen
 from safetensors.numpy import load_file
 
-from weakmedsam.pam.feature_cache import score
+from weakmedsam.pam.feature_cache import score_setting
 
 OPTIONS = {
     "--data.num_volumes": 5,
@@ -141,7 +141,7 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
     stages = ("pseudo_labels", "features", "test_maps", "test", "refined")
     for stage in stages:
         run_command(*by_one_process(run, stage, tmp_path / "one"))
-    assert score(run / "features", {}) == score(tmp_path / "one/features", {})
+    assert score_setting(run / "features", {}) == score_setting(tmp_path / "one/features", {})
     assert made == sorted(path.name for path in (tmp_path / "one/pseudo_labels").glob("*.safetensors"))
     for name in made:
         one, two = (load_file(folder / "pseudo_labels" / name) for folder in (tmp_path / "one", run))

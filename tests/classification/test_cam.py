@@ -54,17 +54,13 @@ def test_no_evidence_outside_moves_a_logit(kind):
     changed = torch.where(inside, evidence, 50.0)
     assert torch.allclose(pool_evidence(evidence, inside, pooling), pool_evidence(changed, inside, pooling))
     changed = torch.where(inside, 50.0, evidence)
-    assert not torch.allclose(
-        pool_evidence(evidence, inside, pooling), pool_evidence(changed, inside, pooling)
-    )
+    assert not torch.allclose(pool_evidence(evidence, inside, pooling), pool_evidence(changed, inside, pooling))
 
 
 def test_log_sum_exp_lies_between_mean_and_maximum():
     evidence, inside = torch.randn(4, 2, 6, 6), torch.ones(4, 1, 6, 6, dtype=torch.bool)
     mean, most = evidence.mean((2, 3)), evidence.amax((2, 3))
-    soft, sharp = (
-        pool_evidence(evidence, inside, Pooling("log_sum_exp", sharpness=r)) for r in (0.01, 200.0)
-    )
+    soft, sharp = (pool_evidence(evidence, inside, Pooling("log_sum_exp", sharpness=r)) for r in (0.01, 200.0))
     assert torch.allclose(soft, mean, atol=0.02)
     assert torch.allclose(sharp, most, atol=0.03)
     between = pool_evidence(evidence, inside, Pooling("log_sum_exp"))

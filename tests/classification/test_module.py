@@ -135,9 +135,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(scans, tmp_path, source):
     torch.manual_seed(99)
     last = tmp_path / "cut/checkpoints/last.ckpt"
     trainer(tmp_path / "cut").fit(*fresh(), ckpt_path=last, weights_only=True)
-    states = [
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "cut")
-    ]
+    states = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "cut")]
     assert states[0]["state_dict"]["subclass_ids"].max() == 3
     assert same_state(states[0]["state_dict"], states[1]["state_dict"])
     columns = []
@@ -178,12 +176,8 @@ def test_a_backbone_of_another_shape_is_refused_with_the_first_differing_keys(sc
     trainer(tmp_path, 1).fit(module(), tiny_phantom(scans))
     other = module()
     other.backbone.neck = torch.nn.Conv2d(16, 8, 1)
-    with pytest.raises(
-        CheckpointError, match=r"(?s)backbone is tiny: .*backbone\.neck\.weight.*checkpoint \(16, 16"
-    ):
-        trainer(tmp_path / "b", 2).fit(
-            other, tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
-        )
+    with pytest.raises(CheckpointError, match=r"(?s)backbone is tiny: .*backbone\.neck\.weight.*checkpoint \(16, 16"):
+        trainer(tmp_path / "b", 2).fit(other, tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt")
     with pytest.raises(CheckpointError, match=r"pooling\.kind 'average', this run has 'top_k'"):
         trainer(tmp_path / "c", 2).fit(
             module(pooling=Pooling("top_k")),
@@ -220,9 +214,7 @@ def test_a_checkpoint_of_other_training_data_is_refused(scans, tmp_path):
 def test_a_one_cycle_schedule_cannot_be_lengthened(scans, tmp_path):
     trainer(tmp_path, 1).fit(module(), tiny_phantom(scans))
     with pytest.raises(CheckpointError, match="one-cycle schedule has 3 steps, this run 6"):
-        trainer(tmp_path / "b", 2).fit(
-            module(), tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt"
-        )
+        trainer(tmp_path / "b", 2).fit(module(), tiny_phantom(scans), ckpt_path=tmp_path / "checkpoints/last.ckpt")
 
 
 def test_settings_out_of_range_are_refused():

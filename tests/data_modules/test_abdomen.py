@@ -34,9 +34,7 @@ def test_a_mask_without_its_image_and_a_doubled_image_are_named(tmp_path):
     module = AbdomenCT1K(
         str(root), image_size=32, **data_settings(prepare__store_dir=str(tmp_path / "s"), prepare__workers=1)
     )
-    with pytest.raises(
-        DataError, match=r"(?s)2 of 5.*Case_00002 is there more.*Case_00050\.nii\.gz: has no image"
-    ):
+    with pytest.raises(DataError, match=r"(?s)2 of 5.*Case_00002 is there more.*Case_00050\.nii\.gz: has no image"):
         module.prepare_data()
 
 

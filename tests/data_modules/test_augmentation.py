@@ -8,7 +8,7 @@ from data_modules.augmentation import (
     apply_geometry,
     apply_intensity,
     augment_batch,
-    draw,
+    draw_parameters,
     sampling_grid,
 )
 from weakmedsam.contracts import IGNORE, SliceBatch
@@ -29,9 +29,7 @@ GEOMETRY = Augmentation(flip_columns=0.5, flip_rows=0.5, rotation=45, shrink=0.6
 
 
 def make_batch(indices, size=32) -> SliceBatch:
-    image = torch.stack(
-        [torch.rand(1, size, size, generator=torch.Generator().manual_seed(i)) for i in indices]
-    )
+    image = torch.stack([torch.rand(1, size, size, generator=torch.Generator().manual_seed(i)) for i in indices])
     target = (image[:, 0] > 0.5).long()
     return SliceBatch(
         image=image,
@@ -45,7 +43,7 @@ def make_batch(indices, size=32) -> SliceBatch:
 
 
 def test_no_pixel_of_the_frame_ever_leaves_it():
-    draws = draw(WILD, 0, 0, np.arange(5000))
+    draws = draw_parameters(WILD, 0, 0, np.arange(5000))
     source = draws.to_source.double()
     corners = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
     # to_source leads from the result to the slice; its inverse leads the slice's corners to the result.
@@ -59,7 +57,7 @@ def test_no_pixel_of_the_frame_ever_leaves_it():
 def test_a_mark_in_the_corner_survives():
     image = torch.zeros(500, 1, 32, 32)
     image[:, :, :3, :3] = 1
-    moved = apply_geometry(image, sampling_grid(draw(GEOMETRY, 1, 0, np.arange(500)), 32), "bilinear")
+    moved = apply_geometry(image, sampling_grid(draw_parameters(GEOMETRY, 1, 0, np.arange(500)), 32), "bilinear")
     assert (moved.amax(dim=(1, 2, 3)) > 0.5).all()
 
 
@@ -70,7 +68,7 @@ def test_a_draw_depends_on_seed_epoch_and_index_only():
     for seed, epoch in ((1, 2), (0, 3)):
         assert not torch.allclose(augment_batch(make_batch([8]), WILD, seed, epoch)["image"], alone)
     assert not torch.allclose(
-        draw(WILD, 0, 2, np.array([9])).to_source, draw(WILD, 0, 2, np.array([8])).to_source
+        draw_parameters(WILD, 0, 2, np.array([9])).to_source, draw_parameters(WILD, 0, 2, np.array([8])).to_source
     )
 
 
@@ -108,14 +106,12 @@ def test_the_target_moves_with_the_image():
 
 def test_intensities_stay_in_range_and_follow_the_draw():
     image = torch.rand(4, 1, 8, 8)
-    draws = draw(WILD, 0, 0, np.arange(4))
+    draws = draw_parameters(WILD, 0, 0, np.arange(4))
     changed = apply_intensity(image, draws)
     assert changed.min() >= 0
     assert changed.max() <= 1
-    only_gamma = draw(Augmentation(gamma=1), 0, 0, np.arange(4))
-    torch.testing.assert_close(
-        apply_intensity(image, only_gamma), image ** only_gamma.gamma[:, None, None, None]
-    )
+    only_gamma = draw_parameters(Augmentation(gamma=1), 0, 0, np.arange(4))
+    torch.testing.assert_close(apply_intensity(image, only_gamma), image ** only_gamma.gamma[:, None, None, None])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +141,7 @@ def test_the_scan_moves_with_the_image_and_padding_stays_padding():
 
 def step_by_step(batch, ranges, seed, epoch):
     """The same without shortcuts: a new array at each step, a channel at a time. The grid has its own test."""
-    draws, image = draw(ranges, seed, epoch, batch["index"].numpy()), batch["image"]
+    draws, image = draw_parameters(ranges, seed, epoch, batch["index"].numpy()), batch["image"]
     grid = sampling_grid(draws, image.shape[-1]).contiguous()
 
     def move(values, mode):
@@ -171,7 +167,7 @@ def step_by_step(batch, ranges, seed, epoch):
 
 @pytest.mark.parametrize("size", [32, 75])
 def test_the_grid_is_that_of_torch(size):
-    draws = draw(WILD, 3, 5, np.arange(16))
+    draws = draw_parameters(WILD, 3, 5, np.arange(16))
     wanted = F.affine_grid(draws.to_source, [16, 1, size, size], align_corners=False)
     torch.testing.assert_close(sampling_grid(draws, size), wanted, atol=5e-7, rtol=0)
 

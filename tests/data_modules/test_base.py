@@ -80,9 +80,7 @@ def test_the_order_depends_on_seed_and_epoch_only(root, monkeypatch):
 
 def test_an_index_means_the_same_slice_under_any_shuffling(root):
     module = make(root)
-    ordered = [
-        (c, int(s)) for b in module.features_dataloader() for c, s in zip(b["case"], b["slice"], strict=True)
-    ]
+    ordered = [(c, int(s)) for b in module.features_dataloader() for c, s in zip(b["case"], b["slice"], strict=True)]
     assert len(ordered) == module.train_slices
     for batch in module.train_dataloader():
         for index, case, number, label in zip(
@@ -94,9 +92,7 @@ def test_an_index_means_the_same_slice_under_any_shuffling(root):
 
 def test_ranks_share_the_features(root):
     module = make(root)
-    shares = [
-        torch.cat([b["index"] for b in module.features_dataloader(rank, 2)]).tolist() for rank in (0, 1)
-    ]
+    shares = [torch.cat([b["index"] for b in module.features_dataloader(rank, 2)]).tolist() for rank in (0, 1)]
     assert sorted(shares[0] + shares[1]) == list(range(module.train_slices))
 
 
@@ -120,9 +116,7 @@ def test_test_volumes_come_on_the_scans_own_slices(root):
 
 def test_workers_read_the_same(root):
     alone = torch.cat([b["image"] for b in make(root).train_dataloader()])
-    torch.testing.assert_close(
-        torch.cat([b["image"] for b in make(root, num_workers=1).train_dataloader()]), alone
-    )
+    torch.testing.assert_close(torch.cat([b["image"] for b in make(root, num_workers=1).train_dataloader()]), alone)
 
 
 def test_pseudo_labels_train(root, tmp_path):
@@ -210,9 +204,7 @@ def test_on_processors_workers_augment_as_the_training_process_would(root, tmp_p
 def test_a_gpu_augments_itself(root, device, augmented):
     module = make(root, augment=Augmentation(rotation=20), num_workers=1)
     strategy = SimpleNamespace(root_device=torch.device(device))
-    module.trainer = SimpleNamespace(
-        strategy=strategy, training=True, current_epoch=0, global_rank=0, world_size=1
-    )
+    module.trainer = SimpleNamespace(strategy=strategy, training=True, current_epoch=0, global_rank=0, world_size=1)
     batch = next(iter(module.train_dataloader()))
     assert ("scan" in batch) == augmented
     assert "scan" in module.on_after_batch_transfer(batch, 0)
@@ -278,11 +270,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, change, said):
 
 
 def test_intensities_are_told(root):
-    assert (
-        make(root)
-        .summary()["intensity"]
-        .startswith("percentiles 0.5 and 99.5 above the minimum -> [0, 1]; mean 0.")
-    )
+    assert make(root).summary()["intensity"].startswith("percentiles 0.5 and 99.5 above the minimum -> [0, 1]; mean 0.")
 
 
 @pytest.mark.parametrize("path", DATA_CONFIGS, ids=lambda path: path.stem)
@@ -310,9 +298,7 @@ def test_a_misspelt_key_is_refused(tmp_path):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SliceDataModule, "data")
     with pytest.raises(jsonargparse.ArgumentError, match="imagesize"):
-        parser.parse_args(
-            ["--data=data_modules.cardiac.MSDCardiac", "--data.data_dir=x", "--data.imagesize=3"]
-        )
+        parser.parse_args(["--data=data_modules.cardiac.MSDCardiac", "--data.data_dir=x", "--data.imagesize=3"])
 
 
 def test_the_split_is_written_while_no_other_process_prepares(root, monkeypatch):

@@ -70,9 +70,7 @@ def test_a_copy_with_a_folder_for_each_file_is_read(tmp_path, inner, caplog):
     (top / "HGG").rename(top / "hgg")
     cases = BraTS2019(str(tmp_path)).find_cases()
     assert [case.name for case in cases] == [f"BraTS19_FAKE_{n}_1" for n in range(4)]
-    assert all(
-        case.problem is None and Path(case.image).is_file() and Path(case.mask).is_file() for case in cases
-    )
+    assert all(case.problem is None and Path(case.image).is_file() and Path(case.mask).is_file() for case in cases)
     assert caplog.text == ""
 
 

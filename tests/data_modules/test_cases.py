@@ -23,10 +23,7 @@ def test_classes_take_ids_in_their_order():
         (AbdomenCT1K.info, {"liver": []}, "no mask value"),
         (Folder.info, None, "at least one"),
         (Folder.info, {"tumour": [300]}, "300"),
-        *(
-            (Folder.info, {name: [1]}, "^classes: '")
-            for name in ("", " ", "a/b", "a\\b", " a", "a\n", "a\x1bb")
-        ),
+        *((Folder.info, {name: [1]}, "^classes: '") for name in ("", " ", "a/b", "a\\b", " a", "a\n", "a\x1bb")),
     ],
 )
 def test_wrong_classes_are_refused(info, wanted, said):

@@ -132,9 +132,7 @@ def test_one_scan_is_not_two_patients(tmp_path):
     root = fake_folder(tmp_path, 5)
     for part in ("images", "masks"):
         (root / part / "other.nii.gz").symlink_to("scan0.nii.gz")
-    with pytest.raises(
-        DataError, match=r"other\.nii\.gz and .*scan0\.nii\.gz are links to one scan, .* Remove one"
-    ):
+    with pytest.raises(DataError, match=r"other\.nii\.gz and .*scan0\.nii\.gz are links to one scan, .* Remove one"):
         make(root).prepare_data()
     rows = [f"scan{n},P{n}" for n in range(5)]
     (root / "patients.csv").write_text("\n".join(["case,patient", "other,P0", *rows]))
@@ -155,9 +153,7 @@ def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
     (root / "images/scan9.nrrd").touch()
     (root / "Labels.xlsx").touch()
     (root / "images").rename(root / "Images")
-    with pytest.raises(
-        DataError, match=r"(?s)2 of 5 .*scan1\.nii\.gz: is a link to .*masks/scan2\.nii has the same"
-    ):
+    with pytest.raises(DataError, match=r"(?s)2 of 5 .*scan1\.nii\.gz: is a link to .*masks/scan2\.nii has the same"):
         make(tmp_path / "unpacked").prepare_data()
     assert "2 name(s): Images/scan9.nrrd, Labels.xlsx" in caplog.text
     module = make(tmp_path / "unpacked", prepare__on_bad_case="skip")
@@ -182,9 +178,7 @@ def test_a_patients_file_that_comes_after_the_first_preparation_moves_the_split(
         module.setup("fit")
         patients = {name: entry.patient for name, entry in module.entries.items()}
         assert patients == (dict(rows) if rows is not None else {name: name for name in patients})
-        assert len({(patient, module.split[name]) for name, patient in patients.items()}) == len(
-            set(patients.values())
-        )
+        assert len({(patient, module.split[name]) for name, patient in patients.items()}) == len(set(patients.values()))
         contents.append(module.summary()["content"])
     assert len(set(contents)) == 3  # what follows is trained anew
 

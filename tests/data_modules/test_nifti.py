@@ -335,9 +335,7 @@ def test_scaled_headers_are_read_as_nibabel_reads_them(tmp_path):
     kind=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),
 )
 @settings(QUICK, max_examples=400)
-def test_a_mutated_file_is_read_as_nibabel_reads_it_or_refused_in_one_line(
-    place, bits, cut, name, kind, tmp_path
-):
+def test_a_mutated_file_is_read_as_nibabel_reads_it_or_refused_in_one_line(place, bits, cut, name, kind, tmp_path):
     rng = np.random.default_rng(place)
     content = bytearray(file_of(rng.integers(0, 99, (4, 4, 3)).astype(np.int16), kind=kind))
     content[place] ^= bits
@@ -346,9 +344,7 @@ def test_a_mutated_file_is_read_as_nibabel_reads_it_or_refused_in_one_line(
     if found is None:
         return
     theirs = nib.load(path)
-    assert np.array_equal(
-        found.voxels, np.asanyarray(theirs.dataobj).reshape(found.voxels.shape), equal_nan=True
-    )
+    assert np.array_equal(found.voxels, np.asanyarray(theirs.dataobj).reshape(found.voxels.shape), equal_nan=True)
     length = {1: 1000, 3: 0.001}.get(int(theirs.header["xyzt_units"]) & 7, 1)
     assert np.allclose(found.affine[:3], theirs.affine[:3] * length)
 

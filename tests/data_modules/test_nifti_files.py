@@ -27,9 +27,7 @@ def found(folder: Path) -> dict[str, str]:
 
 
 def test_endings_count_in_any_case_and_hidden_names_never(tmp_path):
-    touch(
-        tmp_path, "b.nii", "a.nii.gz", "C.NII.GZ", "d.Nii", "._a.nii.gz", ".nii.gz", "notes.txt", "e.nii.d/x"
-    )
+    touch(tmp_path, "b.nii", "a.nii.gz", "C.NII.GZ", "d.Nii", "._a.nii.gz", ".nii.gz", "notes.txt", "e.nii.d/x")
     assert found(tmp_path) == {"C": "C.NII.GZ", "a": "a.nii.gz", "b": "b.nii", "d": "d.Nii"}
     assert list_nifti(tmp_path / "nowhere").files == {}
     assert [nifti_stem(name) for name in ("a.NII.gz", "a.b.nii", "a.gz")] == ["a", "a.b", "a.gz"]
@@ -169,9 +167,7 @@ def test_folders_and_tables_are_found_in_any_case_and_two_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"LABELS\.csv and .*below/labels\.csv: only one"):
         find_table([tmp_path, tmp_path / "below"], "labels.csv")
     (tmp_path / "patients.csv").mkdir()
-    assert (
-        find_table([tmp_path], "patients.csv") == tmp_path / "patients.csv"
-    )  # its reader will say that it is none
+    assert find_table([tmp_path], "patients.csv") == tmp_path / "patients.csv"  # its reader will say that it is none
     (tmp_path / "patients.csv").rmdir()
     (tmp_path / "patients.csv").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"patients\.csv: is a link to a file that is not there"):

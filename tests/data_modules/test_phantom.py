@@ -145,9 +145,7 @@ def test_anisotropic_pixels_keep_their_axes(tmp_path: Path) -> None:
     assert read_volume(root / "images/phantom_000.nii.gz")[1].spacing == (4.0, 1.0, 2.0)
 
 
-def test_a_killed_set_is_finished_with_the_same_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_set_is_finished_with_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = files(write_phantom(tmp_path / "whole", SMALL, 4))
     save, calls = nib.save, []
 
@@ -169,9 +167,7 @@ def test_a_killed_set_is_finished_with_the_same_files(
     assert files(write_phantom(tmp_path / "killed", SMALL, 4)) == whole
 
 
-def test_a_finished_set_is_left_alone_and_others_go_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_set_is_left_alone_and_others_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = write_phantom(tmp_path, SMALL, 2)
     times = {p: p.stat().st_mtime_ns for p in first.rglob("*.nii.gz")}
     second = write_phantom(tmp_path, replace(SMALL, noise=0.1), 2)

@@ -33,9 +33,7 @@ HERE = Path(__file__).parent
 
 def cases_of(root: Path, number: int = 4) -> list[Case]:
     names = [f"scan{n}" for n in range(number)]
-    return [
-        Case(n, n, str(root / "images" / f"{n}.nii.gz"), str(root / "masks" / f"{n}.nii.gz")) for n in names
-    ]
+    return [Case(n, n, str(root / "images" / f"{n}.nii.gz"), str(root / "masks" / f"{n}.nii.gz")) for n in names]
 
 
 def spec_of(root: Path) -> StoreSpec:
@@ -393,9 +391,7 @@ def test_the_folder_of_another_case_in_a_cases_place_is_noticed(root, tmp_path):
 def test_a_copied_store_is_as_good(root, tmp_path, reads):
     store = spec_of(root).folder(tmp_path)
     prepare(cases_of(root), spec_of(root), tmp_path, workers=1)
-    copied = shutil.copytree(
-        store, tmp_path / "moved" / store.name, copy_function=shutil.copy
-    )  # with new times
+    copied = shutil.copytree(store, tmp_path / "moved" / store.name, copy_function=shutil.copy)  # with new times
     assert find_broken_files(copied) == {}
     reads.clear()
     prepare(cases_of(root), spec_of(root), tmp_path / "moved", workers=1)

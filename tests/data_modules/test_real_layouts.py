@@ -63,6 +63,4 @@ def test_the_downloaded_layout_is_prepared_and_its_contours_lie_on_the_organs(tm
     z = most_telling_slice(mask, mask)
     png = draw_contours(native[z], torch.zeros_like(mask[z]), mask[z], volume["spacing"], volume["case"])
     picture = np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
-    assert (
-        (picture[..., 1] - picture[..., 0] > 150) & (picture[..., 1] - picture[..., 2] > 150)
-    ).any()  # a contour
+    assert ((picture[..., 1] - picture[..., 0] > 150) & (picture[..., 1] - picture[..., 2] > 150)).any()  # a contour

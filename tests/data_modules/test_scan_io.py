@@ -42,9 +42,7 @@ def segment(scans, out, made_by="a network"):
     for case in find_scans(scans):
         voxels, geometry = read_volume(case.image)
         ids = (voxels % 3).astype(np.uint8)
-        write_segmentation(
-            segmentation_path(out, case.name), ids, geometry, mark_of(stamp(case, str(scans)), made_by)
-        )
+        write_segmentation(segmentation_path(out, case.name), ids, geometry, mark_of(stamp(case, str(scans)), made_by))
 
 
 def test_a_folder_or_one_file_is_found(scans):

@@ -177,9 +177,7 @@ def test_when_all_is_done_nothing_of_a_killed_call_is_offered_again(drawn, image
     assert not list(data.predict_dataloader())
 
 
-def test_a_scan_that_changes_or_goes_meanwhile_is_segmented_as_it_was_read_and_still_to_do(
-    drawn, some, tmp_path
-):
+def test_a_scan_that_changes_or_goes_meanwhile_is_segmented_as_it_was_read_and_still_to_do(drawn, some, tmp_path):
     (some / "broken.nii.gz").unlink()
     out = tmp_path / "out"
     data = unseen(drawn, some, out)
@@ -192,9 +190,7 @@ def test_a_scan_that_changes_or_goes_meanwhile_is_segmented_as_it_was_read_and_s
     second.rename(tmp_path / "gone.nii.gz")
     for volume in data.predict_dataloader():
         frame = volume["frame"]
-        data.save_segmentation(
-            volume["case"], np.zeros((len(volume["image"]), frame.height, frame.width), np.uint8)
-        )
+        data.save_segmentation(volume["case"], np.zeros((len(volume["image"]), frame.height, frame.width), np.uint8))
     assert len(ids_in(out)) == 2
     (tmp_path / "gone.nii.gz").rename(second)
     left = find_unsegmented(find_scans(some), out, "x")

@@ -149,9 +149,7 @@ def test_missing_damaged_and_foreign_pseudo_labels_are_named(stored, tmp_path):
     entries = stored[0]
     write_pseudo(tmp_path / "pseudo", entries)
     other = replace(entries[0], frame=entries[0].frame._replace(size=32))
-    with pytest.raises(
-        DataError, match=r"scan0\.safetensors: is \(6, 24, 24\), the slices are \(6, 32, 32\)"
-    ):
+    with pytest.raises(DataError, match=r"scan0\.safetensors: is \(6, 24, 24\), the slices are \(6, 32, 32\)"):
         PseudoLabelReader(tmp_path / "pseudo").check([other])
     (tmp_path / "pseudo" / "scan1.safetensors").write_bytes(b"short")
     with pytest.raises(DataError, match=r"scan1\.safetensors: cannot be read"):

@@ -55,10 +55,7 @@ def test_a_run_inside_the_data_folder_changes_nothing_and_a_new_scan_does(tmp_pa
     run = f"runs/{name}/e"
     for path in (
         *(f"{run}/prepare/settings.json", f"{run}/classify/history.csv", f"{run}/labels.csv"),
-        *(
-            f"{run}/segmentations/x/{part}.nii.gz"
-            for part in ("Case_00001_0000", "la_003", "BraTS19_A_flair")
-        ),
+        *(f"{run}/segmentations/x/{part}.nii.gz" for part in ("Case_00001_0000", "la_003", "BraTS19_A_flair")),
         *("out/provenance/predict.yaml", "out/Case_00001_0000.nii.gz", "out/volumes.csv", "other.nii.gz"),
         *("notes.csv", "split.csv", "store/x.csv", "._a.nii.gz"),
     ):
@@ -97,9 +94,7 @@ def test_a_table_that_is_corrected_with_size_and_time_as_they_were_is_noticed(tm
 def test_changed_scans_masks_and_split_files_are_noticed(tmp_path):
     root = fake_folder(tmp_path)
     split = tmp_path / "mine.csv"
-    split.write_text(
-        "case,split\n" + "".join(f"scan{n},{s}\n" for n, s in enumerate(["train"] * 3 + ["val", "test"]))
-    )
+    split.write_text("case,split\n" + "".join(f"scan{n},{s}\n" for n, s in enumerate(["train"] * 3 + ["val", "test"])))
     summary = prepared(root, split__file=str(split))
     seen = {look_at(summary)}
     for path in (root / "images/scan0.nii.gz", root / "masks/scan1.nii.gz", split):

@@ -16,9 +16,7 @@ def people(number: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("number", [3, 4, 5, 9, 10, 40])
-@pytest.mark.parametrize(
-    "fractions", [Split().fractions, (0.7, 0.1, 0.2), (0.1, 0.1, 0.8), (0.34, 0.33, 0.33)]
-)
+@pytest.mark.parametrize("fractions", [Split().fractions, (0.7, 0.1, 0.2), (0.1, 0.1, 0.8), (0.34, 0.33, 0.33)])
 def test_every_split_has_patients_and_no_patient_two_splits(number, fractions):
     split = split_by_hash(people(number), Split(fractions=fractions))
     assert set(split.values()) == {"train", "val", "test"}
@@ -86,9 +84,7 @@ def test_missing_file_missing_case_and_torn_patient_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"data\.split\.file"):
         read_split(tmp_path / "nowhere.csv")
     path = write(tmp_path / "split.csv", "case,split\na,train\n1,val\n")
-    with pytest.raises(
-        DataError, match=r"'1' \(line 3\); 2 case\(s\) have no row: '001', 'b'\. Leading zeros"
-    ):
+    with pytest.raises(DataError, match=r"'1' \(line 3\); 2 case\(s\) have no row: '001', 'b'\. Leading zeros"):
         split_cases({"a": "a", "b": "b", "001": "x"}, {"a", "b", "001"}, Split(str(path)), None)
     with pytest.raises(DataError, match="patient p is in both train"):
         keep_patients({"a": "train", "b": "test"}, {"a": "p", "b": "p"}, tmp_path)

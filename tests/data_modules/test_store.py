@@ -176,9 +176,7 @@ def test_a_damaged_array_is_one_message_to_who_reads_it(tmp_path, spec, case, na
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(
-        DataError, match=rf"one/{name} cannot be read .*make prepare`, prepares its volume again"
-    ):
+    with pytest.raises(DataError, match=rf"one/{name} cannot be read .*make prepare`, prepares its volume again"):
         getattr(SliceReader(store), name.partition(".")[0])("one")
     with pytest.raises(DataError, match=rf"one/{name} is .*make prepare` prepares its volume again"):
         check_sizes(store, {"one": entry})

@@ -137,9 +137,7 @@ def test_what_is_no_table_is_refused_before_it_is_read(tmp_path):
         open_table(tmp_path / ("x" * 300), COLUMNS)
 
 
-cell = st.text(
-    st.characters(codec="cp1252", exclude_categories=("Cc", "Cf")) | st.sampled_from(',;\t" \n'), max_size=6
-)
+cell = st.text(st.characters(codec="cp1252", exclude_categories=("Cc", "Cf")) | st.sampled_from(',;\t" \n'), max_size=6)
 
 
 @quick
@@ -184,9 +182,7 @@ def pairs(tmp_path, text):
 
 def test_a_case_has_one_row(tmp_path):
     assert pairs(tmp_path, "case,patient\na,P1\nb,P1\n")[1] == {"a": (2, "P1"), "b": (3, "P1")}
-    with pytest.raises(
-        DataError, match=r"line 4, column case: 'a' has a row already, line 2: .*'P1' there, 'P2' here"
-    ):
+    with pytest.raises(DataError, match=r"line 4, column case: 'a' has a row already, line 2: .*'P1' there, 'P2' here"):
         pairs(tmp_path, "case,patient\na,P1\nb,P1\na,P2\n")
     with pytest.raises(DataError, match="line 3"):  # also where both rows say the same
         pairs(tmp_path, "case,patient\nM\u00fcller,P1\nMu\u0308ller,P1\n")
@@ -215,9 +211,7 @@ def test_rows_of_no_case_are_named_with_what_has_happened(tmp_path, rows, cases,
 def test_missing_rows_are_named_beside_unknown_ones(tmp_path):
     table, _ = pairs(tmp_path, "case,patient\na,P\n")
     check_cases(table, {"a": 2}, ["a", "b"])
-    with pytest.raises(
-        DataError, match=r"1 case\(s\) of its rows.*'a'.*; 2 case\(s\) have no row: 'b', 'c'\."
-    ):
+    with pytest.raises(DataError, match=r"1 case\(s\) of its rows.*'a'.*; 2 case\(s\) have no row: 'b', 'c'\."):
         check_cases(table, {"a": 2}, ["b", "c"], ["c", "b"])
 
 

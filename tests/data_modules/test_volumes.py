@@ -121,9 +121,7 @@ def test_masks_follow_their_image_where_the_nearest_axis_is_a_matter_of_rounding
         affine[:3, :3] = nib.eulerangles.euler2mat(*turn) @ np.diag([1, 1, 3])
         first = read_geometry(shape, affine)
         for _ in range(20):
-            second = read_geometry(
-                shape, affine + rng.normal(size=(4, 4)) * 1e-6 * (np.arange(4) < 3)[:, None]
-            )
+            second = read_geometry(shape, affine + rng.normal(size=(4, 4)) * 1e-6 * (np.arange(4) < 3)[:, None])
             laid = lay_on_image("m", second.to_slices(voxels), second, "i", first)
             assert np.array_equal(first.from_slices(laid), voxels)
 
@@ -139,9 +137,7 @@ def test_unknown_label_values_are_named(tmp_path, strange):
     mask = draw_scan(0)[1].astype(np.float32)
     mask[0, 0, 0] = strange
     path = save_nifti(tmp_path / "mask.nii.gz", mask)
-    with pytest.raises(
-        DataError, match=rf"mask\.nii\.gz: holds unknown label values {strange:g}; expected \[0, 1"
-    ):
+    with pytest.raises(DataError, match=rf"mask\.nii\.gz: holds unknown label values {strange:g}; expected \[0, 1"):
         read_classes(str(path), "axial", {1: 1}, known=(2,))
 
 

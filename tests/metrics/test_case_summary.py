@@ -11,7 +11,7 @@ import torch
 from weakmedsam.metrics.case_summary import (
     CaseScores,
     format_cases,
-    gather,
+    gather_scores,
     score_case,
     summarise,
     take_means,
@@ -64,14 +64,12 @@ def test_summary_counts_misses_and_leaves_out_what_is_undefined():
 def test_row_has_a_column_for_every_figure():
     row = score("1", *torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[0].row()
     assert list(row)[:4] == ["case", "class", "dice", "jaccard"]
-    assert {"assd_mm", "hd95_mm", "missed", "false_alarm", "slice_dice", "published_dice", "true_ml"} <= set(
-        row
-    )
+    assert {"assd_mm", "hd95_mm", "missed", "false_alarm", "slice_dice", "published_dice", "true_ml"} <= set(row)
 
 
 def test_gathering_sorts_by_case_then_class_and_keeps_one_of_each():
     scores = some_scores()
-    gathered = gather([*scores[::-1], *scores], NAMES)
+    gathered = gather_scores([*scores[::-1], *scores], NAMES)
     assert [(s.case, s.class_name) for s in gathered] == [
         ("1", "liver"), ("1", "cyst"), ("2", "liver"), ("2", "cyst"),
     ]  # fmt: skip

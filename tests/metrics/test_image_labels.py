@@ -41,6 +41,4 @@ def test_what_is_finished_is_forgotten():
     scores.update(-logits, label)
     scores.finish()
     scores.update(logits, label)
-    assert float(scores.finish()["auroc/cyst"]) == pytest.approx(
-        roc_auc_score(label[:, 1], logits[:, 1]), abs=1e-5
-    )
+    assert float(scores.finish()["auroc/cyst"]) == pytest.approx(roc_auc_score(label[:, 1], logits[:, 1]), abs=1e-5)

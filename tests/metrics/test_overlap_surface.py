@@ -92,9 +92,7 @@ def test_volume_dice_is_dice_over_all_slices_of_a_volume_then_mean_over_volumes(
     torch.testing.assert_close(volume_dice([[0, 1, 2, 3, 4]]).compute(), torch.stack(want).mean(0))
 
 
-@pytest.mark.parametrize(
-    "order", [[[4, 2], [0, 3], [1]], [[0, 1, 2], [2, 3, 4], [0, 0, 4]], [[i] for i in range(5)]]
-)
+@pytest.mark.parametrize("order", [[[4, 2], [0, 3], [1]], [[0, 1, 2], [2, 3, 4], [0, 0, 4]], [[i] for i in range(5)]])
 def test_volume_dice_does_not_depend_on_order_or_repetition(order):
     assert volume_dice(order).compute().equal(volume_dice([[0, 1, 2, 3, 4]]).compute())
 
@@ -182,14 +180,10 @@ def test_crop_and_own_surfaces_change_no_value():
     for corner in (0, 3):  # at the border of the volume and away from it
         truth, prediction = torch.zeros(2, 14, 15, 16).bool()
         truth[corner : corner + 7, corner : corner + 8, 2:9] = torch.rand(7, 8, 7, generator=generator) < 0.8
-        prediction[corner : corner + 5, 1:9, corner : corner + 9] = (
-            torch.rand(5, 8, 9, generator=generator) < 0.8
-        )
+        prediction[corner : corner + 5, 1:9, corner : corner + 9] = torch.rand(5, 8, 9, generator=generator) < 0.8
         spacing = [2.5, 0.7, 1.1]
         pair = (prediction[None, None].float(), truth[None, None].float())
-        assd = compute_average_surface_distance(
-            *pair, include_background=True, symmetric=True, spacing=spacing
-        )
+        assd = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing)
         hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
         assert surface_distances(prediction, truth, spacing) == pytest.approx((float(assd), float(hd95)))
 

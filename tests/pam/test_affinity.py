@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from weakmedsam.pam.affinity import (
     AFFINITIES,
-    Evidence,
+    CellEvidence,
     border_map,
     edge_weights,
     grid_points,
@@ -46,9 +46,7 @@ def parts(seed, cam, kind):
     restart=st.sampled_from([0.0, 0.1, 0.7]),
     trusted=st.booleans(),
 )
-def test_stencil_equals_the_dense_matrix(
-    seed, radius, beta, contrast, steps, rescale, prompts, kind, restart, trusted
-):
+def test_stencil_equals_the_dense_matrix(seed, radius, beta, contrast, steps, rescale, prompts, kind, restart, trusted):
     cam, maps = drawn(seed, prompts)
     inside = parts(seed, cam, kind)
     trust = None
@@ -182,7 +180,7 @@ def evidence(seed=0, trust=None, masks=None):
     logits = 4 * torch.randn(2, 5, 8, 8, generator=generator)
     masks = logits.sigmoid() if masks is None else masks
     grey = torch.rand(2, 1, 8, 8, generator=generator)
-    return Evidence(grey, 0.4, masks, trust, logits.sum(dim=1, keepdim=True))
+    return CellEvidence(grey, 0.4, masks, trust, logits.sum(dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize("name", AFFINITIES)
@@ -207,9 +205,7 @@ def test_every_prompted_affinity_forgets_the_order_of_the_prompts(name):
     edges = []
     for some in (one, other):
         maps, weight = AFFINITIES[name].maps(some)
-        edges.append(
-            edge_weights(maps, half_disc(2.0), trust=None if weight is None else weight[..., None, None])
-        )
+        edges.append(edge_weights(maps, half_disc(2.0), trust=None if weight is None else weight[..., None, None]))
     assert torch.allclose(*edges, atol=1e-6)
 
 
@@ -218,7 +214,7 @@ def test_summed_masks_are_bounded_where_summed_logits_are_not():
     # the sum of logits of -10 and 10 gives e^-80.
     one = torch.full((1, 16, 8, 8), -10.0)
     one[:, 0, :, 4:] = 10.0
-    given = Evidence(torch.zeros(1, 1, 8, 8), 0.5, one.sigmoid(), None, one.sum(dim=1, keepdim=True))
+    given = CellEvidence(torch.zeros(1, 1, 8, 8), 0.5, one.sigmoid(), None, one.sum(dim=1, keepdim=True))
     maps, weight = summed_masks(given)
     assert torch.allclose(maps, one.sigmoid().mean(1, keepdim=True), atol=1e-6)
     assert weight is None

@@ -13,7 +13,7 @@ from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.pam import prompt_masks as answers
 from weakmedsam.pam.affinity import grid_points
-from weakmedsam.pam.feature_cache import StoredPrompts, read_head, read_parts, score
+from weakmedsam.pam.feature_cache import StoredPrompts, read_head, read_parts, score_setting
 
 SETTINGS = {
     "prompts.grid": 3,
@@ -45,7 +45,7 @@ def stored(tmp_path_factory):
 
 def test_the_runs_own_settings_give_the_runs_own_dice(stored):
     folder, data, figures = stored
-    ours = score(folder / "kept", {})
+    ours = score_setting(folder / "kept", {})
     assert ours.keys() == {name for name in figures if "_dice" in name}
     for name, value in ours.items():
         assert value == pytest.approx(figures[name], abs=0.002 if "pam" in name else 1e-6), name
@@ -70,10 +70,8 @@ def test_other_settings_give_what_a_new_run_with_them_gives(stored, grid):
     }
     changes |= {"prompts.grid": grid}
     _, theirs = validate(folder / f"new{grid}", data, pam_callback(**SETTINGS | changes))
-    ours = score(folder / "kept", changes)
-    assert theirs["val/pam_dice"] != pytest.approx(
-        figures["val/pam_dice"], abs=0.006
-    )  # they do change something
+    ours = score_setting(folder / "kept", changes)
+    assert theirs["val/pam_dice"] != pytest.approx(figures["val/pam_dice"], abs=0.006)  # they do change something
     for name, value in ours.items():
         assert value == pytest.approx(theirs[name], abs=0.002), name
 
@@ -86,18 +84,18 @@ def test_what_erasing_takes_is_stored_with_the_masks_where_the_run_erases(stored
     _, theirs = validate(tmp_path / "new", data, pam_callback(**pam | changes))
     assert figures["val/pam_dice"] != pytest.approx(theirs["val/pam_dice"], abs=0.006)
     for run, changed in ((figures, {}), (theirs, changes)):
-        ours = score(tmp_path / "kept", changed)
+        ours = score_setting(tmp_path / "kept", changed)
         assert ours["val/pam_dice"] == pytest.approx(run["val/pam_dice"], abs=0.004)
     with pytest.raises(DataError, match=r"occlusion\.weight: .*kept was written with weight 0"):
-        score(folder / "kept", {"occlusion.weight": 0.5})
+        score_setting(folder / "kept", {"occlusion.weight": 0.5})
 
 
 def test_chunks_change_nothing(stored, monkeypatch):
     folder, _, _ = stored
-    whole = score(folder / "kept", {"prompts.grid": 5}, chunk=50)
-    assert score(folder / "kept", {"prompts.grid": 5}, chunk=1) == pytest.approx(whole)
-    monkeypatch.setattr(answers, "PAIRS", 30)  # the grid is asked for in parts
-    assert score(folder / "kept", {"prompts.grid": 5}, chunk=4) == pytest.approx(whole)
+    whole = score_setting(folder / "kept", {"prompts.grid": 5}, chunk=50)
+    assert score_setting(folder / "kept", {"prompts.grid": 5}, chunk=1) == pytest.approx(whole)
+    monkeypatch.setattr(answers, "DECODED_AT_ONCE", 30)  # the grid is asked for in parts
+    assert score_setting(folder / "kept", {"prompts.grid": 5}, chunk=4) == pytest.approx(whole)
 
 
 def test_a_slice_is_not_encoded_again(stored):
@@ -120,17 +118,17 @@ def test_a_slice_is_not_encoded_again(stored):
 def test_what_cannot_be_scored_is_refused(stored, tmp_path):
     folder, data, _ = stored
     with pytest.raises(DataError, match=r"model\.pam\.walk\.map_size decides what is stored"):
-        score(folder / "kept", {"walk.map_size": 32})
+        score_setting(folder / "kept", {"walk.map_size": 32})
     with pytest.raises(
         DataError, match=r"grid: 4 is not stored in .*kept, \[2, 3, 5\] are; name it in .*features\.yaml"
     ):
-        score(folder / "kept", {"prompts.grid": 4})
+        score_setting(folder / "kept", {"prompts.grid": 4})
     with pytest.raises(ConfigError, match=r"KeepFeatures\.grids is 0"):
         KeepFeatures([0])
     with pytest.raises(ConfigError, match=r"model\.pam\.affinity\.radius is 0\.5"):
-        score(folder / "kept", {"affinity.radius": 0.5})
+        score_setting(folder / "kept", {"affinity.radius": 0.5})
     with pytest.raises(DataError, match="no stored features; `make sweep SWEEP=pam`"):
-        score(tmp_path, {})
+        score_setting(tmp_path, {})
     for pam in (None, pam_callback(**SETTINGS | {"affinity.kind": "summed"})):
         with pytest.raises(ConfigError, match=r"affinity\.kind: per_prompt"):
             validate(tmp_path, data, pam, KeepFeatures())

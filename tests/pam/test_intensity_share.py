@@ -5,7 +5,7 @@ import torch
 from pam_scene import SCENE, BoxBackbone, scene
 from pam_settings import pam_settings
 
-from weakmedsam.pam.affinity import Evidence, edge_weights, half_disc, with_intensity
+from weakmedsam.pam.affinity import CellEvidence, edge_weights, half_disc, with_intensity
 from weakmedsam.pam.refiner import refine
 
 
@@ -25,7 +25,7 @@ def test_grey_values_have_their_share_of_a_difference_however_prompts_are_truste
     masks, grey = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
     offsets = half_disc(2.0)
     for trust in (None, torch.tensor([[1.0, 0.5, 0.0], [0.2, 0.2, 0.2]])):
-        maps, weight = with_intensity(Evidence(grey, share, masks, trust))
+        maps, weight = with_intensity(CellEvidence(grey, share, masks, trust))
         found = edge_weights(maps, offsets, 2.0, 3.0, weight[..., None, None])
         known = torch.ones(2, 3) if trust is None else trust
         known = (known / known.sum(dim=1, keepdim=True))[..., None, None]

@@ -85,9 +85,7 @@ def test_what_a_mask_takes_is_counted_against_the_most():
     image = torch.zeros(1, 1, SIZE, SIZE)
     image[..., 4:10, 4:10] = 0.5
     image[..., 20:26, 20:28] = 1.0
-    masks = torch.cat(
-        [mask(4, 10, 4, 7), mask(4, 10, 4, 10), mask(20, 26, 20, 28), mask(14, 18, 14, 18)], dim=1
-    )
+    masks = torch.cat([mask(4, 10, 4, 7), mask(4, 10, 4, 10), mask(20, 26, 20, 28), mask(14, 18, 14, 18)], dim=1)
     drops = logit_drops(grey_and_bright, image, BOX, masks)
     assert drops.shape == (1, 2, 4)
     assert drops[0, 0, 1] == 1
@@ -115,7 +113,7 @@ def test_slices_masks_and_pieces_are_asked_each_by_itself_and_the_same_mask_once
     assert torch.equal(together[..., 3], together[..., 1])
     alone = [logit_drops(evidence, image[b : b + 1], box[:1], masks[b : b + 1]) for b in range(3)]
     assert torch.allclose(torch.cat(alone), together, atol=1e-5)
-    monkeypatch.setattr(occlusion, "PAIRS", 2)
+    monkeypatch.setattr(occlusion, "PAINTED_AT_ONCE", 2)
     assert torch.allclose(logit_drops(evidence, image, box, masks), together, atol=1e-5)
 
 
@@ -199,9 +197,7 @@ def test_masks_are_asked_for_whatever_pixels_are_compared_by(affinity):
 def test_a_vote_goes_by_what_erasing_found(vote):
     slices = beside()
     voted = {**OCCLUDING, "vote__when": vote, "vote__power": 8.0}
-    after = refine(
-        BoxBackbone(), slices, pam_settings(SCENE, **voted), 4, drops_under_occlusion(grey_and_bright)
-    ).after
+    after = refine(BoxBackbone(), slices, pam_settings(SCENE, **voted), 4, drops_under_occlusion(grey_and_bright)).after
     assert dice(after[0, 0] > 0.5, slices.embedding[0, 0] == 1) > 0.8
 
 

@@ -14,7 +14,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.pam import prompt_masks as answers
 from weakmedsam.pam import refiner as refining
 from weakmedsam.pam.config import Refinement, dotted
-from weakmedsam.pam.refiner import Slices, find_levels, mine, refine, score
+from weakmedsam.pam.refiner import PamBatch, find_levels, mine, refine, score_maps
 from weakmedsam.pam.thresholding import threshold_scores
 
 SMALL = pam_settings(walk__map_size=16, affinity__radius=2.0)
@@ -195,19 +195,17 @@ def test_masks_of_low_predicted_quality_count_nowhere():
         assert torch.equal(one.walked[0, 1], one.start[0, 1])
     voted = mine(bad, slices, pam_settings(SCENE, vote__when="alone", prompts__min_quality=0.5), 4).walked
     assert voted[0, 1][slices.embedding[0, 0] == 2].max() < 1e-3
-    weighed = mine(
-        bad, slices, pam_settings(SCENE, vote__when="alone", prompts__weigh_by_quality=True), 4
-    ).walked
+    weighed = mine(bad, slices, pam_settings(SCENE, vote__when="alone", prompts__weigh_by_quality=True), 4).walked
     assert weighed[0, 1][slices.embedding[0, 0] == 2].min() > 0.9
 
 
 def test_a_fine_grid_is_decoded_in_pieces_of_bounded_size(monkeypatch):
-    monkeypatch.setattr(answers, "PAIRS", 24)
+    monkeypatch.setattr(answers, "DECODED_AT_ONCE", 24)
     settings = pam_settings(SCENE, prompts__grid=12, affinity__kind="summed", affinity__contrast=1.0)
     pieces, whole = BoxBackbone(), BoxBackbone()
     some = mine(pieces, scene(2), settings, 2).walked
     assert pieces.largest <= 24
-    monkeypatch.setattr(answers, "PAIRS", 10**6)
+    monkeypatch.setattr(answers, "DECODED_AT_ONCE", 10**6)
     assert torch.allclose(some, mine(whole, scene(2), settings, 2).walked, atol=1e-4)
     assert pieces.asked == whole.asked == 288
     monkeypatch.setattr(refining, "MASKS", 150)
@@ -237,9 +235,7 @@ def test_otsu_needs_no_fixed_threshold():
     truth = slices.embedding[0, 0] == 1
     settings = pam_settings(SCENE, walk__steps=0)
     fixed = refine(BoxBackbone(), slices, settings, 4).before[0, 0] > 0.5
-    found = (
-        refine(BoxBackbone(), slices, pam_settings(settings, threshold__rule="otsu"), 4).before[0, 0] > 0.5
-    )
+    found = refine(BoxBackbone(), slices, pam_settings(settings, threshold__rule="otsu"), 4).before[0, 0] > 0.5
     assert dice(fixed, truth) < 0.1
     assert dice(found, truth) > 0.9
 
@@ -315,7 +311,7 @@ def test_a_slice_without_the_class_takes_no_part_in_its_walk():
     other.cam[2, 0] = torch.rand(SIZE, SIZE)
     again = mine(BoxBackbone(), other, settings, 2, torch.arange(5), 0.3)
     assert torch.equal(again.walked, gone.walked)
-    scores = score(gone, slices, settings, None).after
+    scores = score_maps(gone, slices, settings, None).after
     assert scores[2, 0].eq(0).all()
 
 
@@ -324,8 +320,8 @@ def test_confidence_is_that_of_the_own_threshold():
     settings = pam_settings(SCENE, walk__steps=0, threshold__rule="otsu")
     mined = mine(BoxBackbone(), slices, settings, 4)
     levels = find_levels(mined, slices, settings, whole=True)
-    raw = score(mined, slices, settings, None).after[:, :1]
-    own = score(mined, slices, settings, levels).after[:, :1]
+    raw = score_maps(mined, slices, settings, None).after[:, :1]
+    own = score_maps(mined, slices, settings, levels).after[:, :1]
     label, confidence = threshold_scores(own, settings.threshold.value)
     expected = threshold_scores(raw, float(levels.after[0, 0]))
     assert torch.equal(label, expected[0])
@@ -342,7 +338,7 @@ def test_a_mirrored_slice_is_refined_to_the_mirror_image(axis, changes):
     slices.cam.copy_(F.avg_pool2d(torch.rand(1, 2, SIZE + 2, SIZE + 2), 3, 1))
     settings = pam_settings(SCENE, **changes)
     after = refine(BoxBackbone(), slices, settings, 4).after
-    turned = Slices(slices.image.flip(axis), slices.cam.flip(axis), slices.embedding.flip(axis), *slices[3:])
+    turned = PamBatch(slices.image.flip(axis), slices.cam.flip(axis), slices.embedding.flip(axis), *slices[3:])
     mirrored = refine(BoxBackbone(), turned, settings, 4).after
     assert torch.allclose(mirrored.flip(axis), after, atol=1e-4)
 

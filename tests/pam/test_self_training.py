@@ -66,9 +66,7 @@ def test_a_network_of_frames_of_another_size_is_refused(scans, tmp_path):
     run.fit(network, tiny_phantom(scans, labels__supervision="expert"))
     run.save_checkpoint(tmp_path / "best.ckpt")
     load_segmenter(tmp_path / "best.ckpt", CLASSES, 32)
-    with pytest.raises(
-        CheckpointError, match=r"trained on frames of 32 pixels.* have 64; give --data\.image_size"
-    ):
+    with pytest.raises(CheckpointError, match=r"trained on frames of 32 pixels.* have 64; give --data\.image_size"):
         load_segmenter(tmp_path / "best.ckpt", CLASSES, 64)
 
 
@@ -116,9 +114,7 @@ def scans(tmp_path_factory):
 
 def predict(folder, scans, start, **settings):
     torch.manual_seed(0)
-    miner = pam_callback(
-        start=str(start), affinity__kind="none", threshold__sigma=0.0, walk__map_size=32, **settings
-    )
+    miner = pam_callback(start=str(start), affinity__kind="none", threshold__sigma=0.0, walk__map_size=32, **settings)
     model = module()
     model._callbacks.append(miner)
     trainer(folder).predict(model, tiny_phantom(scans), return_predictions=False)

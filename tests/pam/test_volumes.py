@@ -70,9 +70,7 @@ def test_a_network_that_knows_sides_does_not():
 
     labels, _ = label_volume(model, leaning(batch), batch, SETTINGS, leaning)
     assert labels.stability[1:, 0].max() < 0.9
-    plain, _ = label_volume(
-        model, leaning(batch), batch, pam_settings(SETTINGS, views__stability=False), leaning
-    )
+    plain, _ = label_volume(model, leaning(batch), batch, pam_settings(SETTINGS, views__stability=False), leaning)
     assert torch.allclose(labels.quality[1:, 0], plain.quality[1:, 0] * labels.stability[1:, 0])
 
 
@@ -90,9 +88,7 @@ def test_slices_of_both_kinds_are_scored_on_the_scans_own_grid():
 def test_a_volume_comes_in_pieces(walk):
     batch, model = volume(), module(pam=True)
     model.slices_per_step = 2
-    settings = pam_settings(
-        affinity__kind="intensity", walk__map_size=16, affinity__radius=2.0, walk__extent=walk
-    )
+    settings = pam_settings(affinity__kind="intensity", walk__map_size=16, affinity__radius=2.0, walk__extent=walk)
     rows = torch.tensor([1, 2, 3])
     seen = Activation(*(part[rows] for part in look(batch)))
     pieces = list(refine_volume(model, seen, batch, settings))
@@ -125,10 +121,7 @@ def faint(height, cells=16):
 def test_what_is_not_scaled_keeps_its_height(rescale, height):
     batch, model = volume(), module(pam=True)
     seen = faint(0.3).rows(batch["label"].any(dim=1).nonzero().flatten())
-    scores = [
-        part.after
-        for _, part in refine_volume(model, seen, batch, pam_settings(PLAIN, walk__rescale=rescale))
-    ]
+    scores = [part.after for _, part in refine_volume(model, seen, batch, pam_settings(PLAIN, walk__rescale=rescale))]
     assert torch.cat(scores).amax((1, 2, 3)).allclose(torch.tensor(height))
 
 

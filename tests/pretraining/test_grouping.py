@@ -2,7 +2,7 @@ import torch
 
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.pretraining.grouping import Grouping, Sample
-from weakmedsam.pretraining.scenes import ask, draw_scenes
+from weakmedsam.pretraining.scenes import draw_prompts, draw_scenes
 
 
 def sample(values, owners):
@@ -36,7 +36,7 @@ def test_it_teaches_the_encoder_to_tell_pieces_apart():
     torch.manual_seed(0)
     model, lesson = Pocket(weights="none"), Grouping(cells=128, window=16)
     model.encoder.requires_grad_(True)
-    asked = ask(draw_scenes(4, 0), 1, 0)
+    asked = draw_prompts(draw_scenes(4, 0), 1, 0)
     optimizer = torch.optim.Adam([*model.encoder.parameters(), *lesson.parameters()], lr=1e-3)
     losses = []
     for _ in range(12):

@@ -6,8 +6,8 @@ from weakmedsam.pretraining.scenes import (
     SHAPES,
     SMALLEST_REGION,
     VISIBLE,
-    ask,
     choose_intensities,
+    draw_prompts,
     draw_scenes,
     turn_scenes,
 )
@@ -49,7 +49,7 @@ def test_regions_side_by_side_differ_visibly():
 
 
 def test_each_answer_is_connected_and_holds_its_point():
-    asked = ask(draw_scenes(8, 2), 3, 2)
+    asked = draw_prompts(draw_scenes(8, 2), 3, 2)
     for points, masks in zip(asked.points.numpy(), asked.masks.numpy(), strict=True):
         for (x, y), mask in zip(points, masks, strict=True):
             assert mask[int(y), int(x)] == 1
@@ -73,7 +73,7 @@ def test_the_eight_ways_to_turn_are_all_different_and_move_image_and_regions_tog
 
 def test_each_connected_piece_has_a_number_of_its_own():
     scenes = draw_scenes(4, 4)
-    asked = ask(scenes, 1, 0)
+    asked = draw_prompts(scenes, 1, 0)
     for region, pieces in zip(scenes.region.numpy(), asked.pieces.numpy(), strict=True):
         assert pieces.min() == 1
         for number in np.unique(pieces):

@@ -162,9 +162,7 @@ def test_other_data_sets_are_named(runs: Path) -> None:
         (["phantom/k8", "phantom/k9"], DataError, "k9: no such run"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
-    runs: Path, names: list[str], error: type[Exception], said: str
-) -> None:
+def test_what_cannot_be_compared_is_refused(runs: Path, names: list[str], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=re.escape(said)):
         write_comparison(names, runs)
     assert main([*names, "--runs", str(runs)]) == 1
@@ -220,9 +218,7 @@ def test_in_a_browser(runs: Path, tmp_path: Path, width: int) -> None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
     page = write_comparison(NAMES, runs)
     page.write_text(page.read_text().replace("</body>", f"{BROWSER_CHECK}</body>"))
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    )
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
     command = [
         browser,

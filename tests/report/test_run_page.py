@@ -37,9 +37,7 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_stability_is_a_figure_where_it_was_measured(full_run: Path) -> None:
     assert "Stability" not in section(page_of(full_run), "figures")
-    rows = [
-        {"case": f"t{n}", "class": "liver", "slices": 3, "quality": 0.5, "stability": 0.625} for n in range(3)
-    ]
+    rows = [{"case": f"t{n}", "class": "liver", "slices": 3, "quality": 0.5, "stability": 0.625} for n in range(3)]
     write_csv(full_run / "pseudo_labels" / "quality.csv", rows)
     page = page_of(full_run)
     assert "Stability" in section(page, "figures")
@@ -73,9 +71,7 @@ def test_full_run_shows_every_section_and_figure(full_run: Path) -> None:
 
 
 def test_no_nan_reaches_the_reader(full_run: Path) -> None:
-    text = re.sub(
-        r'data-value="nan"|<script>.*?</script>|base64,[^"]*', "", page_of(full_run), flags=re.DOTALL
-    )
+    text = re.sub(r'data-value="nan"|<script>.*?</script>|base64,[^"]*', "", page_of(full_run), flags=re.DOTALL)
     assert not re.search(r"\bnan\b", text)
     assert DASH in section(text, "test")
 
@@ -93,9 +89,7 @@ def test_refined_predictions_have_figures_and_a_section_of_their_own(full_run: P
     means = {}
     for stage in ("test", "refined"):
         rows = list(csv.DictReader((full_run / stage / "cases.csv").open()))
-        values = {
-            name: [float(r["dice"]) for r in rows if r["class"] == name and r["dice"]] for name in CLASSES
-        }
+        values = {name: [float(r["dice"]) for r in rows if r["class"] == name and r["dice"]] for name in CLASSES}
         means[stage] = sum(sum(some) / len(some) for some in values.values()) / 2
     page = page_of(full_run)
     shown = section(page, "figures")
@@ -130,9 +124,7 @@ def test_names_are_escaped(full_run: Path) -> None:
 
 def test_page_asks_for_nothing_outside_itself(full_run: Path) -> None:
     page = page_of(full_run)
-    assert not re.search(
-        r"""(src|href|action|data|poster)\s*=\s*["']?(?!#|data:image/png)[^"'>\s]*[/:]""", page
-    )
+    assert not re.search(r"""(src|href|action|data|poster)\s*=\s*["']?(?!#|data:image/png)[^"'>\s]*[/:]""", page)
     assert not re.search(r"https?:|url\(|@import|<link|<iframe", page)
     assert "default-src 'none'" in page
 
@@ -402,9 +394,7 @@ def test_in_a_browser(full_run: Path, tmp_path: Path, width: int) -> None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
     page = write_report(full_run)
     page.write_text(page.read_text().replace("</body>", f"{BROWSER_CHECK}</body>"))
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    )
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
     command = [
         browser,

@@ -34,18 +34,13 @@ def test_without_a_whole_last_checkpoint_it_goes_on_from_the_best(tmp_path, chec
     damage(checkpoints / "best.ckpt", "whole")
     assert resume_options(tmp_path) == ["--ckpt_path", str(checkpoints / "best.ckpt")]
     said = capsys.readouterr().out
-    assert (
-        f"last.ckpt is {'not there' if last == 'gone' else 'damaged'}: the training goes on from best.ckpt"
-        in said
-    )
+    assert f"last.ckpt is {'not there' if last == 'gone' else 'damaged'}: the training goes on from best.ckpt" in said
     assert not (checkpoints / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("best", ["gone", *BROKEN])
 @pytest.mark.parametrize("last", ["whole", "cut"])
-def test_without_a_whole_best_checkpoint_it_starts_anew_and_says_so(
-    tmp_path, checkpoints, best, last, capsys
-):
+def test_without_a_whole_best_checkpoint_it_starts_anew_and_says_so(tmp_path, checkpoints, best, last, capsys):
     damage(checkpoints / "last.ckpt", last)
     damage(checkpoints / "best.ckpt", best)
     (tmp_path / "history.csv").write_text("epoch,val/auroc\n0,0.5\n")

@@ -80,12 +80,8 @@ def test_options_of_a_later_round():
     assert options_for(STAGE["pseudo_labels"], options) == words(
         first, "--model.pam.init_args.walk.steps 7 --model.pam.affinity.beta 2"
     )
-    assert options_for(STAGE["segment"], options) == words(
-        "--model.loss.dice_weight 0 --trainer.max_epochs 3"
-    )
-    with pytest.raises(
-        ConfigError, match=r"--segment_1\.model concerns no stage.*later round with segment_2"
-    ):
+    assert options_for(STAGE["segment"], options) == words("--model.loss.dice_weight 0 --trainer.max_epochs 3")
+    with pytest.raises(ConfigError, match=r"--segment_1\.model concerns no stage.*later round with segment_2"):
         options_for(STAGE["segment"], parse_options(["--segment_1.model", "4"]))
 
 

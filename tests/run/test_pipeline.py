@@ -77,18 +77,12 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
     for command in (labels, maps):
         assert "experiments/another_round.yaml" in command
         assert "experiments/pseudo_labels.yaml" in command or command is maps
-        assert command[command.index("--model.pam.start.checkpoint") + 1].endswith(
-            "segment/checkpoints/best.ckpt"
-        )
+        assert command[command.index("--model.pam.start.checkpoint") + 1].endswith("segment/checkpoints/best.ckpt")
     assert maps[0] == "test"
     assert "experiments/refined.yaml" in refined
-    assert refined[refined.index("--model.pam.start.checkpoint") + 1].endswith(
-        "segment_2/checkpoints/best.ckpt"
-    )
+    assert refined[refined.index("--model.pam.start.checkpoint") + 1].endswith("segment_2/checkpoints/best.ckpt")
     assert refined[refined.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
-    assert network[network.index("--data.labels.pseudo_labels_dir") + 1].endswith(
-        str(folder / "pseudo_labels_2")
-    )
+    assert network[network.index("--data.labels.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
     assert test[test.index("--ckpt_path") + 1].endswith(str(folder / "segment_2/checkpoints/best.ckpt"))
     house.clear()
     run("evaluate", request_for(tmp_path, rounds=3))
@@ -252,9 +246,7 @@ def test_settings_that_come_back_take_up_their_earlier_result(house, tmp_path):
     assert house == []
 
 
-def test_a_command_that_does_not_start_leaves_the_earlier_result_where_it_was(
-    house, tmp_path, monkeypatch, capsys
-):
+def test_a_command_that_does_not_start_leaves_the_earlier_result_where_it_was(house, tmp_path, monkeypatch, capsys):
     run("classify", request_for(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(Relay, "run", lambda self, arguments: 2)
@@ -276,9 +268,7 @@ def test_a_command_that_does_not_start_leaves_the_earlier_result_where_it_was(
         (REQUEUE, "stopped. The same command continues"),
     ],
 )
-def test_what_to_do_after_a_stage_has_failed_depends_on_why(
-    house, tmp_path, monkeypatch, capsys, status, said
-):
+def test_what_to_do_after_a_stage_has_failed_depends_on_why(house, tmp_path, monkeypatch, capsys, status, said):
     def fail(self, arguments):
         (tmp_path / "runs/phantom/x/classify/config.yaml").write_text("a: 1")
         return status
@@ -344,9 +334,7 @@ def test_after_a_signal_the_stage_that_ended_well_counts_and_none_is_begun(house
     assert ran(house) == ALL[2:]
 
 
-def test_a_stage_that_a_signal_ended_is_asked_for_again_whatever_its_launcher_says(
-    house, tmp_path, monkeypatch
-):
+def test_a_stage_that_a_signal_ended_is_asked_for_again_whatever_its_launcher_says(house, tmp_path, monkeypatch):
     def stopped(self, words):
         self.asked = True
         return 143
@@ -412,9 +400,7 @@ def test_of_a_finished_training_the_last_checkpoint_may_be_lost(house, tmp_path)
     assert house == []
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"{", b"[1]", b"null", b"NaN", b"\xff\x00", b'{"seal": 1, "made": 2}']
-)
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"null", b"NaN", b"\xff\x00", b'{"seal": 1, "made": 2}'])
 @pytest.mark.parametrize("name", ["stage.json", "settings.json", "clock.json", "provenance.json"])
 def test_a_damaged_note_is_named_and_its_stage_looked_at_anew(house, tmp_path, capsys, name, content):
     run("segment", request_for(tmp_path))
@@ -482,9 +468,7 @@ def test_a_run_of_version_0_1_is_refused(house, tmp_path):
 
 
 @pytest.mark.parametrize("code", [-9, 137])
-def test_a_stage_whose_process_is_killed_is_said_with_what_to_lower(
-    house, tmp_path, monkeypatch, capsys, code
-):
+def test_a_stage_whose_process_is_killed_is_said_with_what_to_lower(house, tmp_path, monkeypatch, capsys, code):
     monkeypatch.setattr(Relay, "run", lambda self, arguments: code)
     with pytest.raises(SystemExit) as left:
         run("prepare", request_for(tmp_path))

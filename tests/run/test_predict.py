@@ -118,17 +118,13 @@ def test_it_says_which_network_it_takes_and_how_far_it_has_come(run, scans, tmp_
 
 
 @pytest.mark.parametrize(("asked", "code"), [(False, 3), (True, REQUEUE)])
-def test_after_a_failure_or_a_signal_what_is_there_stays(
-    run, scans, tmp_path, started, monkeypatch, asked, code
-):
+def test_after_a_failure_or_a_signal_what_is_there_stays(run, scans, tmp_path, started, monkeypatch, asked, code):
     out = tmp_path / "out"
     finish(scans, out, run, "a")
     before = (out / "a.nii.gz").read_bytes()
     started.code = 3
     # As its handler notes it.
-    monkeypatch.setattr(
-        Relay, "asked", property(lambda relay: asked, lambda relay, value: None), raising=False
-    )
+    monkeypatch.setattr(Relay, "asked", property(lambda relay: asked, lambda relay, value: None), raising=False)
     with pytest.raises(SystemExit) as left:
         predict(run, scans, out, plain=True, options=[])
     assert left.value.code == code
@@ -143,16 +139,12 @@ def test_scans_are_never_written_over(run, scans, tmp_path, alone):
     assert (scans / "a.nii.gz").read_bytes() == before
 
 
-def test_segmentations_of_two_folders_are_not_mixed_and_a_moved_one_is_the_same(
-    run, scans, tmp_path, started
-):
+def test_segmentations_of_two_folders_are_not_mixed_and_a_moved_one_is_the_same(run, scans, tmp_path, started):
     out = tmp_path / "out"
     started.also = lambda: finish(scans, out, run, "a", "b[x]")
     predict(run, scans, out, plain=True, options=[])
     save_nifti(tmp_path / "others/a.nii.gz", np.zeros((5, 4, 3), np.int16))
-    with pytest.raises(
-        ConfigError, match=rf"OUT=.*holds segmentations of the scans in {scans}: name another"
-    ):
+    with pytest.raises(ConfigError, match=rf"OUT=.*holds segmentations of the scans in {scans}: name another"):
         predict(run, tmp_path / "others", out, plain=True, options=[])
     predict(run, scans.rename(tmp_path / "moved"), out, plain=True, options=[])
     assert len(started) == 1
@@ -182,9 +174,7 @@ def test_a_scan_that_is_left_out_is_named_with_the_reason_each_time(run, scans, 
 
 def test_where_results_go_by_default(run, scans, started, monkeypatch):
     places = []
-    monkeypatch.setattr(
-        module, "predict", lambda run, scans, out, plain, options, _: places.append((out, options))
-    )
+    monkeypatch.setattr(module, "predict", lambda run, scans, out, plain, options, _: places.append((out, options)))
     common = ["--runs", str(run.parent.parent), "--scans"]
     main([*common, str(scans)])
     main([*common, str(scans / "a.nii.gz"), "--plain", "--", "--trainer.devices", "2"])
@@ -200,7 +190,5 @@ def test_the_command_line_says_what_is_wrong_in_one_message(tmp_path):
 
 
 def test_it_needs_no_torch():
-    code = (
-        "import sys, weakmedsam.run.predict; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
-    )
+    code = "import sys, weakmedsam.run.predict; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -50,9 +50,7 @@ def test_a_checkpoint_of_version_0_1_is_refused(call, checkpoint):
     held = torch.load(checkpoint, weights_only=True)
     del held[RUN_KEY]["version"]
     torch.save(held, checkpoint)
-    with pytest.raises(
-        SystemExit, match=r"last\.ckpt was made by weakmedsam 0\.1, this is 0\.2\.0.*train anew"
-    ):
+    with pytest.raises(SystemExit, match=r"last\.ckpt was made by weakmedsam 0\.1, this is 0\.2\.0.*train anew"):
         call("--ckpt_path", str(checkpoint))
 
 
@@ -100,9 +98,7 @@ class KilledError(Exception):
 def train(folder, data, epochs=3, last=None, stop=None, callbacks=(), seed=4, deterministic=None):
     """Train a network with dropout; ``stop`` is the epoch after which the run is killed."""
     seed_everything(seed, verbose=False)
-    network = Segmenter(
-        "monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6, "dropout": 0.3}
-    )
+    network = Segmenter("monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6, "dropout": 0.3})
 
     class Kill(ModelCheckpoint):
         def on_train_epoch_start(self, trainer, module):

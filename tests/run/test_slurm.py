@@ -45,9 +45,7 @@ for _ in $(seq 600); do [ -e go ] && exit 7; sleep 0.05; done"""
 
 
 def start(script, environment, folder, *words):
-    process = subprocess.Popen(
-        ["bash", script, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(["bash", script, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (folder / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

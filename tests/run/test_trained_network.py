@@ -155,9 +155,7 @@ def test_a_damaged_configuration_is_one_message(run, content, plain):
         find_network(run, plain)
 
 
-@pytest.mark.parametrize(
-    "content", ["null", "{", "[]", '{"made": 3}', '{"made": 3, "settings": {"after": 1}}']
-)
+@pytest.mark.parametrize("content", ["null", "{", "[]", '{"made": 3}', '{"made": 3, "settings": {"after": 1}}'])
 def test_a_damaged_stamp_is_that_of_no_finished_stage(run, content):
     (run / "segment/stage.json").write_text(content)
     with pytest.raises(ConfigError, match="has no trained segmentation network"):

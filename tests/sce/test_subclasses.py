@@ -168,9 +168,7 @@ def test_spherical_clusters_are_those_of_directions():
     assert np.allclose(np.linalg.norm(found.centroids[0], axis=1), 1, atol=1e-5)
     plain = explore(points.astype(np.float32), labels, ["a"], 3)
     assert adjusted_rand_score(owner, plain.ids[:, 0]) < 0.8
-    again = explore(
-        points.astype(np.float32)[:, ::-1], labels, ["a"], 3, KMeans(1, spherical=True), previous=found.ids
-    )
+    again = explore(points.astype(np.float32)[:, ::-1], labels, ["a"], 3, KMeans(1, spherical=True), previous=found.ids)
     assert again.kept[0] == 1
 
 
@@ -182,9 +180,7 @@ def test_the_number_is_chosen_once_per_class_and_then_kept():
     assert found.ids.max(0).tolist() == [3, 2, 1]
     assert np.isnan(found.centroids[2, 1:]).all()
     noise = np.random.default_rng(0).normal(size=points.shape).astype(np.float32)
-    later = explore(
-        noise, labels, ["a", "b", "c"], 8, previous=found.ids, counts=found.counts, automatic=True
-    )
+    later = explore(noise, labels, ["a", "b", "c"], 8, previous=found.ids, counts=found.counts, automatic=True)
     assert later.counts.tolist() == [3, 2, 1]
 
 

@@ -28,7 +28,7 @@ from weakmedsam.sweep import definition as definitions
 from weakmedsam.sweep.agent import pam_settings as read_words
 from weakmedsam.sweep.agent import with_null, words_of
 from weakmedsam.sweep.definition import PROGRAMS, claim, fit_to_store, plan, read_definition
-from weakmedsam.sweep.trials import Trials, direction, distribution_of, draw, encoded
+from weakmedsam.sweep.trials import Trials, direction, distribution_of, encoded, sample
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(path.stem for path in (ROOT / "experiments/sweeps").glob("*.yaml"))
@@ -65,7 +65,7 @@ def test_every_drawn_argument_vector_is_taken_by_the_command_line(tmp_path, monk
     monkeypatch.setattr(cli.WeakMedSAMCLI, "_run_subcommand", lambda self, subcommand: None)
     found = plan(name, request_for(tmp_path, "--trainer.max_epochs", "2"))
     for seed in range(4):
-        values = draw(found.definition, [], seed)
+        values = sample(found.definition, [], seed)
         assert values.keys() == found.definition["parameters"].keys()
         run_command(*found.words, *words_of(values))
         config = parsed[-1]["fit"]
@@ -85,7 +85,7 @@ def test_every_drawn_argument_vector_is_taken_by_the_command_line(tmp_path, monk
 def test_every_drawn_setting_of_pam_is_one(tmp_path):
     found = plan("pam", request_for(tmp_path))
     for seed in range(20):
-        values = draw(found.definition, [], seed)
+        values = sample(found.definition, [], seed)
         taken = read_words(words_of(values))  # as W&B's agent hands them to sweep_run
         assert {f"model.pam.{name}": value for name, value in taken.items()} == values
         pam_settings(**taken)
@@ -128,12 +128,10 @@ def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypat
     left = fit_to_store(found).definition["parameters"]
     gone = found.definition["parameters"].keys() - left.keys()
     assert gone == (set() if occlusion else {"model.pam.occlusion.weight", "model.pam.occlusion.share"})
-    assert (
-        "not swept: model.pam.occlusion.weight, model.pam.occlusion.share" in capsys.readouterr().out
-    ) == (not occlusion)
-    assert (
-        read_definition(tmp_path / "own.yaml")["parameters"].keys() == found.definition["parameters"].keys()
+    assert ("not swept: model.pam.occlusion.weight, model.pam.occlusion.share" in capsys.readouterr().out) == (
+        not occlusion
     )
+    assert read_definition(tmp_path / "own.yaml")["parameters"].keys() == found.definition["parameters"].keys()
 
 
 def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, monkeypatch):
@@ -144,17 +142,13 @@ def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, mo
     found = plan("own", request_for(tmp_path))
     found.features.mkdir(parents=True)
     write_head(found.features, Head(["lesion"], ["a"], 32, {"occlusion.weight": 0.0}, [4]))
-    with pytest.raises(
-        ConfigError, match=r"own\.yaml sweeps occlusion alone, but .*write it with a value above 0"
-    ):
+    with pytest.raises(ConfigError, match=r"own\.yaml sweeps occlusion alone, but .*write it with a value above 0"):
         fit_to_store(found)
 
 
 def test_the_grids_of_the_sweep_are_those_that_are_stored():
     stored = yaml.safe_load((ROOT / "experiments/features.yaml").read_text())["trainer"]["callbacks"][0]
-    drawn = read_definition(ROOT / "experiments/sweeps/pam.yaml")["parameters"]["model.pam.prompts.grid"][
-        "values"
-    ]
+    drawn = read_definition(ROOT / "experiments/sweeps/pam.yaml")["parameters"]["model.pam.prompts.grid"]["values"]
     assert stored["init_args"]["grids"] == drawn
 
 
@@ -195,9 +189,7 @@ def test_each_metric_of_a_sweep_is_logged_once_an_epoch(tmp_path):
     wanted = ("val/score", "val/dice", "val/dice/lesion", "train/loss")
     assert {name: seen.get(name) for name in wanted} == dict.fromkeys(wanted, 2)
     data = Disks(has_val_masks=False)
-    seen = train(
-        tmp_path, Segmenter("monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6}), data
-    )
+    seen = train(tmp_path, Segmenter("monai.networks.nets.BasicUNet", data.class_names, {"features": [8] * 6}), data)
     wanted = ("val/score", "val/agreement", "val/agreement/dark", "val/loss", "train/loss")
     assert {name: seen.get(name) for name in wanted} == dict.fromkeys(wanted, 2)
 
@@ -234,9 +226,7 @@ def test_a_wrong_definition_is_refused_by_what_is_wrong(tmp_path, changes, said)
 
 
 def test_a_sweep_that_is_not_there_lists_those_that_are(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"sweeps/lr\.yaml does not exist; there are: classify, pam, sce, segment"
-    ):
+    with pytest.raises(ConfigError, match=r"sweeps/lr\.yaml does not exist; there are: classify, pam, sce, segment"):
         plan("lr", request_for(tmp_path))
     with pytest.raises(ConfigError, match=r"own\.yaml is empty"):
         read_definition(written(tmp_path, text="# nothing\n"))
@@ -312,7 +302,7 @@ def drawn_in_turn(definition, count=99):
     study = optuna.create_study(direction=direction(definition))
     space = {name: distribution_of(drawn) for name, drawn in definition["parameters"].items()}
     drawn = []
-    while len(drawn) < count and (values := draw(definition, study.trials)) is not None:
+    while len(drawn) < count and (values := sample(definition, study.trials)) is not None:
         drawn.append(values)
         params = {name: encoded(value) for name, value in values.items()}
         study.add_trial(optuna.create_trial(value=0.5, params=params, distributions=space))
@@ -321,9 +311,7 @@ def drawn_in_turn(definition, count=99):
 
 def test_a_grid_of_long_numbers_ends(tmp_path):
     values = [0.123456789, 0.987654321]
-    found = read_definition(
-        written(tmp_path, method="grid", parameters={"model.learning_rate": {"values": values}})
-    )
+    found = read_definition(written(tmp_path, method="grid", parameters={"model.learning_rate": {"values": values}}))
     assert sorted(drawn["model.learning_rate"] for drawn in drawn_in_turn(found)) == values
 
 
@@ -333,9 +321,7 @@ def test_a_grid_goes_through_ranges_of_steps(tmp_path):
         "b": {"distribution": "q_uniform", "min": 0, "max": 1.2, "q": 0.5},
     }
     drawn = drawn_in_turn(read_definition(written(tmp_path, method="grid", parameters=parameters)))
-    assert sorted((values["a"], values["b"]) for values in drawn) == [
-        (a, b) for a in (2, 3, 4) for b in (0, 0.5, 1.0)
-    ]
+    assert sorted((values["a"], values["b"]) for values in drawn) == [(a, b) for a in (2, 3, 4) for b in (0, 0.5, 1.0)]
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
@@ -422,9 +408,7 @@ def test_trials_are_compared_where_wandb_compares_them(tmp_path, early, looks):
 def test_an_early_end_that_is_not_hyperbands_is_refused(tmp_path, early):
     if isinstance(early, dict):
         early = {"type": "hyperband", **early}
-    with pytest.raises(
-        ConfigError, match=r"early_terminate is .*; it takes type: hyperband, and either min_iter"
-    ):
+    with pytest.raises(ConfigError, match=r"early_terminate is .*; it takes type: hyperband, and either min_iter"):
         read_definition(written(tmp_path, early_terminate=early))
 
 

@@ -17,7 +17,7 @@ from weakmedsam.sweep import local_runner
 from weakmedsam.sweep.agent import main, stage_command, words_of
 from weakmedsam.sweep.definition import PROGRAMS, Sweep, read_definition
 from weakmedsam.sweep.local_runner import run_local, visible_gpus
-from weakmedsam.sweep.trials import Trials, draw
+from weakmedsam.sweep.trials import Trials, sample
 from weakmedsam.system.atomic_io import read_table
 from weakmedsam.system.signals import REQUEUE, Relay
 
@@ -153,9 +153,7 @@ local_runner.run_local(sweep, int(sys.argv[3]), 1)
 def call(folder, count):
     words = [sys.executable, "-c", CALL, str(folder), str(Path(__file__).parent), str(count)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_after_a_kill_of_the_sweep_alone_its_trial_ends_before_the_sweep_goes_on_with_it(tmp_path):
@@ -208,9 +206,7 @@ def test_a_grid_ends_when_it_is_through(tmp_path, scored):
     sweep = sweep_of(tmp_path, grid, "pam", method="grid")
     run_local(sweep, 20)
     rows = read_table(sweep.folder / "table.csv")
-    assert (
-        len({(row["model.pam.affinity.beta"], row["model.pam.walk.steps"]) for row in rows}) == len(rows) == 4
-    )
+    assert len({(row["model.pam.affinity.beta"], row["model.pam.walk.steps"]) for row in rows}) == len(rows) == 4
 
 
 def test_bayes_learns_from_the_runs_before(tmp_path, scored):
@@ -241,9 +237,7 @@ def test_each_run_has_a_gpu_of_its_own(trained, monkeypatch):
     assert devices[2] in ("3", "5")
 
 
-def test_a_signal_ends_the_sweep_and_the_same_command_goes_on_with_the_runs_that_were_on(
-    trained, monkeypatch
-):
+def test_a_signal_ends_the_sweep_and_the_same_command_goes_on_with_the_runs_that_were_on(trained, monkeypatch):
     sweep = sweep_of(trained, {"model.rate": {"values": [0.1, 0.5]}}, method="grid")
     look, seen = local_runner._look, []
 
@@ -287,9 +281,7 @@ def test_a_metric_that_the_runs_do_not_log_is_named_with_those_they_log(trained)
 
 def test_a_metric_of_a_class_that_is_not_there_is_named(tmp_path, scored):
     sweep = sweep_of(tmp_path, PAM, "pam", metric={"name": "val/pam_dice/spleen", "goal": "maximize"})
-    with pytest.raises(
-        ConfigError, match="'val/pam_dice/spleen' is not scored; there are val/pam_dice, val/cam_dice"
-    ):
+    with pytest.raises(ConfigError, match="'val/pam_dice/spleen' is not scored; there are val/pam_dice, val/cam_dice"):
         run_local(sweep, 1)
 
 
@@ -302,7 +294,7 @@ def test_less_can_be_better(tmp_path, scored, capsys):
 
 def test_the_same_seed_draws_the_same():
     definition = read_definition(EXPERIMENTS / "sweeps/sce.yaml")
-    assert draw(definition, [], 3) == draw(definition, [], 3) != draw(definition, [], 4)
+    assert sample(definition, [], 3) == sample(definition, [], 3) != sample(definition, [], 4)
     assert words_of({"a.b": 1, "c": "top_k", "d": 0.5}) == ["--a.b=1", "--c=top_k", "--d=0.5"]
 
 

@@ -11,7 +11,7 @@ from weakmedsam.errors import DataError, DiskError
 from weakmedsam.system.atomic_io import (
     SEGMENTATIONS,
     STORE,
-    WEIGHTS,
+    WEIGHTS_CACHE,
     read_table,
     replacing,
     rows_before,
@@ -129,7 +129,7 @@ def test_the_option_of_the_folder_that_is_full_is_named(tmp_path):
     for movable, option in (
         (STORE, "--data.prepare.store_dir"),
         (SEGMENTATIONS, "OUT="),
-        (WEIGHTS, "WEAKMEDSAM_CACHE"),
+        (WEIGHTS_CACHE, "WEAKMEDSAM_CACHE"),
     ):
         with pytest.raises(DiskError, match=option) as found, replacing(tmp_path / "file", movable):
             raise full

@@ -42,9 +42,7 @@ def test_the_second_process_is_told_who_is_there_and_a_kill_frees_the_folder(tmp
     process, child = hold(tmp_path, 0)
     try:
         with (
-            pytest.raises(
-                ConfigError, match=rf"worked on by process {process.pid} on {os.uname().nodename}: "
-            ),
+            pytest.raises(ConfigError, match=rf"worked on by process {process.pid} on {os.uname().nodename}: "),
             alone(tmp_path),
         ):
             pass

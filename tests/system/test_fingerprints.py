@@ -43,9 +43,7 @@ def test_one_checkpoint_under_two_names_has_one_digest_and_others_have_others(tm
     for name in ("best", "again"):
         torch.save({"a": torch.ones(100)}, tmp_path / f"{name}.ckpt")
     torch.save({"a": torch.zeros(100)}, tmp_path / "other.ckpt")
-    assert (
-        digest(tmp_path / "best.ckpt") == digest(tmp_path / "again.ckpt") != digest(tmp_path / "other.ckpt")
-    )
+    assert digest(tmp_path / "best.ckpt") == digest(tmp_path / "again.ckpt") != digest(tmp_path / "other.ckpt")
 
 
 def test_a_checkpoint_is_whole_or_not(tmp_path):
@@ -79,9 +77,7 @@ def test_a_lost_or_damaged_checkpoint_is_refused_with_the_mend(tmp_path):
         check_checkpoint(path, "--ckpt_path")
     write_checkpoint(path)
     path.write_bytes(path.read_bytes().replace(b"weights", b"weightz"))
-    with pytest.raises(
-        CheckpointError, match=r"--ckpt_path .*best\.ckpt is damaged or not a checkpoint; .*make train"
-    ):
+    with pytest.raises(CheckpointError, match=r"--ckpt_path .*best\.ckpt is damaged or not a checkpoint; .*make train"):
         check_checkpoint(path, "--ckpt_path")
 
 
@@ -96,7 +92,5 @@ def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypa
     monkeypatch.setattr(zipfile.ZipFile, "__init__", fail)
     monkeypatch.setattr(Path, "open", fail)
     for look in (is_whole, digest, lambda path: find_damage(path, held)):
-        with pytest.raises(
-            DataError, match=r"best\.ckpt cannot be read \(.*Input/output error.*Give access to it"
-        ):
+        with pytest.raises(DataError, match=r"best\.ckpt cannot be read \(.*Input/output error.*Give access to it"):
             look(path)

@@ -96,9 +96,7 @@ def test_null_for_a_setting_of_a_group_that_takes_none_is_refused(call, capsys, 
     assert "Got value: None" in told
 
 
-@pytest.mark.parametrize(
-    ("text", "said"), [("trainer: 3\n", "trainer is 3"), ("data: null\n", "data is null")]
-)
+@pytest.mark.parametrize(("text", "said"), [("trainer: 3\n", "trainer is 3"), ("data: null\n", "data is null")])
 def test_a_value_where_settings_belong_is_refused(call, tmp_path, text, said):
     (tmp_path / "own.yaml").write_text(text)
     told = call("fit", *SEGMENT, "--config", str(tmp_path / "own.yaml"))

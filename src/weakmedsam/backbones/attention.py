@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weakmedsam.errors import ConfigError
 
-KINDS = ("auto", "explicit", "sdpa")
+ATTENTIONS = ("auto", "explicit", "sdpa")
 
 SCORES = 2**24
 """Scores held at once where memory is to be saved: one image of 1,024 cells and 12 heads."""
@@ -26,12 +26,10 @@ def check_kind(attention: str) -> str:
     """Give the name back.
 
     Raises:
-        ConfigError: not one of ``KINDS``.
+        ConfigError: not one of ``ATTENTIONS``.
     """
-    if attention not in KINDS:
-        raise ConfigError(
-            f"model.backbone.attention: {attention!r} is unknown; choose one of {', '.join(KINDS)}"
-        )
+    if attention not in ATTENTIONS:
+        raise ConfigError(f"model.backbone.attention: {attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
     return attention
 
 
@@ -47,9 +45,7 @@ class RelativePosition(NamedTuple):
     columns: Tensor
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, position: RelativePosition | None, attention: str
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, position: RelativePosition | None, attention: str) -> Tensor:
     """softmax(Q K^T / sqrt(d) + position) V.
 
     Args:
@@ -112,9 +108,7 @@ class Attention(nn.Module):
         """(B, h, w, D) -> (B, h, w, D)."""
         height, width = x.shape[1:3]
         # (3, B, heads, N, d)
-        query, key, value = (
-            self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        query, key, value = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         grid = query.unflatten(2, (height, width))
         rows = torch.einsum("bnhwd,hkd->bnhwk", grid, self._by_distance(self.rel_pos_h, height))
         columns = torch.einsum("bnhwd,wkd->bnhwk", grid, self._by_distance(self.rel_pos_w, width))
@@ -125,9 +119,7 @@ class Attention(nn.Module):
             mixed = attend(query, key, value, position, self.attention)
         return self.proj(merge_heads(mixed)).unflatten(1, (height, width))
 
-    def _attend_in_parts(
-        self, query: Tensor, key: Tensor, value: Tensor, position: RelativePosition
-    ) -> Tensor:
+    def _attend_in_parts(self, query: Tensor, key: Tensor, value: Tensor, position: RelativePosition) -> Tensor:
         """``attend``, some images (or windows) at a time, each part computed again in the backward pass."""
 
         def part(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

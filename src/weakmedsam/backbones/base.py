@@ -103,9 +103,7 @@ class Backbone(nn.Module, ABC):
             ConfigError: it is not; the message lists them.
         """
         if policy not in self.policies:
-            raise ConfigError(
-                f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}"
-            )
+            raise ConfigError(f"model.trainable: {policy!r} is unknown; {self.name} knows {', '.join(self.policies)}")
 
     def check_frame(self, image: Tensor, channels: tuple[int, ...] = (1,)) -> None:
         """See that an image has the shape that the network was built for.

@@ -159,9 +159,7 @@ def check_fit(
     """
     lines = []
     for name in dict.fromkeys([*own, *given]):
-        needed, found = (
-            f"{tuple(side[name].shape)}" if name in side else "not there" for side in (own, given)
-        )
+        needed, found = (f"{tuple(side[name].shape)}" if name in side else "not there" for side in (own, given))
         if needed != found:
             lines.append(f"  {name}: {model} {needed}, checkpoint {found}")
     if not lines:

@@ -18,7 +18,7 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import NameResolutionError
 
-from weakmedsam.system.atomic_io import WEIGHTS, put_away
+from weakmedsam.system.atomic_io import WEIGHTS_CACHE, put_away
 
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection is given up."""
@@ -29,7 +29,7 @@ RETRIES = 4
 PAUSE = 1.0
 """Seconds before the first retry, doubled each time."""
 
-CHUNK = 2**16
+CHUNK_BYTES = 2**16
 """Bytes written at once; less is lost when a connection breaks."""
 
 _PASSING = (408, 416, 425, 429)
@@ -51,7 +51,7 @@ def retrieve(url: str, path: Path, size: int, sha256: str, published: str) -> No
         ValueError: its content is not the published one.
     """
     pooch.get_logger().setLevel("WARNING")  # the next line says it in one line, on standard error
-    say(f"downloading {url} to {path}")
+    announce(f"downloading {url} to {path}")
     download = _Download(path, size, published)
     for last in (False, True):
         try:
@@ -60,7 +60,7 @@ def retrieve(url: str, path: Path, size: int, sha256: str, published: str) -> No
         except ValueError as error:
             if last or not download.resumed:
                 raise
-            say(f"{error} It came in parts and is downloaded again in one")
+            announce(f"{error} It came in parts and is downloaded again in one")
 
 
 class _Download:
@@ -82,7 +82,7 @@ class _Download:
                 self._unpack(self.archive, target)
                 return
             except ValueError as error:
-                say(f"{error}: kept as {self.archive.name}.old<number>, downloaded again")
+                announce(f"{error}: kept as {self.archive.name}.old<number>, downloaded again")
                 put_away(self.archive)
         self.resumed = self._length() > 0
         self._complete(url)
@@ -107,7 +107,7 @@ class _Download:
                 if failures > RETRIES or _is_final(error):
                     raise
                 pause = PAUSE * 2 ** (failures - 1)
-                say(f"{url}: {reason_of(error)}; next attempt in {pause:g} s")
+                announce(f"{url}: {reason_of(error)}; next attempt in {pause:g} s")
                 time.sleep(pause)
 
     def _request(self, url: str) -> None:
@@ -126,7 +126,7 @@ class _Download:
                 raise requests.ConnectionError(f"{total:,} bytes are offered, {self.whole:,} are published")
             if remaining > (free := shutil.disk_usage(self.part.parent).free):
                 raise OSError(
-                    f"{remaining:,} bytes are needed in {self.part.parent}, {free:,} are free: put {WEIGHTS}"
+                    f"{remaining:,} bytes are needed in {self.part.parent}, {free:,} are free: put {WEIGHTS_CACHE}"
                 )
             self._store(answer, start, total)
         if self.whole and self._length() != self.whole:
@@ -140,13 +140,11 @@ class _Download:
             tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=self.path.name, file=sys.stderr,
                  delay=0 if terminal else 5, mininterval=0.2 if terminal else 10) as bar,
         ):  # fmt: skip
-            for chunk in answer.iter_content(CHUNK):
+            for chunk in answer.iter_content(CHUNK_BYTES):
                 try:
                     file.write(chunk)
                 except OSError as error:
-                    raise OSError(
-                        f"{self.part} cannot be written ({error.strerror}): put {WEIGHTS}"
-                    ) from error
+                    raise OSError(f"{self.part} cannot be written ({error.strerror}): put {WEIGHTS_CACHE}") from error
                 bar.update(len(chunk))
 
     def _unpack(self, archive: Path, target: Path) -> None:
@@ -182,6 +180,6 @@ def _is_final(error: requests.RequestException) -> bool:
     return isinstance(error, requests.exceptions.SSLError) or isinstance(_cause(error), NameResolutionError)
 
 
-def say(text: str) -> None:
+def announce(text: str) -> None:
     """Tell the user, on standard error: it must not get into a command's output."""
     print(text, file=sys.stderr, flush=True)

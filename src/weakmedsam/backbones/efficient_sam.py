@@ -17,14 +17,14 @@ from weakmedsam.backbones import checkpoints
 from weakmedsam.backbones.attention import check_kind
 from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.efficient_sam_decoder import PointEncoder, PointMaskDecoder
-from weakmedsam.backbones.efficient_sam_encoder import PATCH, Architecture, ImageEncoder
+from weakmedsam.backbones.efficient_sam_encoder import EFFICIENT_SAM_PATCH, Architecture, ImageEncoder
 from weakmedsam.backbones.prompting import best_candidate
 from weakmedsam.backbones.sam_parts import resize_frame
 from weakmedsam.errors import ConfigError, check_range
 
 log = logging.getLogger(__name__)
 
-SIZES = {
+EFFICIENT_SAM_SIZES = {
     "ti": Architecture(width=192, depth=12, heads=3),
     "s": Architecture(width=384, depth=12, heads=6),
     "tiny": Architecture(48, 3, 3, neck=32, decoder_hidden=64, upscaling=(16, 8), quality_hidden=32),
@@ -98,7 +98,7 @@ class EfficientSAM(Backbone):
         check_range("model.backbone.points_per_call", points_per_call, 1, 65_536)
         check_range("model.backbone.trained_blocks", trained_blocks, 0)
         _check_arguments(size, weights, encode_size, attention)
-        architecture = SIZES[size]
+        architecture = EFFICIENT_SAM_SIZES[size]
         self.name = f"efficient_sam_{size}"
         self.image_size = image_size
         self.encode_size = encode_size
@@ -192,25 +192,27 @@ class EfficientSAM(Backbone):
 
 
 def _check_arguments(size: str, weights: str, encode_size: int, attention: str) -> None:
-    if size not in SIZES:
-        raise ConfigError(f"model.backbone.size: {size!r} is unknown; EfficientSAM has {', '.join(SIZES)}")
+    if size not in EFFICIENT_SAM_SIZES:
+        raise ConfigError(
+            f"model.backbone.size: {size!r} is unknown; EfficientSAM has {', '.join(EFFICIENT_SAM_SIZES)}"
+        )
     check_kind(attention)
     if weights == "official" and f"efficient_sam_{size}" not in WEIGHTS:
-        raise ConfigError(
-            f"model.backbone.weights: size {size!r} has no official checkpoint; set it to none or a path"
-        )
+        raise ConfigError(f"model.backbone.weights: size {size!r} has no official checkpoint; set it to none or a path")
     check_range("model.backbone.encode_size", encode_size, high=4096)
-    if encode_size < PATCH or encode_size % PATCH:
-        below = max(PATCH, encode_size // PATCH * PATCH)
+    if encode_size < EFFICIENT_SAM_PATCH or encode_size % EFFICIENT_SAM_PATCH:
+        below = max(EFFICIENT_SAM_PATCH, encode_size // EFFICIENT_SAM_PATCH * EFFICIENT_SAM_PATCH)
         raise ConfigError(
-            f"model.backbone.encode_size: EfficientSAM takes multiples of {PATCH} pixels, got {encode_size}; "
-            f"the next ones are {below} and {below + PATCH}, and 512 gives 32 x 32 cells"
+            f"model.backbone.encode_size: EfficientSAM takes multiples of {EFFICIENT_SAM_PATCH} pixels, "
+            f"got {encode_size}; the next ones are {below} and {below + EFFICIENT_SAM_PATCH}, and 512 gives 32 x 32 cells"
         )
 
 
 def _recognise(state: Mapping[str, Tensor]) -> str:
     """Name of the network that a checkpoint belongs to, by the width of its position table."""
     table = state.get("image_encoder.pos_embed")
-    names = [size for size, sizes in SIZES.items() if table is not None and table.shape[-1] == sizes.width]
+    names = [
+        size for size, sizes in EFFICIENT_SAM_SIZES.items() if table is not None and table.shape[-1] == sizes.width
+    ]
     own_prompts = "prompt_encoder.invalid_points.weight" in state
     return f"efficient_sam_{names[0]}" if names and own_prompts else "another network"

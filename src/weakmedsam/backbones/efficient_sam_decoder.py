@@ -98,9 +98,7 @@ class Perceptron(nn.Module):
     def __init__(self, width: int, hidden: int, out: int, hidden_layers: int) -> None:
         super().__init__()
         widths = [width, *[hidden] * hidden_layers]
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(i, o), nn.GELU()) for i, o in itertools.pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(i, o), nn.GELU()) for i, o in itertools.pairwise(widths))
         self.fc = nn.Linear(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-PATCH = 16
+EFFICIENT_SAM_PATCH = 16
 """Side of a patch, pixels."""
 
 TABLE = 14
@@ -79,7 +79,7 @@ class _Block(nn.Module):
 class _PatchEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, PATCH, stride=PATCH)
+        self.proj = nn.Conv2d(3, width, EFFICIENT_SAM_PATCH, stride=EFFICIENT_SAM_PATCH)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)

@@ -43,7 +43,7 @@ EMBED = 128
 FEATURES = 160
 """Feature channels before the neck."""
 
-STAGES = ((32, 1), (64, 2), (128, 3), (160, 2))
+ENCODER_STAGES = ((32, 1), (64, 2), (128, 3), (160, 2))
 """(channels, residual blocks) at strides 2, 4, 8, 16 of the frame."""
 
 DETAIL = (EMBED // 4, EMBED // 8)
@@ -96,7 +96,7 @@ class _Detail(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.coarse = nn.Conv2d(STAGES[0][0], DETAIL[0], 1)
+        self.coarse = nn.Conv2d(ENCODER_STAGES[0][0], DETAIL[0], 1)
         last_of_fine = nn.Conv2d(DETAIL[1], DETAIL[1], 3, padding=1)
         self.fine = nn.Sequential(nn.Conv2d(1, DETAIL[1], 3, padding=1), nn.ReLU(), last_of_fine)
         for parameter in (*self.coarse.parameters(), *last_of_fine.parameters()):
@@ -104,9 +104,7 @@ class _Detail(nn.Module):
 
     def forward(self, frame: Tensor, finest: Tensor) -> Tensor:
         """Frame (B, 1, 128, 128), map at stride 2 (B, 32, 64, 64) -> (B, 384, 32, 32), folded into cells."""
-        return torch.cat(
-            [F.pixel_unshuffle(self.coarse(finest), 2), F.pixel_unshuffle(self.fine(frame), 4)], 1
-        )
+        return torch.cat([F.pixel_unshuffle(self.coarse(finest), 2), F.pixel_unshuffle(self.fine(frame), 4)], 1)
 
 
 def split_embedding(embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,13 +123,13 @@ class PyramidEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        channels = [c for c, _ in STAGES]
+        channels = [c for c, _ in ENCODER_STAGES]
         inputs = [1, *channels[:-1]]
         self.down = nn.ModuleList(
             nn.Conv2d(i, o, 5 if i == 1 else 3, stride=2, padding=2 if i == 1 else 1)
             for i, o in zip(inputs, channels, strict=True)
         )
-        self.blocks = nn.ModuleList(nn.Sequential(*(_Residual(c) for _ in range(n))) for c, n in STAGES)
+        self.blocks = nn.ModuleList(nn.Sequential(*(_Residual(c) for _ in range(n))) for c, n in ENCODER_STAGES)
         self.context = _Attention(channels[-1])
         self.lateral = nn.ModuleList(nn.Conv2d(c, FEATURES, 1) for c in channels[1:])
         self.skip = nn.Conv2d(4 * channels[0], FEATURES, 1)

@@ -70,9 +70,7 @@ def decode_points(
                 mask_decoder.transformer, source[some], position, _with_outputs(mask_decoder, part)
             )
             kernels, quality = _kernels(mask_decoder, tokens, candidates, best)
-            inside = _upscale(
-                mask_decoder, cells, None if finer is None else (finer[0][some], finer[1][some])
-            )
+            inside = _upscale(mask_decoder, cells, None if finer is None else (finer[0][some], finer[1][some]))
             columns.append((_draw(kernels, inside, embedding.shape[-2:]), quality))
         rows.append([torch.cat(column, dim=1) for column in zip(*columns, strict=True)])
     logits, quality = (torch.cat(row) for row in zip(*rows, strict=True))

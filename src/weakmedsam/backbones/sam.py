@@ -19,7 +19,7 @@ from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.backbones.lora import add_low_rank, low_rank_parameters, original_state
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.sam_parts import (
-    PATCH,
+    SAM_PATCH,
     Size,
     layer_norm,
     make_mask_decoder,
@@ -70,7 +70,7 @@ class SamEncoder(ImageEncoderViT):
     def __init__(self, size: Size, image_size: int, attention: str, gradient_checkpointing: bool) -> None:
         super().__init__(
             img_size=image_size,
-            patch_size=PATCH,
+            patch_size=SAM_PATCH,
             embed_dim=size.width,
             depth=size.depth,
             num_heads=size.heads,
@@ -139,9 +139,9 @@ class SAM(Backbone):
         check_range("model.backbone.points_per_call", points_per_call, 1, 65_536)
         shape = size_of(size)
         side = image_size if encode_size is None else encode_size
-        if not SMALLEST <= side <= LARGEST or side % PATCH:
+        if not SMALLEST <= side <= LARGEST or side % SAM_PATCH:
             raise ConfigError(
-                f"model.backbone.encode_size: SAM takes multiples of {PATCH} from {SMALLEST} to {LARGEST} pixels, "
+                f"model.backbone.encode_size: SAM takes multiples of {SAM_PATCH} from {SMALLEST} to {LARGEST} pixels, "
                 f"got {side}"
             )
         check_range("model.backbone.lora_rank", lora_rank, 0, 4096)
@@ -151,7 +151,7 @@ class SAM(Backbone):
         self.image_size, self.encode_size = image_size, side
         self.feature_dim, self.points_per_call = shape.width, points_per_call
         self.image_encoder = SamEncoder(shape, side, check_kind(attention), gradient_checkpointing)
-        self.prompt_encoder = make_prompt_encoder(shape, side // PATCH, image_size)
+        self.prompt_encoder = make_prompt_encoder(shape, side // SAM_PATCH, image_size)
         self.mask_decoder = make_mask_decoder(shape)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) / 255, persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1) / 255, persistent=False)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weakmedsam.errors import ConfigError
 
-PATCH = 16
+SAM_PATCH = 16
 """Side of SAM's patch embedding kernel, pixels."""
 
 PRETRAINED_CELLS = 64
@@ -49,7 +49,7 @@ class Size(NamedTuple):
     decoder_mlp: int = 2048
 
 
-SIZES = {
+SAM_SIZES = {
     "vit_b": Size(768, 12, 12, (2, 5, 8, 11)),
     "vit_l": Size(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": Size(1280, 32, 16, (7, 15, 23, 31)),
@@ -64,9 +64,9 @@ def size_of(name: str) -> Size:
     Raises:
         ConfigError: an unknown name; the message lists the known ones.
     """
-    if name not in SIZES:
-        raise ConfigError(f"model.backbone.size: {name!r} is unknown; choose one of {', '.join(SIZES)}")
-    return SIZES[name]
+    if name not in SAM_SIZES:
+        raise ConfigError(f"model.backbone.size: {name!r} is unknown; choose one of {', '.join(SAM_SIZES)}")
+    return SAM_SIZES[name]
 
 
 def resize_frame(image: Tensor, side: int) -> Tensor:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weakmedsam.backbones.checkpoints import check_fit
-from weakmedsam.backbones.sam_parts import SIZES
+from weakmedsam.backbones.sam_parts import SAM_SIZES
 
 
-def describe(state: Mapping[str, Tensor]) -> str:
+def name_network(state: Mapping[str, Tensor]) -> str:
     """Name of the network that a checkpoint belongs to, for an error message."""
     kernel = state.get("image_encoder.patch_embed.proj.weight")
     if kernel is None or kernel.dim() != 4:
@@ -20,7 +20,7 @@ def describe(state: Mapping[str, Tensor]) -> str:
     family = "SAMUS" if any(key.startswith("image_encoder.cnn_embed.") for key in state) else "SAM"
     blocks = {key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")}
     width, depth = kernel.shape[0], len(blocks)
-    for name, size in SIZES.items():
+    for name, size in SAM_SIZES.items():
         if (size.width, size.depth) == (width, depth):
             return f"{family} {name}"
     return f"a {family}-like network of width {width} with {depth} blocks"
@@ -51,9 +51,7 @@ def fit_positions(
             fitted[key] = F.interpolate(table.T[None], size=wanted[0], mode="linear")[0].T
         else:
             side = (wanted[1], wanted[2])
-            fitted[key] = F.interpolate(table.permute(0, 3, 1, 2), size=side, mode="bicubic").permute(
-                0, 2, 3, 1
-            )
+            fitted[key] = F.interpolate(table.permute(0, 3, 1, 2), size=side, mode="bicubic").permute(0, 2, 3, 1)
     return fitted
 
 
@@ -70,7 +68,7 @@ def load_matching(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
         CheckpointError: a key is missing, superfluous or of another shape; names both networks and the
             first differing keys.
     """
-    check_fit(wanted, state, source, ours, describe(state))
+    check_fit(wanted, state, source, ours, name_network(state))
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(state[key])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from weakmedsam.backbones.attention import Attention, attend, merge_heads, split_heads
 from weakmedsam.backbones.sam_parts import (
-    PATCH,
     PRETRAINED_CELLS,
+    SAM_PATCH,
     Size,
     layer_norm,
     make_neck,
@@ -141,8 +141,7 @@ class CrossAttention(nn.Module):
         """Tokens (B, h, w, D), cells (B, h, w, D) -> (B, h, w, D)."""
         queries, sources = tokens.flatten(1, 2), cells.flatten(1, 2)
         query, key, value = (
-            split_heads(layer(x), self.heads)
-            for layer, x in ((self.q, queries), (self.k, sources), (self.v, sources))
+            split_heads(layer(x), self.heads) for layer, x in ((self.q, queries), (self.k, sources), (self.v, sources))
         )
         mixed = attend(query, key, value, None, self.attention)
         return self.proj(merge_heads(mixed)).unflatten(1, tokens.shape[1:3])
@@ -156,9 +155,7 @@ class AdaptedBlock(Block):
     """
 
     def __init__(self, size: Size, cells: int, attention: str, adapter_ratio: float, scale: float) -> None:
-        super().__init__(
-            size.width, size.heads, norm_layer=layer_norm, use_rel_pos=True, input_size=(cells, cells)
-        )
+        super().__init__(size.width, size.heads, norm_layer=layer_norm, use_rel_pos=True, input_size=(cells, cells))
         self.MLP_Adapter = Adapter(size.width, adapter_ratio)
         self.Space_Adapter = CrossAttention(size.width, size.heads, attention)
         self.refine_Adapter = Convolve(size.width, size.width)
@@ -209,7 +206,7 @@ class SamusEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, PRETRAINED_CELLS, PRETRAINED_CELLS, size.width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.cnn_embed = CnnBranch(size.width, gradient_checkpointing)
-        self.patch_embed = PatchEmbed((PATCH, PATCH), (STRIDE, STRIDE), embed_dim=size.width)
+        self.patch_embed = PatchEmbed((SAM_PATCH, SAM_PATCH), (STRIDE, STRIDE), embed_dim=size.width)
         self.post_pos_embed = PositionBranch(size.width)
         self.blocks = nn.ModuleList(
             AdaptedBlock(size, self.cells, attention, adapter_ratio, adapter_scale)
@@ -231,7 +228,7 @@ class SamusEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Features before the neck."""
-        side = self.image_size + PATCH - STRIDE
+        side = self.image_size + SAM_PATCH - STRIDE
         larger = F.interpolate(image, size=(side, side), mode="bilinear")
         patches = self.patch_embed(_three_channels(larger))
         cnn = self.cnn_embed(_three_channels(image))

@@ -46,9 +46,7 @@ def attend_both_ways(
         tokens = layer.norm2(tokens + answer)
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         cells = cells.expand(-1, prompts, -1, -1)
-        cells = layer.norm4(
-            _cells_attend(layer.cross_attn_image_to_token, seen, tokens + initial, tokens, cells)
-        )
+        cells = layer.norm4(_cells_attend(layer.cross_attn_image_to_token, seen, tokens + initial, tokens, cells))
     answer = _tokens_attend(transformer.final_attn_token_to_image, tokens + initial, cells + where, cells)
     return transformer.norm_final_attn(tokens + answer), cells.expand(-1, prompts, -1, -1)
 
@@ -86,9 +84,7 @@ def _cells_attend(attention: Attention, seen: Tensor, keys: Tensor, values: Tens
     key = _scaled(attention.k_proj(keys), attention)
     probes = torch.einsum("bpthd,hde->bphte", key, _per_head(attention.q_proj.weight, attention))
     bias = torch.einsum("bpthd,hd->bpht", key, _per_head(attention.q_proj.bias, attention))
-    scores = torch.baddbmm(
-        _grouped(bias[..., None], seen), _grouped(probes, seen), _flat(seen).transpose(1, 2)
-    )
+    scores = torch.baddbmm(_grouped(bias[..., None], seen), _grouped(probes, seen), _flat(seen).transpose(1, 2))
     share = scores.view(batch * prompts, heads, tokens, -1).softmax(dim=2).flatten(1, 2)
     value = attention.v_proj(values).unflatten(-1, (heads, -1))
     outward = attention.out_proj.weight.unflatten(1, (heads, -1))

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import pooch
 from filelock import FileLock, Timeout
 
-from weakmedsam.backbones.download import reason_of, retrieve, say
+from weakmedsam.backbones.download import announce, reason_of, retrieve
 from weakmedsam.errors import CheckpointError, ConfigError, WeakMedSAMError
 from weakmedsam.system.atomic_io import put_away, write_whole
 
@@ -137,9 +137,7 @@ def obtain(item: Weights, folder: Path, mirror: str = "") -> Path:
             # Another process may have downloaded it in the meantime.
             if not is_verified(path, item):
                 if path.exists():
-                    say(
-                        f"{path} is not the published file: kept as {path.name}.old<number>, downloaded again"
-                    )
+                    announce(f"{path} is not the published file: kept as {path.name}.old<number>, downloaded again")
                     put_away(path)
                 retrieve(url, path, item.size, item.sha256, item.published)
                 _stamp(path, item)
@@ -189,7 +187,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        say(f"{path.name}: another process is downloading it; waiting for it")
+        announce(f"{path.name}: another process is downloading it; waiting for it")
         lock.acquire()
     try:
         yield
@@ -204,9 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Find or download the official weights of backbones, verified; without a name: list them.",
         epilog=f"Kept in {cache_folder()} ({CACHE}); {MIRROR} names a mirror. See docs/weights.md.",
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="of experiments/backbone/<name>.yaml, or resnet18"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of experiments/backbone/<name>.yaml, or resnet18")
     names = parser.parse_args(arguments).names
     try:
         known = declared()

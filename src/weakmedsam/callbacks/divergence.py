@@ -35,9 +35,7 @@ class EndDiverged(Callback):
         self._first: Tensor | None = None
         self._rate = math.nan
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the step's learning rate: at its end the schedule has gone on."""
         if trainer.optimizers:
             self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
@@ -69,17 +67,10 @@ class EndDiverged(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the validation's loss, where it has one; it is the same on all ranks."""
         loss = trainer.callback_metrics.get("val/loss")
-        if (
-            trainer.state.fn == "fit"
-            and not trainer.sanity_checking
-            and loss is not None
-            and not loss.isfinite()
-        ):
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
             raise _diverged(trainer, f"the loss in validation is {float(loss)}", None, self._rate)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See that only numbers are written; what was written before stays."""
         if trainer.state.fn == "fit":
             self._ask(trainer)

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import Strategy
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHUNK = 8192
+GATHERED_ROWS = 8192
 """Rows of each rank that are gathered at once: bounds what lies on a device beside the bank."""
 
 
@@ -59,8 +59,8 @@ class FeatureBank:
         first = strategy.is_global_zero
         total = torch.zeros(slices if first else 0, dimension)
         seen = torch.zeros(slices if first else 0)
-        for begin in range(0, most, CHUNK):
-            rows = min(CHUNK, most - begin)
+        for begin in range(0, most, GATHERED_ROWS):
+            rows = min(GATHERED_ROWS, most - begin)
             ids = index.new_full((rows,), -1)  # ranks send equally much: -1 marks what is filled up
             values = features.new_zeros(rows, dimension)
             part = index[begin : begin + rows]

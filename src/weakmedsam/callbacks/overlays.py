@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weakmedsam.contracts import BACKGROUND, IGNORE, SliceBatch
 from weakmedsam.errors import check_range
-from weakmedsam.figures import Row
+from weakmedsam.figures import PictureRow
 
 if TYPE_CHECKING:  # it imports monai, which takes a second
     from weakmedsam.segmentation.module import Segmenter
@@ -73,7 +73,7 @@ class Overlay(NamedTuple):
     masks: dict[str, NDArray[np.uint8]]
 
 
-def overlay_of(row: Row) -> Overlay:
+def overlay_of(row: PictureRow) -> Overlay:
     """A row of PAM's pictures with its masks: ``cam``, ``pseudo_label``, and ``ground_truth`` if it is there."""
     masks = {"cam": row.unrefined, "pseudo_label": row.pseudo_label, "ground_truth": row.mask}
     caption = row.title.splitlines()[0]
@@ -131,9 +131,7 @@ class PredictionOverlays(Callback):
         if not trainer.is_global_zero:
             return
         prediction = cast(Tensor, outputs)
-        name, truth = (
-            ("ground_truth", batch["mask"]) if "mask" in batch else ("pseudo_label", batch["target"])
-        )
+        name, truth = ("ground_truth", batch["mask"]) if "mask" in batch else ("pseudo_label", batch["target"])
         for i, area in enumerate(mask_areas(truth)):
             case = batch["case"][i]
             if self._slices.wants(case, area):

@@ -20,7 +20,7 @@ from weakmedsam.classification.module import Activation, WeakMedSAM
 from weakmedsam.config_diff import KnownData
 from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.errors import DataError, check_range
-from weakmedsam.figures import Row, draw_grid
+from weakmedsam.figures import PictureRow, draw_grid
 from weakmedsam.metrics.overlap_surface import VolumeDice
 from weakmedsam.pam.config import (
     Affinity,
@@ -35,16 +35,16 @@ from weakmedsam.pam.config import (
 )
 from weakmedsam.pam.occlusion import drops_under_occlusion
 from weakmedsam.pam.pseudo_label_io import Origin, read_origin, write_pseudo_label
-from weakmedsam.pam.refiner import Refined, Slices, refine
+from weakmedsam.pam.refiner import PamBatch, Refined, refine
 from weakmedsam.pam.self_training import SegmentedStart
 from weakmedsam.pam.tables import CaseDice, gather_cases, write_cases, write_quality
 from weakmedsam.pam.thresholding import threshold_scores
 from weakmedsam.pam.volumes import (
     draw_row,
-    fingerprint,
     label_volume,
     score_volume,
     segment_volume,
+    volume_fingerprint,
 )
 from weakmedsam.segmentation.evaluator import Evaluation
 from weakmedsam.segmentation.prediction_writer import check_new_scans, save_segmentation
@@ -94,7 +94,7 @@ class PromptAffinityMining(Callback):
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
     W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
     same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    Slices without a class are not prompted, and PAM encodes none twice (``occlusion`` and ``views`` apart).
+    PamBatch without a class are not prompted, and PAM encodes none twice (``occlusion`` and ``views`` apart).
     Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
 
     Args:
@@ -134,18 +134,16 @@ class PromptAffinityMining(Callback):
         self.predicted = start.presence == "predicted"
         self.every_n_epochs = every_n_epochs
         self._dice: dict[str, VolumeDice] = {}
-        self._rows: FixedSlices[Row] = FixedSlices(pictures)
+        self._rows: FixedSlices[PictureRow] = FixedSlices(pictures)
         self._cases: list[CaseDice] = []
         self._evaluation: Evaluation | None = None
         self._stamp: dict[str, Any] = {}
         self._start: str | None = None
 
-    def refine(
-        self, module: WeakMedSAM, image: Tensor, activation: Activation, label: Tensor, box: Tensor
-    ) -> Refined:
+    def refine(self, module: WeakMedSAM, image: Tensor, activation: Activation, label: Tensor, box: Tensor) -> Refined:
         """Refine B slices with these settings: image (B, 1, S, S), label (B, C), box (B, 4)."""
         embedding = module.embedding(activation, image) if self.settings.prompted else None
-        slices = Slices(image, activation.cam, embedding, label, box)
+        slices = PamBatch(image, activation.cam, embedding, label, box)
         return refine(
             module.backbone,
             slices,
@@ -164,7 +162,7 @@ class PromptAffinityMining(Callback):
                 check_new_scans(data)
             else:
                 segmented.compare_data(cast(KnownData, data))
-            module.start, self._start = segmented, fingerprint(segmented.network)
+            module.start, self._start = segmented, volume_fingerprint(segmented.network)
         if self.settings.views.activation == "mirrored" and data.augment is not None:
             module.views = mirror_axes(data.augment.flip_columns > 0, data.augment.flip_rows > 0)
 
@@ -176,9 +174,7 @@ class PromptAffinityMining(Callback):
         data = cast(ValidationData, trainer.datamodule)  # type: ignore[attr-defined]
         self._rows.clear()
         if data.has_val_masks and not self._dice:
-            self._dice = {
-                name: VolumeDice(data.val_cases, len(module.class_names)) for name in ("cam", "pam")
-            }
+            self._dice = {name: VolumeDice(data.val_cases, len(module.class_names)) for name in ("cam", "pam")}
         for metric in self._dice.values():
             metric.to(module.device).reset()
 
@@ -199,9 +195,7 @@ class PromptAffinityMining(Callback):
         chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
         if len(others):  # what lies there below data.slices.min_pixels is missed, as in the test
             for metric in self._dice.values():
-                metric.update(
-                    torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others]
-                )
+                metric.update(torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others])
         if not len(chosen):
             return
         refined = self.refine(
@@ -233,9 +227,7 @@ class PromptAffinityMining(Callback):
         for name, metric in self._dice.items():
             # torchmetrics drops the dimension of a single class. NaN where nothing was refined: a figure that
             # is not logged would keep its last value.
-            values = (
-                torch.atleast_1d(metric.compute()) if self._due(trainer) else torch.full((count,), torch.nan)
-            )
+            values = torch.atleast_1d(metric.compute()) if self._due(trainer) else torch.full((count,), torch.nan)
             for class_name, value in zip(module.class_names, values, strict=True):
                 module.log(f"val/{name}_dice/{class_name}", value)
             module.log(f"val/{name}_dice", values.nanmean(), prog_bar=True)
@@ -251,11 +243,7 @@ class PromptAffinityMining(Callback):
     def _due(self, trainer: Trainer) -> bool:
         """Whether this validation refines."""
         epoch = trainer.current_epoch + 1
-        return (
-            trainer.state.fn != TrainerFn.FITTING
-            or epoch % self.every_n_epochs == 0
-            or epoch == trainer.max_epochs
-        )
+        return trainer.state.fn != TrainerFn.FITTING or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
 
     # Test
 
@@ -309,7 +297,7 @@ class PromptAffinityMining(Callback):
         if self.predicted:
             return
         module = cast(WeakMedSAM, pl_module)
-        self._stamp = {**asdict(self.settings), "network": fingerprint(module)}
+        self._stamp = {**asdict(self.settings), "network": volume_fingerprint(module)}
         if self._start is not None:
             self._stamp["start"] = self._start
         folder = Path(trainer.default_root_dir)

@@ -18,7 +18,7 @@ from weakmedsam.contracts import VolumeBatch
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
-from weakmedsam.pam.prompt_masks import Slices
+from weakmedsam.pam.prompt_masks import PamBatch
 from weakmedsam.pam.tables import CaseDice, gather_cases
 from weakmedsam.pam.volumes import labelled_rows, score_volume
 from weakmedsam.system.atomic_io import write_table
@@ -75,7 +75,7 @@ class RememberingDrops:
         self._drops = drops
         self._answers: dict[bytes, Tensor] = {}
 
-    def __call__(self, some: Slices, masks: Tensor) -> Tensor:
+    def __call__(self, some: PamBatch, masks: Tensor) -> Tensor:
         """(B, C, P)."""
         rows = []
         for b in range(len(masks)):
@@ -98,7 +98,7 @@ def _digest(about: Tensor, asked: Tensor, question: bytes) -> bytes:
 class CompareRefinements(Callback):
     """Score many settings of PAM in one test: ``refinements.csv`` and ``refinements_mean.csv``.
 
-    Slices are encoded once, every prompt is put once and every mask occluded once, however many settings there
+    PamBatch are encoded once, every prompt is put once and every mask occluded once, however many settings there
     are. No network is chosen and nothing is tuned here: it is for the table of a study.
 
     Args:

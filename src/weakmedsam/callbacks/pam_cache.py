@@ -21,7 +21,7 @@ from weakmedsam.pam.affinity import grid_points, onto_map
 from weakmedsam.pam.config import Refinement, dotted
 from weakmedsam.pam.feature_cache import Head, Part, write_head, write_part
 from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
-from weakmedsam.pam.prompt_masks import MASKS, Slices
+from weakmedsam.pam.prompt_masks import MASKS, PamBatch
 from weakmedsam.system.atomic_io import write_whole
 
 
@@ -96,9 +96,7 @@ class KeepFeatures(Callback):
         embedding = module.embedding(activation.rows(rows), batch["image"][rows]) if len(rows) else None
         prompts = {side: self._masks(module.backbone, embedding, side) for side in self._sides}
         drops = drops_under_occlusion(module.evidence)
-        slices = Slices(
-            batch["image"][rows], activation.cam[rows], None, batch["label"][rows], batch["box"][rows]
-        )
+        slices = PamBatch(batch["image"][rows], activation.cam[rows], None, batch["label"][rows], batch["box"][rows])
         part = Part(
             rows=batch["index"],
             mask=batch["mask"].to(torch.uint8),
@@ -127,7 +125,7 @@ class KeepFeatures(Callback):
         return torch.cat(parts)
 
     @staticmethod
-    def _drops(drops: Drops, slices: Slices, masks: Tensor) -> Tensor:
+    def _drops(drops: Drops, slices: PamBatch, masks: Tensor) -> Tensor:
         """(L, C, side * side), of the masks as they come from the store."""
         inside = inside_box(slices.box, slices.image.shape[-1], masks.shape[-1])
         parts = []

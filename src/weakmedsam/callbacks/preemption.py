@@ -118,9 +118,7 @@ class Preemption(Callback):
             self._trainer.strategy.launcher.kill(number)
         if self._trainer.state.fn != "fit" or not self.grace:
             self._leave(name)
-        self._alarm = threading.Timer(
-            self.grace, self._leave, [f"{name}, and the {self.grace:g} seconds are over"]
-        )
+        self._alarm = threading.Timer(self.grace, self._leave, [f"{name}, and the {self.grace:g} seconds are over"])
         self._alarm.daemon = True
         self._alarm.start()
         self._trainer.print(f"{name}: the running epoch has {self.grace:g} seconds to end")

@@ -23,17 +23,13 @@ class KeepSettings(Callback):
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what it is of."""
         checkpoint[RUN_KEY] = {
             "settings": self.settings, "data": data_digest(_data(trainer)), "version": __version__
         }  # fmt: skip
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with other data under the same settings.
 
         Raises:

@@ -29,7 +29,7 @@ from weakmedsam.sce.figures import ClusterRow, draw_clusters
 from weakmedsam.sce.kmeans import KMeans
 from weakmedsam.sce.subclasses import SubClasses, explore, nearest_members
 
-SOURCES = ("bank", "pass", "resnet18")
+FEATURE_SOURCES = ("bank", "pass", "resnet18")
 FIRSTS = ("pass", "bank")
 
 
@@ -90,12 +90,10 @@ class SubClassExploration(Callback):
         weights: str = "official",
         pictures: int = 8,
     ) -> None:
-        check_choice("model.sce.source", source, SOURCES)
+        check_choice("model.sce.source", source, FEATURE_SOURCES)
         check_choice("model.sce.first", first, FIRSTS)
         if first == "bank" and source != "bank":
-            raise ConfigError(
-                f"model.sce.first is bank, which model.sce.source {source} does not fill; set pass"
-            )
+            raise ConfigError(f"model.sce.first is bank, which model.sce.source {source} does not fill; set pass")
         check_range("model.sce.every_n_epochs", every_n_epochs, 0, 1_000_000)
         if source == "resnet18" and every_n_epochs:
             raise ConfigError(
@@ -126,9 +124,7 @@ class SubClassExploration(Callback):
                 "data set or split"
             )
         if not held and self.first == "pass":
-            features = (
-                self._published(trainer, module) if self.source == "resnet18" else self._pass(trainer, module)
-            )
+            features = self._published(trainer, module) if self.source == "resnet18" else self._pass(trainer, module)
             self._cluster(trainer, module, features)
         self.bank.clear()
 
@@ -194,9 +190,7 @@ class SubClassExploration(Callback):
             network.feature_dim,
         )
 
-    def _cluster(
-        self, trainer: Trainer, module: WeakMedSAM, features: NDArray[np.float32] | None
-    ) -> SubClasses:
+    def _cluster(self, trainer: Trainer, module: WeakMedSAM, features: NDArray[np.float32] | None) -> SubClasses:
         """One clustering, on rank 0; every rank gets the same ids."""
         mine: SubClasses | None = None
         is_first = not len(module.subclass_ids)

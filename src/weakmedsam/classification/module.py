@@ -188,9 +188,7 @@ class WeakMedSAM(LightningModule):
         They are compared with each other, so whatever the features are computed in, the head is in float32.
         """
         parts = []
-        for some, box in zip(
-            image.split(self.slices_per_step), scan.split(self.slices_per_step), strict=True
-        ):
+        for some, box in zip(image.split(self.slices_per_step), scan.split(self.slices_per_step), strict=True):
             with self._precision():
                 features = self.features(some)
             with torch.autocast(features.device.type, enabled=False):
@@ -228,9 +226,7 @@ class WeakMedSAM(LightningModule):
 
     def inside(self, scan: Tensor, cells: int) -> Tensor:
         """(B, 1, cells, cells) bool, which cells lie on the scan; ``scan`` as in ``pool``."""
-        return (
-            inside_cells(scan, cells) if scan.ndim == 4 else inside_box(scan, self.backbone.image_size, cells)
-        )
+        return inside_cells(scan, cells) if scan.ndim == 4 else inside_box(scan, self.backbone.image_size, cells)
 
     def describe(self, features: Tensor, scan: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D), the average over the scan, no gradient: what SCE clusters."""
@@ -271,9 +267,7 @@ class WeakMedSAM(LightningModule):
             loss = class_loss + 0 * self.subclass_head.weight.sum()
         # The mean over an epoch's slices on all ranks: one rank has seen its own share only.
         self.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
-        self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
-        )
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
         if not self.subclass_head.weight.requires_grad:
             return {"loss": loss}
         return {"loss": loss, "pooled": self.describe(features, scan) if mean is None else mean.detach()}
@@ -299,8 +293,7 @@ class WeakMedSAM(LightningModule):
     def look_at_volume(self, batch: VolumeBatch) -> Activation:
         """``forward`` over the slices of a volume, a few at a time."""
         parts = [
-            self(chunk, batch["box"].expand(len(chunk), 4))
-            for chunk in batch["image"].split(self.slices_per_step)
+            self(chunk, batch["box"].expand(len(chunk), 4)) for chunk in batch["image"].split(self.slices_per_step)
         ]
         embeddings = [part.embedding for part in parts if part.embedding is not None]
         return Activation(

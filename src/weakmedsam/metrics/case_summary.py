@@ -66,7 +66,7 @@ def score_case(
     return [CaseScores(case, *both) for both in zip(class_names, volumes, slices, strict=True)]
 
 
-def gather(scores: Sequence[CaseScores], class_names: Sequence[str]) -> list[CaseScores]:
+def gather_scores(scores: Sequence[CaseScores], class_names: Sequence[str]) -> list[CaseScores]:
     """Put the ranks' scores together; every rank of a distributed run must call it.
 
     Args:

@@ -41,9 +41,7 @@ def overlap_counts(prediction: Tensor, truth: Tensor, num_classes: int) -> Tenso
         ValueError: the shapes differ.
     """
     if prediction.shape != truth.shape:
-        raise ValueError(
-            f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape"
-        )
+        raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape")
     counts = []
     for class_id in range(1, num_classes + 1):
         predicted, true = _masks_of_class(prediction, truth, class_id)

@@ -27,7 +27,7 @@ from torch import Tensor
 from weakmedsam.geometry import min_max_inside
 
 
-class Evidence(NamedTuple):
+class CellEvidence(NamedTuple):
     """What prompts and the image say of each cell of the map, for B slices and P prompts.
 
     Attributes:
@@ -58,7 +58,7 @@ class AffinityKind(NamedTuple):
         logits: it needs raw logits beside them.
     """
 
-    maps: Callable[[Evidence], Maps]
+    maps: Callable[[CellEvidence], Maps]
     prompted: bool
     logits: bool
 
@@ -69,7 +69,7 @@ AFFINITIES: dict[str, AffinityKind] = {}
 
 def affinity(
     prompted: bool = True, logits: bool = False
-) -> Callable[[Callable[[Evidence], Maps]], Callable[[Evidence], Maps]]:
+) -> Callable[[Callable[[CellEvidence], Maps]], Callable[[CellEvidence], Maps]]:
     """Register a function as an affinity, under its own name.
 
     Args:
@@ -77,7 +77,7 @@ def affinity(
         logits: it needs raw logits, too.
     """
 
-    def register(function: Callable[[Evidence], Maps]) -> Callable[[Evidence], Maps]:
+    def register(function: Callable[[CellEvidence], Maps]) -> Callable[[CellEvidence], Maps]:
         AFFINITIES[function.__name__] = AffinityKind(function, prompted, logits)
         return function
 
@@ -85,14 +85,14 @@ def affinity(
 
 
 @affinity()
-def per_prompt(evidence: Evidence) -> Maps:
+def per_prompt(evidence: CellEvidence) -> Maps:
     """Each prompt's mask by itself. Paper: -."""
     assert evidence.masks is not None
     return evidence.masks, evidence.trust
 
 
 @affinity()
-def with_intensity(evidence: Evidence) -> Maps:
+def with_intensity(evidence: CellEvidence) -> Maps:
     """Each prompt's mask, and grey values with the weight ``affinity.intensity_share``. Paper: -."""
     masks, trust, share = evidence.masks, evidence.trust, evidence.share
     assert masks is not None
@@ -104,7 +104,7 @@ def with_intensity(evidence: Evidence) -> Maps:
 
 
 @affinity()
-def summed_masks(evidence: Evidence) -> Maps:
+def summed_masks(evidence: CellEvidence) -> Maps:
     """The mean of the masks, one map in [0, 1]. Paper: -."""
     masks, trust = evidence.masks, evidence.trust
     assert masks is not None
@@ -116,14 +116,14 @@ def summed_masks(evidence: Evidence) -> Maps:
 
 
 @affinity(logits=True)
-def summed(evidence: Evidence) -> Maps:
+def summed(evidence: CellEvidence) -> Maps:
     """The sum of the raw mask logits, one map without bound: the published form."""
     assert evidence.logits is not None
     return evidence.logits, None if evidence.trust is None else _any_trust(evidence.trust)
 
 
 @affinity(prompted=False)
-def intensity(evidence: Evidence) -> Maps:
+def intensity(evidence: CellEvidence) -> Maps:
     """Grey values alone; no prompt is decoded. Paper: -."""
     return evidence.grey, None
 
@@ -160,9 +160,7 @@ def half_disc(radius: float) -> list[Offset]:
     The pixel itself is not among them.
     """
     reach = range(-int(radius), int(radius) + 1)
-    return [
-        (dy, dx) for dy in reach for dx in reach if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius
-    ]
+    return [(dy, dx) for dy in reach for dx in reach if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius]
 
 
 def onto_map(values: Tensor, size: int) -> Tensor:

@@ -77,9 +77,7 @@ class Affinity:
     def __post_init__(self) -> None:
         check_choice("model.pam.affinity.kind", self.kind, (*AFFINITIES, "none"))
         check_range("model.pam.affinity.intensity_share", self.intensity_share, 0, 1)
-        check_range(
-            "model.pam.affinity.radius", self.radius, 1, 64, above=True
-        )  # within 1 a cell has no neighbour
+        check_range("model.pam.affinity.radius", self.radius, 1, 64, above=True)  # within 1 a cell has no neighbour
         check_range("model.pam.affinity.beta", self.beta, 0, 1000)
         check_range("model.pam.affinity.contrast", self.contrast, 0, 1_000_000)
 
@@ -289,9 +287,7 @@ class Refinement:
                 raise ConfigError(f"{key} is no setting of PAM; there are {', '.join(SETTINGS)}")
             group, _, name = key.partition(".")
             groups.setdefault(group, {})[name] = value
-        return replace(
-            self, **{group: replace(getattr(self, group), **values) for group, values in groups.items()}
-        )
+        return replace(self, **{group: replace(getattr(self, group), **values) for group, values in groups.items()})
 
 
 def dotted(settings: Any, above: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from weakmedsam.backbones.base import Backbone, Encoded
 from weakmedsam.errors import DataError
 from weakmedsam.metrics.overlap_surface import VolumeDice
 from weakmedsam.pam.affinity import grid_points
-from weakmedsam.pam.refiner import Refinement, Slices, refine
+from weakmedsam.pam.refiner import PamBatch, Refinement, refine
 from weakmedsam.pam.thresholding import threshold_scores
 from weakmedsam.system.atomic_io import replacing, write_whole
 from weakmedsam.system.json_files import read_object
@@ -132,7 +132,7 @@ class StoredPrompts(Backbone):
         """Nothing can be trained."""
 
 
-MEND = "`make sweep SWEEP=pam` notices that and writes it anew"
+WRITTEN_ANEW = "`make sweep SWEEP=pam` notices that and writes it anew"
 
 
 def write_head(folder: Path, head: Head) -> None:
@@ -162,7 +162,7 @@ def read_head(folder: Path) -> Head:
     try:
         return Head(**read_object(path))
     except (DataError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): {MEND}") from error
+        raise DataError(f"{path} is damaged ({error}): {WRITTEN_ANEW}") from error
 
 
 def read_parts(folder: Path) -> Iterator[Part]:
@@ -172,7 +172,7 @@ def read_parts(folder: Path) -> Iterator[Part]:
             tensors = load_file(path)
             part = Part(prompts=_by_side(tensors, PROMPTS), drops=_by_side(tensors, DROPS), **tensors)
         except (OSError, SafetensorError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error}): {MEND}") from error
+            raise DataError(f"{path} is damaged ({error}): {WRITTEN_ANEW}") from error
         yield part
 
 
@@ -182,7 +182,7 @@ def _by_side(tensors: dict[str, Tensor], prefix: str) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 16) -> dict[str, float]:
+def score_setting(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 16) -> dict[str, float]:
     """Dice of the maps that PAM makes of stored features with other settings.
 
     Args:
@@ -219,10 +219,8 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
         if len(part.labelled):
             stored = StoredPrompts(part.prompts[settings.prompts.grid], head.image_size)
             image = part.image.float() / 255
-            slices = Slices(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
-            refined = refine(
-                stored, slices, settings, chunk, partial(_stored_drops, part, settings.prompts.grid)
-            )
+            slices = PamBatch(image, part.cam, stored.stand_ins(), part.label.float(), part.box)
+            refined = refine(stored, slices, settings, chunk, partial(_stored_drops, part, settings.prompts.grid))
             found["cam"][part.labelled], _ = threshold_scores(refined.before, settings.threshold.value)
             found["pam"][part.labelled], _ = threshold_scores(refined.after, settings.threshold.value)
         for name, metric in dice.items():
@@ -230,7 +228,7 @@ def score(folder: Path, changes: Mapping[str, float | int | str], chunk: int = 1
     return _figures({name: torch.atleast_1d(m.compute()) for name, m in dice.items()}, head.class_names)
 
 
-def _stored_drops(part: Part, side: int, some: Slices, masks: Tensor) -> Tensor:
+def _stored_drops(part: Part, side: int, some: PamBatch, masks: Tensor) -> Tensor:
     assert some.embedding is not None
     return part.drops[side][some.embedding.flatten()]
 

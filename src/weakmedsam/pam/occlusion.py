@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weakmedsam.geometry import inside_box
-from weakmedsam.pam.prompt_masks import Slices
+from weakmedsam.pam.prompt_masks import PamBatch
 from weakmedsam.pam.thresholding import smooth
 
-Evidence = Callable[[Tensor, Tensor], Tensor]
+ClassEvidence = Callable[[Tensor, Tensor], Tensor]
 """Image (B, 1, S, S) and the scan's box (B, 4) -> class logits (B, C)."""
 
-Drops = Callable[[Slices, Tensor], Tensor]
+Drops = Callable[[PamBatch, Tensor], Tensor]
 """B slices and their masks (B, P, s, s) -> (B, C, P) of ``logit_drops``."""
 
 AROUND = 1 / 21
@@ -30,7 +30,7 @@ AROUND = 1 / 21
 ALIKE = 0.9
 """IoU from which on two masks are one: only the first of them is painted over."""
 
-PAIRS = 64
+PAINTED_AT_ONCE = 64
 """Images of 128 x 128 pixels painted at once, of larger ones fewer; memory only."""
 
 SMALLEST_DROP = 1e-3
@@ -91,7 +91,7 @@ def _widened(masks: Tensor, reach: int) -> Tensor:
     return F.max_pool2d(rows, (1, side), stride=1, padding=(0, reach))
 
 
-def logit_drops(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor) -> Tensor:
+def logit_drops(evidence: ClassEvidence, image: Tensor, box: Tensor, masks: Tensor) -> Tensor:
     """What each mask takes from a class's logit, over what the mask that takes most does.
 
     Args:
@@ -105,7 +105,7 @@ def logit_drops(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor) -
         Masks that are the same (``same_as``) take the same.
     """
     size = image.shape[-1]
-    at_once = max(1, PAIRS * 128**2 // size**2)
+    at_once = max(1, PAINTED_AT_ONCE * 128**2 // size**2)
     inside = inside_box(box, size, size)
     whole = evidence(image, box).float()
     first = same_as(masks)
@@ -124,14 +124,12 @@ def logit_drops(evidence: Evidence, image: Tensor, box: Tensor, masks: Tensor) -
     return torch.where(told, drops / most.clamp_min(SMALLEST_DROP), 0)
 
 
-def drops_under_occlusion(evidence: Evidence) -> Drops:
+def drops_under_occlusion(evidence: ClassEvidence) -> Drops:
     """``logit_drops`` as a function of slices and masks."""
     return lambda some, masks: logit_drops(evidence, some.image, some.box, masks)
 
 
-def smallest_discriminative(
-    masks: Tensor, drops: Tensor, share: float, trust: Tensor | None = None
-) -> Tensor:
+def smallest_discriminative(masks: Tensor, drops: Tensor, share: float, trust: Tensor | None = None) -> Tensor:
     """Of each class the smallest mask whose drop is at least ``share`` of the largest one.
 
     The mask of the whole body takes most of all; the smallest that takes nearly as much is the target.

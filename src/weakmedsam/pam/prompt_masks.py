@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from weakmedsam.backbones.base import Backbone
-from weakmedsam.pam.affinity import AFFINITIES, Evidence, grid_points, onto_map
+from weakmedsam.pam.affinity import AFFINITIES, CellEvidence, grid_points, onto_map
 from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.point_prompts import PromptPoints, content_prompts, peak_prompts
 
-PAIRS = 256
+DECODED_AT_ONCE = 256
 """Pairs of slice and prompt whose masks are held at the decoder's own size at once; memory only."""
 
 MASKS = 4096
 """Masks held at the map's size at once: of a grid of 32 those of four slices; memory only."""
 
 
-class Slices(NamedTuple):
+class PamBatch(NamedTuple):
     """B slices, as PAM needs them.
 
     Attributes:
@@ -37,11 +37,11 @@ class Slices(NamedTuple):
     label: Tensor
     box: Tensor
 
-    def rows(self, rows: Tensor | slice) -> Slices:
+    def rows(self, rows: Tensor | slice) -> PamBatch:
         """Some of them."""
         image, cam, embedding, label, box = self
         kept = None if embedding is None else embedding[rows]
-        return Slices(image[rows], cam[rows], kept, label[rows], box[rows])
+        return PamBatch(image[rows], cam[rows], kept, label[rows], box[rows])
 
 
 class Answers(NamedTuple):
@@ -60,7 +60,7 @@ class Answers(NamedTuple):
     weight: Tensor | None
 
 
-def place_prompts(some: Slices, settings: Refinement) -> PromptPoints:
+def place_prompts(some: PamBatch, settings: Refinement) -> PromptPoints:
     """Where the settings want slices to be prompted."""
     size = some.image.shape[-1]
     if settings.prompts.placement == "content":
@@ -70,17 +70,17 @@ def place_prompts(some: Slices, settings: Refinement) -> PromptPoints:
     return PromptPoints(grid_points(settings.prompts.grid, size).to(some.cam.device), None)
 
 
-def ask(backbone: Backbone, some: Slices, prompts: PromptPoints, settings: Refinement) -> Answers:
-    """Put prompts to the decoder, some at a time; no more than ``PAIRS`` masks are held at its own size."""
+def decode_prompts(backbone: Backbone, some: PamBatch, prompts: PromptPoints, settings: Refinement) -> Answers:
+    """Put prompts to the decoder, some at a time; no more than ``DECODED_AT_ONCE`` masks are held at its own size."""
     size, kind = settings.walk.map_size, AFFINITIES.get(settings.affinity.kind)
-    evidence = Evidence(onto_map(some.image.float(), size), settings.affinity.intensity_share)
+    evidence = CellEvidence(onto_map(some.image.float(), size), settings.affinity.intensity_share)
     if not settings.prompted:
         return Answers(None, None, *((None, None) if kind is None else kind.maps(evidence)))
     assert some.embedding is not None
     summed = torch.zeros((), device=some.cam.device)
     parts: list[Tensor] = []
     trusts: list[Tensor] = []
-    for asked in prompts.split(max(1, PAIRS // len(some.cam))):
+    for asked in prompts.split(max(1, DECODED_AT_ONCE // len(some.cam))):
         logits, trust = _masks_of(backbone, some.embedding, asked, settings)
         parts.append(onto_map(logits.float().sigmoid(), size))
         trusts += [] if trust is None else [trust]
@@ -101,7 +101,5 @@ def _masks_of(
         return backbone.masks_at_points(embedding, prompts.points), prompts.used
     logits, quality = backbone.prompted(embedding, prompts.points)
     quality = quality.float().clamp(0, 1)
-    trust = (quality >= settings.prompts.min_quality) * (
-        quality if settings.prompts.weigh_by_quality else 1.0
-    )
+    trust = (quality >= settings.prompts.min_quality) * (quality if settings.prompts.weigh_by_quality else 1.0)
     return logits, trust if prompts.used is None else trust * prompts.used

@@ -20,11 +20,11 @@ from weakmedsam.pam.affinity import Offset, border_map, edge_weights, half_disc,
 from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.mask_voting import vote
 from weakmedsam.pam.occlusion import Drops, smallest_discriminative, with_discriminative_mask
-from weakmedsam.pam.prompt_masks import MASKS, Answers, Slices, ask, place_prompts
+from weakmedsam.pam.prompt_masks import MASKS, Answers, PamBatch, decode_prompts, place_prompts
 from weakmedsam.pam.thresholding import centre_scores, compete, gated_scores, otsu_threshold
 from weakmedsam.pam.volume_affinity import half_ball, volume_weights
 
-__all__ = ["Levels", "Mined", "Refined", "Refinement", "Slices", "find_levels", "mine", "refine", "score"]
+__all__ = ["Levels", "Mined", "PamBatch", "Refined", "Refinement", "find_levels", "mine", "refine", "score_maps"]
 
 
 class Mined(NamedTuple):
@@ -85,7 +85,7 @@ class Levels(NamedTuple):
 
 @torch.no_grad()
 def refine(
-    backbone: Backbone, slices: Slices, settings: Refinement, chunk: int, drops: Drops | None = None
+    backbone: Backbone, slices: PamBatch, settings: Refinement, chunk: int, drops: Drops | None = None
 ) -> Refined:
     """Mine the affinity of slices, each by itself, and walk their activation along it.
 
@@ -103,14 +103,14 @@ def refine(
         some = slices.rows(slice(first, first + chunk))
         mined = mine(backbone, some, settings, chunk, drops=drops)
         levels = find_levels(mined, some, settings, whole=False)
-        parts.append(score(mined, some, settings, levels))
+        parts.append(score_maps(mined, some, settings, levels))
     return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
 def mine(
     backbone: Backbone,
-    slices: Slices,
+    slices: PamBatch,
     settings: Refinement,
     chunk: int,
     positions: Tensor | None = None,
@@ -145,25 +145,23 @@ def mine(
 
 
 def _runs(length: int, positions: Tensor | None) -> list[slice]:
-    """Slices of rows whose positions follow each other without a gap."""
+    """PamBatch of rows whose positions follow each other without a gap."""
     if positions is None:
         return [slice(0, length)]
     breaks = ((positions.diff() != 1).nonzero().flatten() + 1).tolist()
     return [slice(a, b) for a, b in zip([0, *breaks], [*breaks, length], strict=True)]
 
 
-def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement, drops: Drops | None) -> Mined:
+def _mine_slices(backbone: Backbone, some: PamBatch, settings: Refinement, drops: Drops | None) -> Mined:
     """Each slice by itself."""
     offsets = half_disc(settings.affinity.radius)
     cam, start, inside = _start(backbone, some, settings)
-    answers = ask(backbone, some, place_prompts(some, settings), settings)
+    answers = decode_prompts(backbone, some, place_prompts(some, settings), settings)
     walked = _begun(start, answers, inside, some, settings, drops)
     picture = torch.zeros_like(start[:, 0])
     if answers.maps is not None:
         trust = None if answers.weight is None else answers.weight[..., None, None]
-        weights = edge_weights(
-            answers.maps, offsets, settings.affinity.beta, settings.affinity.contrast, trust
-        )
+        weights = edge_weights(answers.maps, offsets, settings.affinity.beta, settings.affinity.contrast, trust)
         picture = border_map(weights, offsets, inside)
         walked = _walked(walked, weights, offsets, inside, settings)
     if settings.vote.when == "after":
@@ -173,7 +171,7 @@ def _mine_slices(backbone: Backbone, some: Slices, settings: Refinement, drops: 
 
 def _mine_run(
     backbone: Backbone,
-    run: Slices,
+    run: PamBatch,
     settings: Refinement,
     chunk: int,
     thickness: float,
@@ -189,7 +187,7 @@ def _mine_run(
     def compared() -> Iterator[tuple[Tensor, Tensor | None]]:
         for piece in pieces:
             some = run.rows(piece)
-            answers = ask(backbone, some, prompts.rows(piece), settings)
+            answers = decode_prompts(backbone, some, prompts.rows(piece), settings)
             begun.append(_begun(start[piece], answers, inside[piece], some, settings, drops))
             assert answers.maps is not None
             yield answers.maps, answers.weight
@@ -203,12 +201,12 @@ def _mine_run(
         settings.affinity.contrast,
     )
     walked = torch.cat(begun)
-    # A slice without the class has no say about it: neither its own score nor its neighbours'.
+    # A slice without the class has no say about it: neither its own score_maps nor its neighbours'.
     taking_part = inside & (run.label > 0)[:, :, None, None]
     walked = _walked(_deep(walked), weights, offsets, _deep(taking_part), settings)[0].movedim(0, 1)
     if settings.vote.when == "after":
         walked = torch.cat([
-            _voted(walked[piece], ask(backbone, run.rows(piece), prompts.rows(piece), settings),
+            _voted(walked[piece], decode_prompts(backbone, run.rows(piece), prompts.rows(piece), settings),
                    inside[piece], settings)
             for piece in pieces
         ])  # fmt: skip
@@ -222,7 +220,7 @@ def _deep(maps: Tensor) -> Tensor:
     return maps.movedim(0, 1)[None]
 
 
-def _start(backbone: Backbone, some: Slices, settings: Refinement) -> tuple[Tensor, Tensor, Tensor]:
+def _start(backbone: Backbone, some: PamBatch, settings: Refinement) -> tuple[Tensor, Tensor, Tensor]:
     """The activation over the scan, the same on the map, and the map's cells on the scan."""
     size, map_size = backbone.image_size, settings.walk.map_size
     cam = _over_scan(some.cam.float(), inside_box(some.box, size, some.cam.shape[-1]), settings)
@@ -260,7 +258,7 @@ def _begun(
     start: Tensor,
     answers: Answers,
     inside: Tensor,
-    some: Slices,
+    some: PamBatch,
     settings: Refinement,
     drops: Drops | None,
 ) -> Tensor:
@@ -271,16 +269,14 @@ def _begun(
         masks = answers.masks * inside
         if answers.trust is not None:
             masks = masks * (answers.trust > 0)[..., None, None]
-        discriminative = smallest_discriminative(
-            masks, drops(some, masks), settings.occlusion.share, answers.trust
-        )
+        discriminative = smallest_discriminative(masks, drops(some, masks), settings.occlusion.share, answers.trust)
         start = with_discriminative_mask(start, discriminative, settings.occlusion.weight)
     if settings.vote.when in ("alone", "before"):
         start = _voted(start, answers, inside, settings)
     return start
 
 
-def find_levels(mined: Mined, slices: Slices, settings: Refinement, whole: bool) -> Levels | None:
+def find_levels(mined: Mined, slices: PamBatch, settings: Refinement, whole: bool) -> Levels | None:
     """Otsu's thresholds, over the map's cells on the scan of slices that have the class.
 
     Args:
@@ -308,14 +304,10 @@ def find_levels(mined: Mined, slices: Slices, settings: Refinement, whole: bool)
 
 
 def _competed(scores: Tensor, settings: Refinement) -> Tensor:
-    return (
-        compete(scores, settings.threshold.background_power)
-        if settings.threshold.competition == "share"
-        else scores
-    )
+    return compete(scores, settings.threshold.background_power) if settings.threshold.competition == "share" else scores
 
 
-def score(mined: Mined, slices: Slices, settings: Refinement, levels: Levels | None) -> Refined:
+def score_maps(mined: Mined, slices: PamBatch, settings: Refinement, levels: Levels | None) -> Refined:
     """Bring maps to the frame: upsampled, smoothed, gated, in competition, about one threshold.
 
     Args:

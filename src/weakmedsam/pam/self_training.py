@@ -23,7 +23,7 @@ from weakmedsam.pam.affinity import onto_map
 from weakmedsam.segmentation.module import SIGNATURE, Segmenter
 from weakmedsam.system.fingerprints import check_checkpoint
 
-LEAST = 0.01
+MIN_PROBABILITY = 0.01
 """Probability that a class has to reach somewhere in a slice: PAM scales maps by their maximum, and below it there is
 nothing but noise to scale. What lies inside another class is scaled up no less, hence the share."""
 
@@ -32,9 +32,7 @@ PRESENT = 0.5
 else together."""
 
 
-def load_segmenter(
-    path: Path, class_names: list[str], image_size: int
-) -> tuple[Segmenter, dict[str, Any] | None]:
+def load_segmenter(path: Path, class_names: list[str], image_size: int) -> tuple[Segmenter, dict[str, Any] | None]:
     """A trained segmentation network, frozen, from its checkpoint alone.
 
     Args:
@@ -135,13 +133,13 @@ class SegmentedStart:
 
         Returns:
             (B, C, cells, cells) in [0, 1]: the class's probability p_c times its share p_c / sum p of all classes but
-            background; 0 where p_c is below ``LEAST`` in all of a slice. With one class it is the probability.
+            background; 0 where p_c is below ``MIN_PROBABILITY`` in all of a slice. With one class: the probability.
         """
         self.network.to(image.device)
         # In float32 but for autocast: a trainer of true half precision converts its own module, not this one.
         maps = onto_map(self.network(image.float()).float().softmax(1)[:, 1:], self.cells)
         share = maps / maps.sum(dim=1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-        seen = maps.amax((-2, -1), keepdim=True) >= LEAST
+        seen = maps.amax((-2, -1), keepdim=True) >= MIN_PROBABILITY
         return torch.where(seen, maps * share, 0)
 
 

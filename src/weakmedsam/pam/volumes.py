@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from weakmedsam.backbones.base import Backbone
 from weakmedsam.classification.module import Activation, WeakMedSAM
 from weakmedsam.contracts import VolumeBatch
-from weakmedsam.figures import Row
+from weakmedsam.figures import PictureRow
 from weakmedsam.geometry import inside_box, to_native
 from weakmedsam.metrics.overlap_surface import dice_from_counts, overlap_counts
 from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
-from weakmedsam.pam.refiner import Refined, Refinement, Slices, find_levels, mine, score
+from weakmedsam.pam.refiner import PamBatch, Refined, Refinement, find_levels, mine, score_maps
 from weakmedsam.pam.self_training import find_present
 from weakmedsam.pam.tables import CaseDice
 from weakmedsam.pam.thresholding import PseudoLabel, agreement, threshold_scores
@@ -56,7 +56,7 @@ def refine_volume(
     box = batch["box"].expand(len(rows), 4)
     image = batch["image"][rows]
     embedding = module.embedding(activation, image) if settings.prompted else None
-    slices = Slices(image, activation.cam, embedding, batch["label"][rows], box)
+    slices = PamBatch(image, activation.cam, embedding, batch["label"][rows], box)
     thickness = relative_thickness(batch["spacing"], batch["frame"].side, settings.walk.map_size)
     chunk = module.slices_per_step
     asked = module.backbone if backbone is None else backbone
@@ -66,7 +66,7 @@ def refine_volume(
     for first in range(0, len(rows), chunk):
         some = slice(first, first + chunk)
         own = None if levels is None else levels.rows(some)
-        yield rows[some], score(mined.rows(some), slices.rows(some), settings, own)
+        yield rows[some], score_maps(mined.rows(some), slices.rows(some), settings, own)
 
 
 def score_volume(
@@ -101,9 +101,7 @@ def score_volume(
     return [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, strict=True)]
 
 
-def segment_volume(
-    module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement
-) -> Tensor:
+def segment_volume(module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement) -> Tensor:
     """Segment a volume by what is refined, with nothing known of it: the start says which classes its slices have.
 
     Args:
@@ -127,7 +125,7 @@ def segment_volume(
 
 def label_volume(
     module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement, look: Look
-) -> tuple[PseudoLabel, Row | None]:
+) -> tuple[PseudoLabel, PictureRow | None]:
     """Pseudo-labels of all slices, and the picture's row; none for a volume without a class.
 
     Args:
@@ -144,7 +142,7 @@ def label_volume(
         torch.full(label.shape, torch.nan),
         torch.full(label.shape, torch.nan),
     )
-    shown: Row | None = None
+    shown: PictureRow | None = None
     largest = -1
     labelled = activation.rows(labelled_rows(batch))
     for some, refined in refine_volume(module, labelled, batch, settings):
@@ -165,9 +163,7 @@ def label_volume(
     return result, shown
 
 
-def _stability(
-    module: WeakMedSAM, batch: VolumeBatch, settings: Refinement, look: Look, label: Tensor
-) -> Tensor:
+def _stability(module: WeakMedSAM, batch: VolumeBatch, settings: Refinement, look: Look, label: Tensor) -> Tensor:
     """(D, C) mean agreement of pseudo-labels with those of both mirrored volumes, NaN where absent.
 
     Only slices that have a class are encoded again.
@@ -211,8 +207,8 @@ def draw_row(
     before: Tensor,
     after: Tensor,
     mask: Tensor | None,
-) -> Row:
-    """The picture's row of slice ``i`` of ``refined``; it shows the class with the highest score in it.
+) -> PictureRow:
+    """The picture's row of slice ``i`` of ``refined``; it shows the class with the highest score_maps in it.
 
     Args:
         module: names the classes.
@@ -225,7 +221,7 @@ def draw_row(
         mask: (S, S) expert class ids, where there are any.
     """
     c = int(refined.after[i].flatten(1).sum(1).argmax())
-    return Row(
+    return PictureRow(
         title + module.class_names[c],
         image=image.float().cpu().numpy(),
         cam=refined.cam[i, c].float().cpu().numpy(),
@@ -238,7 +234,7 @@ def draw_row(
     )
 
 
-def fingerprint(module: nn.Module) -> str:
+def volume_fingerprint(module: nn.Module) -> str:
     """Short hash of the network's weights: pseudo-labels of another network are not its own."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):

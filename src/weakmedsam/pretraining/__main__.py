@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from weakmedsam.backbones.pocket import EMBEDDED, Pocket
 from weakmedsam.pretraining.grouping import Grouping
-from weakmedsam.pretraining.scenes import Prompts, Scenes, ask, draw_scenes, turn_scenes
+from weakmedsam.pretraining.scenes import ScenePrompts, Scenes, draw_prompts, draw_scenes, turn_scenes
 from weakmedsam.system.atomic_io import replacing
 
-UNSEEN = 2**40
+HELD_OUT = 2**40
 """Seeds from here on are for evaluation; training counts up from 0."""
 
 
-class DrawnPrompts(Dataset[Prompts]):
+class DrawnPrompts(Dataset[ScenePrompts]):
     """One whole batch an item, which follows from seed and index: any step can be drawn again after a kill.
 
     Args:
@@ -42,9 +42,7 @@ class DrawnPrompts(Dataset[Prompts]):
         apart: items between two that show the same drawings.
     """
 
-    def __init__(
-        self, batch: int, prompts: int, steps: int, seed: int = 0, reuse: int = 1, apart: int = 4
-    ) -> None:
+    def __init__(self, batch: int, prompts: int, steps: int, seed: int = 0, reuse: int = 1, apart: int = 4) -> None:
         self.batch, self.prompts, self.steps, self.seed = batch, prompts, steps, seed
         self.reuse, self.apart = reuse, apart
         self._drawn: dict[int, Scenes] = {}
@@ -52,16 +50,16 @@ class DrawnPrompts(Dataset[Prompts]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, index: int) -> Prompts:
+    def __getitem__(self, index: int) -> ScenePrompts:
         if self.reuse == 1:
-            return ask(draw_scenes(self.batch, self.seed + index), self.prompts, self.seed + index)
+            return draw_prompts(draw_scenes(self.batch, self.seed + index), self.prompts, self.seed + index)
         number = index // (self.reuse * self.apart) * self.apart + index % self.apart
         if number not in self._drawn:
             while len(self._drawn) >= self.apart:
                 del self._drawn[next(iter(self._drawn))]
             self._drawn[number] = draw_scenes(self.batch, self.seed + number)
         turned = turn_scenes(self._drawn[number], int(np.random.default_rng(index).integers(8)))
-        return ask(turned, self.prompts, self.seed + index)
+        return draw_prompts(turned, self.prompts, self.seed + index)
 
 
 def overlap(logits: Tensor, masks: Tensor) -> Tensor:
@@ -81,9 +79,7 @@ def prompt_loss(logits: Tensor, quality: Tensor, masks: Tensor) -> Tensor:
     truth = masks[:, :, None].expand_as(logits)
     bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").flatten(-2).mean(-1)
     p = logits.sigmoid()
-    dice = 1 - (2 * (p * truth).flatten(-2).sum(-1) + 1) / (
-        p.flatten(-2).sum(-1) + truth.flatten(-2).sum(-1) + 1
-    )
+    dice = 1 - (2 * (p * truth).flatten(-2).sum(-1) + 1) / (p.flatten(-2).sum(-1) + truth.flatten(-2).sum(-1) + 1)
     each = 2 * bce + dice
     error = (quality - overlap(logits.detach(), truth)).square().mean()
     return each.min(dim=-1).values.mean() + 0.05 * each.mean() + error
@@ -94,7 +90,7 @@ def evaluate(model: Pocket, images: int = 256) -> dict[str, float]:
     """Mean IoU at one point on unseen drawn images: best of three candidates, and the one chosen."""
     device = next(model.parameters()).device
     best, chosen = [], []
-    for batch in DataLoader(DrawnPrompts(16, 4, images // 16, UNSEEN), batch_size=None):
+    for batch in DataLoader(DrawnPrompts(16, 4, images // 16, HELD_OUT), batch_size=None):
         image, points, masks = (tensor.to(device) for tensor in batch[:3])
         logits, quality = model.candidates_at_points(model.embed(image), points)
         iou = overlap(logits, masks[:, :, None])
@@ -163,7 +159,7 @@ def train(args: argparse.Namespace) -> Pocket:
     return averaged.eval()
 
 
-def _batches(args: argparse.Namespace, start: int) -> Iterator[Prompts]:
+def _batches(args: argparse.Namespace, start: int) -> Iterator[ScenePrompts]:
     data = DrawnPrompts(args.batch, args.prompts, args.steps, args.seed, args.reuse)
     remaining = range(start, args.steps)
     return iter(DataLoader(data, batch_size=None, sampler=remaining, num_workers=args.workers))
@@ -172,9 +168,7 @@ def _batches(args: argparse.Namespace, start: int) -> Iterator[Prompts]:
 def main() -> None:
     """Train, write the weights, print the figures."""
     parser = argparse.ArgumentParser(prog="python -m weakmedsam.pretraining", description=__doc__)
-    parser.add_argument(
-        "--steps", type=int, default=5000, help="optimiser steps; 1.0 to 1.6 s each on two cores"
-    )
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps; 1.0 to 1.6 s each on two cores")
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--prompts", type=int, default=3, help="points an image")
     parser.add_argument("--reuse", type=int, default=4, help="steps that each drawing is used in")
@@ -184,13 +178,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--save-every", type=int, default=200, help="steps between saved states")
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast"
-    )
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/pocket"), help="state for continuing lies here"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/pocket"), help="state for continuing lies here")
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="weights file to write")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights at --out")
     args = parser.parse_args()

@@ -41,7 +41,7 @@ class Scenes(NamedTuple):
     parent: Tensor
 
 
-class Prompts(NamedTuple):
+class ScenePrompts(NamedTuple):
     """Questions about a batch of scenes, and their answers.
 
     Attributes:
@@ -71,22 +71,16 @@ def _layout(generator: Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Centres (B, N, 2), radii (B, N, 2) in half-frames, and parents (B, N + 1) of all shapes."""
     body = _uniform(generator, -0.15, 0.15, batch, 1, 2), _uniform(generator, 0.55, 1.05, batch, 1, 2)
     lesions = SHAPES - 1 - ORGANS - PARTS
-    organ_radius = _uniform(generator, 0.12, 0.42, batch, ORGANS, 1) * _uniform(
-        generator, 0.55, 1.2, batch, ORGANS, 2
-    )
+    organ_radius = _uniform(generator, 0.12, 0.42, batch, ORGANS, 1) * _uniform(generator, 0.55, 1.2, batch, ORGANS, 2)
     organ_centre = _uniform(generator, -0.75, 0.75, batch, ORGANS, 2)
     owner = torch.randint(0, ORGANS, (batch, PARTS), generator=generator)
     inside = owner[..., None].expand(-1, -1, 2)
     shrink = _uniform(generator, 0.3, 0.8, batch, PARTS, 1)
     # A part shrunk about its organ's own centre leaves a wall around it, as in the heart or the gut.
-    offset = _uniform(generator, -0.5, 0.5, batch, PARTS, 2) * (
-        _uniform(generator, 0, 1, batch, PARTS, 1) > 0.4
-    )
+    offset = _uniform(generator, -0.5, 0.5, batch, PARTS, 2) * (_uniform(generator, 0, 1, batch, PARTS, 1) > 0.4)
     part_radius = organ_radius.gather(1, inside) * shrink
     part_centre = organ_centre.gather(1, inside) + offset * organ_radius.gather(1, inside)
-    lesion_radius = _uniform(generator, 0.07, 0.2, batch, lesions, 1) * _uniform(
-        generator, 0.6, 1.2, batch, lesions, 2
-    )
+    lesion_radius = _uniform(generator, 0.07, 0.2, batch, lesions, 1) * _uniform(generator, 0.6, 1.2, batch, lesions, 2)
     lesion_centre = _uniform(generator, -0.8, 0.8, batch, lesions, 2)
     centre = torch.cat([body[0], organ_centre, part_centre, lesion_centre], dim=1)
     radius = torch.cat([body[1], organ_radius, part_radius, lesion_radius], dim=1)
@@ -218,7 +212,7 @@ def turn_scenes(scenes: Scenes, way: int) -> Scenes:
     return Scenes(turn(scenes.image), turn(scenes.region), scenes.parent)
 
 
-def ask(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> Prompts:
+def draw_prompts(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> ScenePrompts:
     """Choose points in regions of the scenes, regions (not pixels) being equally likely.
 
     Args:
@@ -226,7 +220,7 @@ def ask(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> Prompts
         prompts: P, points per scene.
         seed: of the choice.
         whole: share of the questions whose answer is an organ with its parts, where the point's
-            region has or is a part; the others ask for the visible region alone.
+            region has or is a part; the others draw_prompts for the visible region alone.
 
     Returns:
         Each answer is the connected part of its region (4-neighbours) that holds the point.
@@ -242,9 +236,7 @@ def ask(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> Prompts
             chosen = rng.choice(choices)
             top = parent[chosen] or chosen
             as_whole = chosen > 0 and rng.random() < whole
-            mask = (
-                (region == top) | ((parent[region] == top) & (region > 0)) if as_whole else region == chosen
-            )
+            mask = (region == top) | ((parent[region] == top) & (region > 0)) if as_whole else region == chosen
             pieces, _ = ndimage.label(mask)
             y, x = divmod(int(rng.choice(np.flatnonzero(region.ravel() == chosen))), size)
             if (pieces == pieces[y, x]).sum() < SMALLEST_REGION:
@@ -253,7 +245,7 @@ def ask(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -> Prompts
             points[b, p] = x + 0.5, y + 0.5
             masks[b, p] = pieces == pieces[y, x]
     pieces = np.stack([_number_pieces(region) for region in scenes.region.numpy()])
-    return Prompts(scenes.image, torch.from_numpy(points), torch.from_numpy(masks), torch.from_numpy(pieces))
+    return ScenePrompts(scenes.image, torch.from_numpy(points), torch.from_numpy(masks), torch.from_numpy(pieces))
 
 
 def _number_pieces(region: NDArray[np.int64]) -> NDArray[np.int64]:

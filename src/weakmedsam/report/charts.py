@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 from weakmedsam.contracts import split_round
-from weakmedsam.report.readers import History
+from weakmedsam.report.readers import EpochTable
 
-COLOURS = 6
+SERIES_COLOURS = 6
 """Line colours in the style sheet, ``c1`` to ``c6``, repeated beyond; ``c0`` is the ink, for means."""
 
 Placing = Callable[[float], float]
@@ -67,11 +67,7 @@ class Chart:
             *_vertical_axis(ticks(low, high, step), self.unit, lambda value: place(first, value)[1]),
         ]
         for line in self.lines:
-            points = [
-                (e, v, *place(e, v))
-                for e, v in zip(self.epochs, line.values, strict=True)
-                if math.isfinite(v)
-            ]
+            points = [(e, v, *place(e, v)) for e, v in zip(self.epochs, line.values, strict=True) if math.isfinite(v)]
             parts += _curve(line, points)
         return "".join([*parts, "</svg>"])
 
@@ -101,7 +97,7 @@ _PANELS: dict[str, tuple[tuple[str, str, bool, tuple[tuple[str, str, bool], ...]
 }  # fmt: skip
 
 
-def charts(stage: str, history: History, classes: Sequence[str]) -> tuple[list[Chart], list[Chart]]:
+def charts(stage: str, history: EpochTable, classes: Sequence[str]) -> tuple[list[Chart], list[Chart]]:
     """A training stage's curves: the ones that are expected, then one chart for each further metric.
 
     Args:
@@ -129,7 +125,7 @@ def charts(stage: str, history: History, classes: Sequence[str]) -> tuple[list[C
 
 
 def _lines(
-    history: History, classes: Sequence[str], families: Sequence[tuple[str, str, bool]], used: set[str]
+    history: EpochTable, classes: Sequence[str], families: Sequence[tuple[str, str, bool]], used: set[str]
 ) -> list[Line]:
     """Curves of metrics and of their classes; ``used`` takes the columns seen."""
     lines = []
@@ -144,12 +140,12 @@ def _lines(
             lines.append(Line(name or metric, history.series[metric], 0 if drawn else number + 1, dashed))
         for column in drawn:
             name = ", ".join(part for part in (columns[column], label) if part)
-            colour = classes.index(columns[column]) % COLOURS + 1
+            colour = classes.index(columns[column]) % SERIES_COLOURS + 1
             lines.append(Line(name, history.series[column], colour, dashed))
     return lines
 
 
-def _has(history: History, metric: str) -> bool:
+def _has(history: EpochTable, metric: str) -> bool:
     return any(math.isfinite(value) for value in history.series.get(metric, ()))
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from weakmedsam.contracts import in_round, split_round
 from weakmedsam.errors import WeakMedSAMError
 from weakmedsam.report.run_data import LATER, Run, read_run
-from weakmedsam.report.run_page import render
+from weakmedsam.report.run_page import render_run
 from weakmedsam.report.summary import DASH, RANDOM, duration, figures, title_of
 from weakmedsam.system.atomic_io import write_whole
 
@@ -73,7 +73,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     page = run.folder / REPORT
-    write_whole(page, render(run))
+    write_whole(page, render_run(run))
     return page
 
 
@@ -91,9 +91,7 @@ def summary_table(run_dir: Path, console: Console | None = None) -> None:
     run = read_run(run_dir)
     console.print(_table(run))
     page = run.folder / REPORT
-    console.print(
-        f"report: {page}" if page.exists() else f"no report yet: make report writes {page}", style="bold"
-    )
+    console.print(f"report: {page}" if page.exists() else f"no report yet: make report writes {page}", style="bold")
 
 
 def _table(run: Run) -> Table:
@@ -114,17 +112,13 @@ def _table(run: Run) -> Table:
         text = "; ".join(part for part in (found, state) if part) or DASH
         if name == "classify" and run.random:
             text += f"\n{RANDOM}"
-        table.add_row(
-            title_of(name), text, duration(stage.seconds), file if (run.folder / file).exists() else DASH
-        )
+        table.add_row(title_of(name), text, duration(stage.seconds), file if (run.folder / file).exists() else DASH)
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and print the short table; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m weakmedsam.report.cli", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m weakmedsam.report.cli", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="runs/<dataset>/<experiment>")
     run_dir = parser.parse_args(arguments).run_dir
     try:

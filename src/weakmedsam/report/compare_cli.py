@@ -15,7 +15,7 @@ from pathlib import Path
 
 from weakmedsam.errors import WeakMedSAMError
 from weakmedsam.report.comparison import Contender, group_by_seed, read_contenders
-from weakmedsam.report.comparison_page import render
+from weakmedsam.report.comparison_page import render_comparison
 from weakmedsam.system.atomic_io import write_whole
 
 
@@ -43,7 +43,7 @@ def write_comparison(names: Sequence[str], runs: Path, output: Path | None = Non
     """
     contenders = read_contenders(names, runs)
     path = output or page_path(contenders, runs)
-    write_whole(path, render(contenders, group_by_seed(contenders)))
+    write_whole(path, render_comparison(contenders, group_by_seed(contenders)))
     return path
 
 

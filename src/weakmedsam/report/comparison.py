@@ -23,7 +23,7 @@ SEED = "seed_everything"
 
 
 @dataclass(frozen=True)
-class Figure:
+class ComparedMetric:
     """One figure of one run.
 
     Attributes:
@@ -53,7 +53,7 @@ class Contender:
     name: str
     run: Run
     settings: dict[str, str]
-    figures: dict[str, Figure]
+    figures: dict[str, ComparedMetric]
 
     @property
     def seed(self) -> str:
@@ -95,21 +95,17 @@ def read_contenders(names: Sequence[str], runs: Path) -> list[Contender]:
         if folder.resolve() in {other.resolve() for other in folders[:number]}:
             raise ConfigError(f"COMPARE names {names[number]} twice")
     found = [read_run(folder) for folder in folders]
-    return [
-        Contender(f"{run.dataset}/{run.experiment}", run, read_settings(run), numbers(run)) for run in found
-    ]
+    return [Contender(f"{run.dataset}/{run.experiment}", run, compared_settings(run), numbers(run)) for run in found]
 
 
-def read_settings(run: Run) -> dict[str, str]:
+def compared_settings(run: Run) -> dict[str, str]:
     """What both trainings were set to and how many rounds there were, flat, as text.
 
     Of pseudo-labels, refined predictions and later rounds, what they set otherwise. Places and the command line's own
     keys are left out.
     """
     settings = {
-        f"{stage}.{key}": value
-        for stage in ("classify", "segment")
-        for key, value in _settings_of(run, stage).items()
+        f"{stage}.{key}": value for stage in ("classify", "segment") for key, value in _settings_of(run, stage).items()
     }
     for stage in run.configs:
         kind, number = split_round(stage)
@@ -140,7 +136,7 @@ def _listed(value: Any) -> Any:
     return {str(key): _listed(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def numbers(run: Run) -> dict[str, Figure]:
+def numbers(run: Run) -> dict[str, ComparedMetric]:
     """What was measured, as numbers: validation at the epoch that is kept, maps and network on test cases."""
     tables = [(name, f"{title}, test", run.last.cases, name) for name, title in TESTED]
     tables.append(("refined.dice", "Refined prediction Dice, test", run.last.refined, "dice"))
@@ -152,12 +148,12 @@ def numbers(run: Run) -> dict[str, Figure]:
     for key, title, rows, column in tables:
         values = by_class_of(rows, column)
         means = {name: mean_of_means({name: some}) for name, some in values.items()}
-        found.append(Figure(key, title, mean_of_means(values), means))
+        found.append(ComparedMetric(key, title, mean_of_means(values), means))
     for stage, metric, title, key in VALIDATED:
         stage = run.latest(stage)
         history, epoch = run.histories[stage], kept_epoch(run, stage)
         classes = {name: history.at(f"{metric}/{name}", epoch)[0] for name in run.classes}
-        found.append(Figure(key, f"{title}, validation", history.at(metric, epoch)[0], classes))
+        found.append(ComparedMetric(key, f"{title}, validation", history.at(metric, epoch)[0], classes))
     return {figure.key: figure for figure in found if math.isfinite(figure.overall)}
 
 

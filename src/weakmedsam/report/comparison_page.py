@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from weakmedsam.report.charts import COLOURS, Chart, Line
+from weakmedsam.report.charts import SERIES_COLOURS, Chart, Line
 from weakmedsam.report.comparison import Contender, Group, differing, spread
 from weakmedsam.report.readers import Row
 from weakmedsam.report.run_page import templates
@@ -59,7 +59,7 @@ class Scatter:
     @property
     def lines(self) -> list[Line]:
         """The legend: a colour a class."""
-        return [Line(name, (), n % COLOURS + 1) for n, name in enumerate(self.classes)]
+        return [Line(name, (), n % SERIES_COLOURS + 1) for n, name in enumerate(self.classes)]
 
     @property
     def better(self) -> str:
@@ -67,9 +67,7 @@ class Scatter:
         gains = [y - x for _, _, x, y in self.points]
         above, below = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
         mean = sum(gains) / len(gains)
-        return (
-            f"{self.up} is better in {above} of {len(gains)}, worse in {below}; mean difference {mean:+.3f}"
-        )
+        return f"{self.up} is better in {above} of {len(gains)}, worse in {below}; mean difference {mean:+.3f}"
 
     def svg(self) -> str:
         """The drawing, one SVG element; its text is escaped."""
@@ -90,22 +88,18 @@ class Scatter:
             parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{tick:g}</text>')
             parts.append(f'<text x="{left - 5}" y="{y + 3.5:.1f}" text-anchor="end">{tick:g}</text>')
         middle = (left + right) / 2, (top + bottom) / 2
-        parts.append(
-            f'<text x="{middle[0]}" y="{_SIZE - 5}" text-anchor="middle">{escape(self.across)}</text>'
-        )
+        parts.append(f'<text x="{middle[0]}" y="{_SIZE - 5}" text-anchor="middle">{escape(self.across)}</text>')
         turn = f"translate(11 {middle[1]}) rotate(-90)"
         parts.append(f'<text transform="{turn}" text-anchor="middle">{escape(self.up)}</text>')
         for case, name, x, y in self.points:
-            colour = self.classes.index(name) % COLOURS + 1
+            colour = self.classes.index(name) % SERIES_COLOURS + 1
             at = 'cx="{:.1f}" cy="{:.1f}"'.format(*place(x, y))
             told = f"<title>{escape(case)}, {escape(name)}: {x:.3f} and {y:.3f}</title>"
-            parts.append(
-                f'<g class="c{colour}"><circle class="hit" {at} r="7"/><circle {at} r="3"/>{told}</g>'
-            )
+            parts.append(f'<g class="c{colour}"><circle class="hit" {at} r="7"/><circle {at} r="3"/>{told}</g>')
         return "".join([*parts, "</svg>"])
 
 
-def render(contenders: Sequence[Contender], groups: Sequence[Group]) -> str:
+def render_comparison(contenders: Sequence[Contender], groups: Sequence[Group]) -> str:
     """The page, self-contained HTML."""
     titles = {key: figure.title for one in contenders for key, figure in one.figures.items()}
     classes = list(dict.fromkeys(name for one in contenders for name in one.run.classes))
@@ -114,7 +108,7 @@ def render(contenders: Sequence[Contender], groups: Sequence[Group]) -> str:
         contenders=contenders,
         groups=groups,
         group_of=grouped,
-        colours=COLOURS,
+        colours=SERIES_COLOURS,
         titles=titles,
         tips=TIPS,
         classes=classes,
@@ -158,9 +152,7 @@ def _mark_best(table: list[list[Cell]], keys: list[str]) -> list[list[Cell]]:
     marked = [list(row) for row in table]
     for column, key in enumerate(keys):
         sign = -1 if key in LOWER_IS_BETTER else 1
-        there = sorted(
-            (sign * row[column].value, n) for n, row in enumerate(table) if math.isfinite(row[column].value)
-        )
+        there = sorted((sign * row[column].value, n) for n, row in enumerate(table) if math.isfinite(row[column].value))
         if len(there) > 1 and there[-1][0] > there[-2][0]:
             value, n = there[-1]
             marked[n][column] = Cell(table[n][column].text, sign * value, best=True)
@@ -172,9 +164,7 @@ def _chart(
 ) -> Chart | None:
     """One figure of all runs over the epochs of the longest."""
     stage, metric, title, unit, bounded = curve
-    epochs = sorted(
-        {epoch for one in contenders for epoch in one.run.histories[one.run.latest(stage)].epochs}
-    )
+    epochs = sorted({epoch for one in contenders for epoch in one.run.histories[one.run.latest(stage)].epochs})
     lines = []
     for one in contenders:
         history = one.run.histories[one.run.latest(stage)]
@@ -182,10 +172,8 @@ def _chart(
         values = [held.get(epoch, math.nan) for epoch in epochs]
         if any(math.isfinite(value) for value in values):
             group = grouped[one.name]
-            later = (
-                group.members.index(one) > 0
-            )  # seeds of one setting: one colour, the first one drawn through
-            lines.append(Line(one.name, values, (group.number - 1) % COLOURS + 1, dashed=later))
+            later = group.members.index(one) > 0  # seeds of one setting: one colour, the first one drawn through
+            lines.append(Line(one.name, values, (group.number - 1) % SERIES_COLOURS + 1, dashed=later))
     return Chart(title, unit, epochs, lines, bounded) if lines else None
 
 

@@ -68,9 +68,7 @@ def _encode(path: Path, width: int, largest: int) -> tuple[bytes, tuple[int, int
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if picture.width > width:
-        picture = picture.resize(
-            (width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS
-        )
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     data = _png(picture)
     if len(data) > largest:
         data = _png(picture.quantize(256))

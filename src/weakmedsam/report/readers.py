@@ -19,7 +19,7 @@ _TEXT_COLUMNS = ("case", "class")
 
 
 @dataclass(frozen=True)
-class History:
+class EpochTable:
     """Metrics by epoch, epochs ascending; NaN where a metric was not measured.
 
     Attributes:
@@ -39,7 +39,7 @@ class History:
         return found
 
 
-MEND = "Remove it: `make train` makes results anew, and the report leaves out what stays away"
+REMOVE_RESULT = "Remove it: `make train` makes results anew, and the report leaves out what stays away"
 
 
 def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -47,43 +47,44 @@ def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[s
     try:
         text = read_text(path)
     except DataError as error:
-        raise DataError(f"{str(error).removesuffix(f'. {notes.MEND}')}. {MEND}") from error
+        raise DataError(f"{str(error).removesuffix(f'. {notes.REMOVE_STATE}')}. {REMOVE_RESULT}") from error
     lines = csv.reader(text.splitlines(), strict=True)
     try:
         header = next(lines, [])
         missing = [name for name in required if name not in header]
         if missing:
             raise DataError(
-                f"{path}: has no column {', '.join(missing)}; it has {', '.join(header) or 'no header'}. {MEND}"
+                f"{path}: has no column {', '.join(missing)}; it has {', '.join(header) or 'no header'}. "
+                f"{REMOVE_RESULT}"
             )
         for cells in lines:
             if cells and len(cells) != len(header):
                 raise DataError(
-                    f"{path}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns. {MEND}"
+                    f"{path}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns. {REMOVE_RESULT}"
                 )
             if cells:
                 yield lines.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: is not valid CSV ({error}). {MEND}") from error
+        raise DataError(f"{path}, line {lines.line_num}: is not valid CSV ({error}). {REMOVE_RESULT}") from error
 
 
-def read_history(path: Path) -> History:
+def read_history(path: Path) -> EpochTable:
     """``history.csv``; empty where there is none.
 
     Raises:
         DataError: it is damaged; the message names the line.
     """
     if not path.exists():
-        return History()
+        return EpochTable()
     rows: dict[float, dict[str, float]] = {}
     for line, cells in _read_csv(path, ("epoch",)):
         row = {name: _number(cell, path, line, name) for name, cell in cells.items()}
         if not math.isfinite(row["epoch"]):
-            raise DataError(f"{path}, line {line}: no epoch number. {MEND}")
+            raise DataError(f"{path}, line {line}: no epoch number. {REMOVE_RESULT}")
         rows[row["epoch"]] = row  # an epoch that was repeated after a stop counts once, the last time
     epochs = sorted(rows)
     names = [name for name in rows[epochs[0]] if name != "epoch"] if epochs else []
-    return History(epochs, {name: [rows[epoch][name] for epoch in epochs] for name in names})
+    return EpochTable(epochs, {name: [rows[epoch][name] for epoch in epochs] for name in names})
 
 
 def read_rows(path: Path, numbers: Sequence[str]) -> list[Row]:
@@ -113,11 +114,9 @@ def read_rows(path: Path, numbers: Sequence[str]) -> list[Row]:
 
 def _number(cell: str, path: Path, line: int, name: str) -> float:
     if not _is_number(cell):
-        raise DataError(f"{path}, line {line}, column {name}: {cell[:40]!r} is not a number. {MEND}")
+        raise DataError(f"{path}, line {line}, column {name}: {cell[:40]!r} is not a number. {REMOVE_RESULT}")
     text = cell.strip().lower()
-    return (
-        {"": NAN, "true": 1.0, "false": 0.0}.get(text, NAN) if text in ("", "true", "false") else float(text)
-    )
+    return {"": NAN, "true": 1.0, "false": 0.0}.get(text, NAN) if text in ("", "true", "false") else float(text)
 
 
 def _is_number(cell: str) -> bool:

@@ -15,7 +15,7 @@ from weakmedsam.contracts import in_round, split_round
 from weakmedsam.errors import DataError
 from weakmedsam.report.readers import (
     NAN,
-    History,
+    EpochTable,
     Row,
     read_history,
     read_rows,
@@ -23,7 +23,7 @@ from weakmedsam.report.readers import (
 from weakmedsam.run.stage_state import DONE, INTERRUPTED, NOT_RUN, OUT_OF_DATE, recorded_state
 from weakmedsam.system.json_files import parse_mapping, read_object, read_text
 
-STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
+REPORTED_STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
 """A run's stages in order; each has a folder of that name."""
 
 LATER = ("pseudo_labels", "segment", "test_maps", "test", "refined")
@@ -36,11 +36,11 @@ _CLASS_METRICS = ("val/auroc/", "val/ap/", "val/cam_dice/", "val/pam_dice/", "va
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRecord:
     """What one stage left behind.
 
     Attributes:
-        name: one of ``STAGES``, or of a later round.
+        name: one of ``REPORTED_STAGES``, or of a later round.
         state: as of ``stage_state``: done, interrupted, out of date or not run.
         reasons: why it is out of date.
         settings: resolved options, nested.
@@ -69,7 +69,7 @@ class Monitor:
     metric: str
     mode: str
 
-    def kept_epoch(self, history: History) -> float:
+    def kept_epoch(self, history: EpochTable) -> float:
         """Epoch of the best value so far; NaN where there is none."""
         sign = -1.0 if self.mode == "min" else 1.0
         pairs = zip(history.epochs, history.series.get(self.metric, ()), strict=False)
@@ -105,8 +105,9 @@ class Run:
 
     Attributes:
         folder: the run's directory, ``runs/<dataset>/<experiment>``.
-        stages: stage name -> ``Stage``, all of ``STAGES`` and of the rounds, and of ``BESIDE`` what was run.
-        histories: "classify", "segment", "segment_2", ... -> ``History``.
+        stages: stage name -> ``StageRecord``, all of ``REPORTED_STAGES`` and of the rounds, and of ``BESIDE`` what was
+            run.
+        histories: "classify", "segment", "segment_2", ... -> ``EpochTable``.
         configs: the same, and "pseudo_labels", "refined", "pseudo_labels_2", ... -> text of config.yaml, where there is
             one.
         monitors: of trained stages -> what chooses the checkpoint, where the config names it.
@@ -117,8 +118,8 @@ class Run:
     """
 
     folder: Path
-    stages: dict[str, Stage]
-    histories: dict[str, History]
+    stages: dict[str, StageRecord]
+    histories: dict[str, EpochTable]
     configs: dict[str, str]
     monitors: dict[str, Monitor]
     rounds: tuple[Round, ...]
@@ -166,11 +167,9 @@ def read_run(folder: Path) -> Run:
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one."
-        )
+        raise DataError(f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one.")
     numbers = range(1, _count_rounds(folder) + 1)
-    names = (*STAGES, *(in_round(kind, n) for n in numbers[1:] for kind in LATER))
+    names = (*REPORTED_STAGES, *(in_round(kind, n) for n in numbers[1:] for kind in LATER))
     trained = ("classify", *(in_round("segment", n) for n in numbers))
     mined = tuple(in_round(kind, n) for kind in ("pseudo_labels", "refined") for n in numbers)
     texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *mined)}
@@ -239,17 +238,17 @@ def _backbone_options(config: Any) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _read_stage(run: Path, name: str) -> Stage:
+def _read_stage(run: Path, name: str) -> StageRecord:
     path = run / name / "stage.json"
     state, reasons, _ = recorded_state(run, name)
     facts = read_object(path)
     if state != DONE:
-        return Stage(name, state, reasons)
+        return StageRecord(name, state, reasons)
     settings, versions = (facts.get(key) or {} for key in ("settings", "versions"))
     if not isinstance(settings, dict) or not isinstance(versions, dict):
         raise DataError(f"{path}: `settings` and `versions` must be objects")
     seconds = facts.get("seconds")
-    return Stage(
+    return StageRecord(
         name=name,
         state=state,
         settings=settings,

@@ -27,7 +27,7 @@ from weakmedsam.report.summary import (
 )
 
 
-def render(run: Run) -> str:
+def render_run(run: Run) -> str:
     """The page of a run, self-contained HTML."""
     album = Album()
     grid = latest_epoch(run.folder / "classify" / "pictures")
@@ -80,10 +80,7 @@ def templates() -> Environment:
 
 def _without_slices(rows: Sequence[Row]) -> list[Row]:
     """Rows of the volume's protocol; the columns of the other protocols would treble the width."""
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("slice_", "slices_", "published_"))}
-        for row in rows
-    ]
+    return [{k: v for k, v in row.items() if not k.startswith(("slice_", "slices_", "published_"))} for row in rows]
 
 
 def _choice(run: Run, stage: str) -> str:

@@ -26,7 +26,7 @@ TITLES = {
     "refined": "test, refined",
     "upper_bound": "upper bound",
 }
-TARGETS = {
+MAKE_TARGETS = {
     **TITLES,
     **dict.fromkeys(("test", "test_maps", "refined"), "evaluate"),
     "upper_bound": "upper-bound",
@@ -76,7 +76,7 @@ _COUNTED = (("missed", "Cases missed"), ("false_alarm", "False alarms"))
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One line of the table of figures.
 
     Attributes:
@@ -105,7 +105,7 @@ def title_of(stage: str) -> str:
 def target_of(stage: str) -> str:
     """The words after ``make`` that run a stage."""
     kind, number = split_round(stage)
-    return TARGETS[kind] + (f" ROUNDS={number}" if number > 1 else "")
+    return MAKE_TARGETS[kind] + (f" ROUNDS={number}" if number > 1 else "")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -140,7 +140,7 @@ def cell(value: str | float, column: str) -> str:
     )
 
 
-def figures(run: Run) -> list[Figure]:
+def figures(run: Run) -> list[Metric]:
     """What was measured, stage by stage, for all classes and for each."""
     found = _validated(run)
     for one in run.rounds:
@@ -151,7 +151,7 @@ def figures(run: Run) -> list[Figure]:
     return sorted(found, key=lambda figure: order.index(figure.stage))
 
 
-def _labelled(one: Round) -> list[Figure]:
+def _labelled(one: Round) -> list[Metric]:
     found = []
     cases = len({row["case"] for row in one.quality})
     for column in ("quality", "stability"):
@@ -160,15 +160,13 @@ def _labelled(one: Round) -> list[Figure]:
             stage, where = in_round("pseudo_labels", one.number), f"{cases} training cases"
             texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
             overall = number(mean_of_means(values))
-            found.append(Figure(stage, column, column.capitalize(), where, overall, texts))
+            found.append(Metric(stage, column, column.capitalize(), where, overall, texts))
     return found
 
 
-def _validated(run: Run) -> list[Figure]:
+def _validated(run: Run) -> list[Metric]:
     found = []
-    rows = [
-        (stage, *row[1:]) for stage in run.histories for row in VALIDATED if row[0] == split_round(stage)[0]
-    ]
+    rows = [(stage, *row[1:]) for stage in run.histories for row in VALIDATED if row[0] == split_round(stage)[0]]
     for stage, metric, title, key in rows:
         history = run.histories[stage]
         epoch = kept_epoch(run, stage)
@@ -179,11 +177,11 @@ def _validated(run: Run) -> list[Figure]:
             value = _nanmean([history.at(f"{metric}/{name}", epoch)[0] for name in names])
         if metric in history.series or by_class:
             where = "validation" + (f", epoch {measured:g}" if math.isfinite(measured) else "")
-            found.append(Figure(stage, key, title, where, number(value), by_class))
+            found.append(Metric(stage, key, title, where, number(value), by_class))
     return found
 
 
-def _tested(rows: Sequence[Row], stage: str) -> list[Figure]:
+def _tested(rows: Sequence[Row], stage: str) -> list[Metric]:
     where = f"{len({row['case'] for row in rows})} test cases"
     found = []
     for column, title in TESTED:
@@ -191,30 +189,28 @@ def _tested(rows: Sequence[Row], stage: str) -> list[Figure]:
         digits = 2 if column.endswith("_mm") else 3
         if values:
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
-            found.append(Figure(stage, column, title, where, number(mean_of_means(values), digits), texts))
+            found.append(Metric(stage, column, title, where, number(mean_of_means(values), digits), texts))
         kept = [row for row in rows if not any(row.get(name) == 1 for name, _ in _COUNTED)]
         if values and digits == 2 and len(kept) < len(rows):
             values = by_class_of(kept, column)
             texts = {name: _spread(numbers, digits) for name, numbers in values.items()}
             overall = number(mean_of_means(values), digits)
-            found.append(Figure(stage, "found_mm", f"{title}, where found", where, overall, texts))
+            found.append(Metric(stage, "found_mm", f"{title}, where found", where, overall, texts))
     for column, title in _COUNTED:
-        counts = {
-            name: sum(v for v in values if v == v) for name, values in by_class_of(rows, column).items()
-        }
+        counts = {name: sum(v for v in values if v == v) for name, values in by_class_of(rows, column).items()}
         if counts:
             texts = {name: f"{count:g}" for name, count in counts.items()}
-            found.append(Figure(stage, column, title, where, f"{sum(counts.values()):g}", texts))
+            found.append(Metric(stage, column, title, where, f"{sum(counts.values()):g}", texts))
     return found
 
 
-def _refined(one: Round) -> list[Figure]:
+def _refined(one: Round) -> list[Metric]:
     """What became of the predictions on test cases: the same figures under names of their own."""
     found = _tested(one.refined, in_round("refined", one.number))
     return [replace(figure, key=f"refined.{figure.key}") for figure in found]
 
 
-def _maps_tested(one: Round) -> list[Figure]:
+def _maps_tested(one: Round) -> list[Metric]:
     """Dice of what PAM started from and of what it made of it on the test cases, where that was measured."""
     where = f"{len({row['case'] for row in one.map_cases})} test cases"
     stage = "classify" if one.number == 1 else in_round("test_maps", one.number)
@@ -228,11 +224,11 @@ def _maps_tested(one: Round) -> list[Figure]:
             texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
             overall = number(mean_of_means(values))
             key = f"test_{column}" if one.number == 1 else f"again_{column}"
-            found.append(Figure(stage, key, title, where, overall, texts))
+            found.append(Metric(stage, key, title, where, overall, texts))
     return found
 
 
-def _upper_bound(run: Run) -> list[Figure]:
+def _upper_bound(run: Run) -> list[Metric]:
     """Dice of the network that was trained on expert masks, where that was done."""
     values = by_class_of(run.upper_bound, "dice")
     if not values:
@@ -240,10 +236,10 @@ def _upper_bound(run: Run) -> list[Figure]:
     where = f"{len({row['case'] for row in run.upper_bound})} test cases"
     texts = {name: _spread(numbers, 3) for name, numbers in values.items()}
     overall = number(mean_of_means(values))
-    return [Figure("test", "upper_bound", "Dice, trained on EXPERT masks", where, overall, texts)]
+    return [Metric("test", "upper_bound", "Dice, trained on EXPERT masks", where, overall, texts)]
 
 
-def _other_protocols(one: Round) -> list[Figure]:
+def _other_protocols(one: Round) -> list[Metric]:
     """Dice by slices, from test/summary.json: beside the volume's Dice, under other names."""
     found = []
     for protocol, title in (
@@ -258,9 +254,7 @@ def _other_protocols(one: Round) -> list[Figure]:
         if any(math.isfinite(value) for value in values.values()):
             texts = {name: number(value) for name, value in values.items()}
             overall = number(_inner(one.summary, "mean", protocol, "dice"))
-            found.append(
-                Figure(in_round("test", one.number), protocol, title, "all test slices", overall, texts)
-            )
+            found.append(Metric(in_round("test", one.number), protocol, title, "all test slices", overall, texts))
     return found
 
 

@@ -27,9 +27,7 @@ def ending_in_a_message(goes_on: str, typed: Mapping[str, object] | None = None)
     except KeyboardInterrupt:
         sys.exit(f"\nstopped. The same command continues {goes_on}.")
     except Exception as error:
-        meant = explain(
-            error, {f"--{name.replace('_', '-')}": value for name, value in (typed or {}).items()}
-        )
+        meant = explain(error, {f"--{name.replace('_', '-')}": value for name, value in (typed or {}).items()})
         if meant is None:
             raise
         sys.exit(f"\nweakmedsam: {type(meant).__name__}: {meant}")

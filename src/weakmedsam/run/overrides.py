@@ -35,9 +35,7 @@ def parse_options(words: list[str]) -> list[tuple[str, list[str]]]:
         elif options:
             options[-1][1].append(word)
         else:
-            raise ConfigError(
-                f"ARGS: {word!r} is not an option; options look like --model.sce.sub_classes.number 4"
-            )
+            raise ConfigError(f"ARGS: {word!r} is not an option; options look like --model.sce.sub_classes.number 4")
     return options
 
 
@@ -136,9 +134,7 @@ def wanted_settings(stage: Stage, request: Request) -> dict[str, Any]:
         ConfigError: see ``stage_configs`` and ``read_settings_file``.
     """
     files = stage_configs(stage, request)
-    merged = {
-        experiment_name(path): read_settings_file(path) for path in files if path in stage.configs(request)
-    }
+    merged = {experiment_name(path): read_settings_file(path) for path in files if path in stage.configs(request)}
     if request.trainer and "trainer" in stage.takes:
         chosen = decisive(stage, _under(files[-1], "trainer"))
         merged |= {"trainer": chosen} if chosen else {}

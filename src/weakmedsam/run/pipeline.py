@@ -42,7 +42,7 @@ from weakmedsam.run.stages import (
 )
 from weakmedsam.system.atomic_io import put_away
 from weakmedsam.system.file_lock import LOCK, alone
-from weakmedsam.system.json_files import MEND, write_object
+from weakmedsam.system.json_files import REMOVE_STATE, write_object
 from weakmedsam.system.signals import KILLED, REQUEUE, Relay
 
 console = Console(highlight=False)
@@ -52,7 +52,7 @@ BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 
 PROVENANCE = ("versions", "git", "command", "data")
 """What ``stage.json`` takes over from ``provenance.json``."""
-SHOWN = 5
+SHOWN_REASONS = 5
 """How many reasons the terminal shows; ``stage.json`` keeps all."""
 
 
@@ -108,9 +108,7 @@ def _clear_away(folder: Path, state: StageState) -> None:
     (folder / "stage.json").unlink()
 
 
-def _carry_out(
-    stage: Stage, request: Request, wanted: dict[str, Any], kept: Path | None, relay: Relay
-) -> None:
+def _carry_out(stage: Stage, request: Request, wanted: dict[str, Any], kept: Path | None, relay: Relay) -> None:
     """Run the stage's commands and put the stamp of a finished stage.
 
     Args:
@@ -204,17 +202,13 @@ def _set_aside(folder: Path, reasons: tuple[str, ...]) -> Path:
     while (kept := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
     folder.rename(kept)
-    _say(
-        [
-            f"{folder.name} is out of date ({'; '.join(_shorten(reasons))}): the earlier result is kept as {kept.name}"
-        ]
-    )
+    _say([f"{folder.name} is out of date ({'; '.join(_shorten(reasons))}): the earlier result is kept as {kept.name}"])
     return kept
 
 
 def _shorten(reasons: tuple[str, ...]) -> list[str]:
-    more = len(reasons) - SHOWN
-    return [*reasons[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    more = len(reasons) - SHOWN_REASONS
+    return [*reasons[:SHOWN_REASONS], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _say(lines: list[str]) -> None:
@@ -227,7 +221,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_note(path, strict=True)
     except DataError as error:
-        said = str(error).removesuffix(f". {MEND}")
+        said = str(error).removesuffix(f". {REMOVE_STATE}")
         _say([f"{said}: it is put away, and its stage looked at anew"])
         put_away(path)
         return {}

@@ -26,7 +26,7 @@ from data_modules.nifti_files import is_nifti, list_nifti, nifti_stem
 from data_modules.scan_io import find_scans, find_unsegmented, measure, segmentation_path
 from weakmedsam.errors import LESS_MEMORY, ConfigError
 from weakmedsam.run.cli_errors import ending_in_a_message, show_remarks
-from weakmedsam.run.trained_network import Network, class_names, find_network, name_maker, read_settings
+from weakmedsam.run.trained_network import Network, class_names, find_network, name_maker, network_settings
 from weakmedsam.system.atomic_io import SEGMENTATIONS, read_table, write_table, write_whole
 from weakmedsam.system.file_lock import alone
 from weakmedsam.system.signals import KILLED, REQUEUE, Relay
@@ -37,7 +37,7 @@ CONFIG = "provenance/predict.yaml"
 """Under the folder of the segmentations: what the command was told."""
 TRAINER = ("accelerator", "precision")
 """What of the trainer's settings a prediction takes over from the run; it has one device unless asked for more."""
-SHOWN = 20
+SHOWN_ROWS = 20
 """How many rows of figures the terminal shows; all are in the table."""
 
 
@@ -87,13 +87,11 @@ def check_place(scans: Path, out: Path) -> None:
         raise ConfigError(f"OUT={out} is a file; name a folder")
     folder = scans if scans.is_dir() else scans.parent
     if out.resolve() == folder.resolve():
-        raise ConfigError(
-            f"OUT={out} is the folder of the scans, which would be written over: name another one"
-        )
+        raise ConfigError(f"OUT={out} is the folder of the scans, which would be written over: name another one")
     earlier = out / CONFIG
     if earlier.is_file():
         try:
-            held = Path(str(read_settings(earlier, "data.init_args")["data"]["init_args"].get("scans")))
+            held = Path(str(network_settings(earlier, "data.init_args")["data"]["init_args"].get("scans")))
         except ConfigError as error:
             raise ConfigError(
                 f"{earlier} is damaged: remove it if OUT={out} holds segmentations of these scans, or name another"
@@ -106,7 +104,7 @@ def check_place(scans: Path, out: Path) -> None:
 def predict(
     run: Path, scans: Path, out: Path, plain: bool, options: list[str], relay_class: type[Relay] = Relay
 ) -> None:
-    """Segment what is not segmented yet, and say how much there is of each class.
+    """Segment what is not segmented yet, and print_line how much there is of each class.
 
     Args:
         run: folder of the run.
@@ -128,23 +126,21 @@ def predict(
     if scans.is_dir():
         warn_of_passed_over(list_nifti(scans).passed_over, scans, ".nii and .nii.gz directly in it")
     check_place(scans, out)
-    say(f"network: {network.said}")
+    print_line(f"network: {network.said}")
     with alone(out) as lock, relay_class([lock]).listening() as relay:
         for part in out.rglob(".*.part"):  # of a call that was killed
             part.unlink(missing_ok=True)
         todo = find_unsegmented(cases, out, made_by)
         done = f"{len(cases) - len(todo)} of {len(cases)} scans are segmented already"
-        say(done if todo else f"all {len(cases)} scans are segmented already")
+        print_line(done if todo else f"all {len(cases)} scans are segmented already")
         if todo:
             config = prediction_config(network, scans, out, made_by)
             write_whole(out / CONFIG, yaml.safe_dump(config, sort_keys=False), SEGMENTATIONS)
-            code = relay.run(
-                [sys.executable, "-m", "weakmedsam", "predict", "--config", str(out / CONFIG), *options]
-            )
+            code = relay.run([sys.executable, "-m", "weakmedsam", "predict", "--config", str(out / CONFIG), *options])
             if code in KILLED:
-                say(f"the process that segments was killed: {LESS_MEMORY}")
+                print_line(f"the process that segments was killed: {LESS_MEMORY}")
             if code:
-                say("stopped. What is segmented stays; the command continues with the scans that are left.")
+                print_line("stopped. What is segmented stays; the command continues with the scans that are left.")
                 raise SystemExit(REQUEUE if relay.asked else code)
             todo = find_unsegmented(cases, out, made_by)
         _keep_reasons(out, todo)
@@ -164,7 +160,7 @@ def _keep_reasons(out: Path, left: list[Case]) -> None:
     rows = [{"case": c.name, "reason": reasons.get(c.name, "it has changed meanwhile")} for c in left]
     write_table(path, ("case", "reason"), rows, SEGMENTATIONS)
     for row in rows:
-        say(f"not segmented: {row['case']}: {row['reason']}")
+        print_line(f"not segmented: {row['case']}: {row['reason']}")
 
 
 def _report(out: Path, cases: list[Case], names: list[str], plane: str) -> None:
@@ -172,21 +168,21 @@ def _report(out: Path, cases: list[Case], names: list[str], plane: str) -> None:
     columns = ("case", "class", "ml", "voxels", "slices")
     rows = [
         (found.case, found.class_name, f"{found.ml:.3f}", str(found.voxels), str(found.slices))
-        for case in tqdm(cases, desc="measuring", unit="scan", leave=False, disable=len(cases) < SHOWN)
+        for case in tqdm(cases, desc="measuring", unit="scan", leave=False, disable=len(cases) < SHOWN_ROWS)
         for found in measure(segmentation_path(out, case.name), names, plane)
     ]
-    write_table(
-        out / "volumes.csv", columns, [dict(zip(columns, row, strict=True)) for row in rows], SEGMENTATIONS
-    )
+    write_table(out / "volumes.csv", columns, [dict(zip(columns, row, strict=True)) for row in rows], SEGMENTATIONS)
     table = Table(*columns)
-    for row in rows[:SHOWN]:
+    for row in rows[:SHOWN_ROWS]:
         table.add_row(*(escape(text) for text in row))
     console.print(table)
-    say(f"{out / 'volumes.csv'}" + (f" ({len(rows) - SHOWN} more rows there)" if len(rows) > SHOWN else ""))
-    say(f"{out / 'pictures'}")
+    print_line(
+        f"{out / 'volumes.csv'}" + (f" ({len(rows) - SHOWN_ROWS} more rows there)" if len(rows) > SHOWN_ROWS else "")
+    )
+    print_line(f"{out / 'pictures'}")
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """A line for the terminal, as it is: names may hold brackets."""
     console.print(text, markup=False, soft_wrap=True)
 
@@ -198,18 +194,14 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     parser = argparse.ArgumentParser(
         prog="weakmedsam predict", description="Segment new scans with the network of a run."
     )
-    parser.add_argument(
-        "--scans", type=Path, required=True, help="folder of .nii or .nii.gz files, or one file"
-    )
+    parser.add_argument("--scans", type=Path, required=True, help="folder of .nii or .nii.gz files, or one file")
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
         help="default: RUN/segmentations/<name of scans>, with -plain behind it if so",
     )
-    parser.add_argument(
-        "--plain", action="store_true", help="the network's own segmentations, not refined by PAM"
-    )
+    parser.add_argument("--plain", action="store_true", help="the network's own segmentations, not refined by PAM")
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default")
     parser.add_argument("--runs", type=Path, default=Path("runs"))

@@ -87,9 +87,7 @@ def states_of(stages: Sequence[Stage], request: Request) -> dict[str, StageState
     found: dict[str, StageState] = {}
     for stage in stages:
         state = state_of(stage, request)
-        waits = [
-            name for name in stage.after if name in found and found[name].state not in (DONE, NOT_NEEDED)
-        ]
+        waits = [name for name in stage.after if name in found and found[name].state not in (DONE, NOT_NEEDED)]
         if waits and state.state in (DONE, OUT_OF_DATE):
             rest = [reason for reason in state.reasons if reason not in map(_rerun, waits)]
             said = [f"upstream stage {found[name].state}: {name}" for name in waits]
@@ -105,9 +103,7 @@ def recorded_state(run: Path, name: str) -> StageState:
     nothing out of date.
     """
     done, settings = read_note(run / name / "stage.json"), _recorded_settings(run / name)
-    now = {
-        other: result_name(run / other) for other in settings.get("after", {}) if _holds_files(run / other)
-    }
+    now = {other: result_name(run / other) for other in settings.get("after", {}) if _holds_files(run / other)}
     rerun = [_rerun(other) for other in now if other != "prepare" and now[other] != settings["after"][other]]
     if rerun:
         return StageState(OUT_OF_DATE, tuple(rerun))
@@ -153,9 +149,7 @@ def finished_note(stage: Stage, folder: Path, settings: Mapping[str, Any]) -> di
     results = {str(path.relative_to(folder)): mark(path) for paths in found.values() for path in paths}
     inputs = mark_inputs(settings, _prepared(stage, folder))
     read = [] if stage.in_place else sorted((name, held.size, held.digest) for name, held in inputs.items())
-    written = [
-        (n, held.digest) for n, held in sorted(results.items()) if any(map(Path(n).match, stage.results))
-    ]
+    written = [(n, held.digest) for n, held in sorted(results.items()) if any(map(Path(n).match, stage.results))]
     text = json.dumps([settings, read, written], sort_keys=True)
     made = hashlib.sha256(text.encode()).hexdigest()[:16]
     return {"made": made, "settings": settings, "inputs": inputs, "results": results}

@@ -87,9 +87,7 @@ def recorded_request(runs: Path, dataset: str, experiment: str) -> Request:
     Raises:
         DataError: it is damaged.
     """
-    held = {"backbone": "pocket", "data_dir": None, "options": []} | read_object(
-        runs / dataset / experiment / REQUEST
-    )
+    held = {"backbone": "pocket", "data_dir": None, "options": []} | read_object(runs / dataset / experiment / REQUEST)
     held["options"] = [(key, values) for key, values in held["options"]]
     return Request(dataset, experiment, runs=runs, **{key: held[key] for key in _RECORDED if key in held})
 
@@ -200,9 +198,7 @@ def _test(request: Request, common: list[str], number: int = 1) -> list[list[str
     return [["test", *common, *_root(folder), "--ckpt_path", _best_segmenter(request, number)]]
 
 
-def _from_network(
-    request: Request, common: list[str], kind: str, number: int = 1, of: int = 1
-) -> list[list[str]]:
+def _from_network(request: Request, common: list[str], kind: str, number: int = 1, of: int = 1) -> list[list[str]]:
     """PAM from what the network of round ``of`` predicts: pseudo-labels, or the score of test cases."""
     best = request.folder / "classify/checkpoints/best.ckpt"
     start = ["--model.pam.start.checkpoint", _best_segmenter(request, of)]

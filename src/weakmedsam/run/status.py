@@ -14,7 +14,7 @@ from weakmedsam.run.stage_state import DONE, NOT_NEEDED, NOT_RUN, read_note, sta
 from weakmedsam.run.stages import STAGES, Request, Stage, another_round, chosen_stages, recorded_request
 
 _STYLES = {DONE: "green", NOT_NEEDED: "green", NOT_RUN: "dim"}
-SHOWN = 5
+STATUS_REASONS = 5
 """How many reasons of a stage are shown; ``stage.json`` keeps those for which it was run."""
 
 
@@ -37,26 +37,22 @@ def status_table(request: Request) -> Table:
     for name, (state, reasons, _) in states_of(known_stages(request), request).items():
         note = read_note(request.folder / name / "stage.json")
         shown = reasons or tuple(note.get("reasons") or ())
-        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+        more = [f"and {len(shown) - STATUS_REASONS} more"] if len(shown) > STATUS_REASONS else []
         finished = str(note.get("finished") or "")[:16].replace("T", " ")
-        text = escape("\n".join([*shown[:SHOWN], *more]))
+        text = escape("\n".join([*shown[:STATUS_REASONS], *more]))
         table.add_row(name, state, finished, text, style=_STYLES.get(state, "yellow"))
     return table
 
 
 def main(words: list[str] | None = None) -> None:
     """Print the table, under the options of the run's last command."""
-    parser = argparse.ArgumentParser(
-        prog="weakmedsam status", description="Show the state of a run's stages."
-    )
+    parser = argparse.ArgumentParser(prog="weakmedsam status", description="Show the state of a run's stages.")
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args(words)
     with ending_in_a_message("from the start"):
-        Console(highlight=False).print(
-            status_table(recorded_request(args.runs, args.dataset, args.experiment))
-        )
+        Console(highlight=False).print(status_table(recorded_request(args.runs, args.dataset, args.experiment)))
 
 
 if __name__ == "__main__":

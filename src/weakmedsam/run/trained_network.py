@@ -70,10 +70,10 @@ def find_network(run: Path, plain: bool) -> Network:
     made = [result_name(segment)]
     if plain:
         return Network(
-            read_settings(segment / "config.yaml", *CONFIGURED), checkpoint, made, f"{segment}, not refined"
+            network_settings(segment / "config.yaml", *CONFIGURED), checkpoint, made, f"{segment}, not refined"
         )
     settings = refined if is_current(run, refined.name) else run / "classify"
-    config = read_settings(settings / "config.yaml", *CONFIGURED)
+    config = network_settings(settings / "config.yaml", *CONFIGURED)
     said = str(settings)
     pam = config["model"]["init_args"].get("pam")
     if pam is None:
@@ -83,9 +83,7 @@ def find_network(run: Path, plain: bool) -> Network:
     if settings != refined:
         default = experiment_file(REFINED)
         if not default.is_file():
-            raise ConfigError(
-                f"{default}: there is no such file here; run the command in the repository's folder"
-            )
+            raise ConfigError(f"{default}: there is no such file here; run the command in the repository's folder")
         pam["init_args"] = _merged(pam["init_args"], pam_of(default))
         said = str(default)
     pam["init_args"] = _merged(pam["init_args"], {"start": {"checkpoint": str(checkpoint)}})
@@ -107,7 +105,7 @@ def _merged(settings: dict[str, Any], others: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def read_settings(path: Path, *needed: str) -> dict[str, Any]:
+def network_settings(path: Path, *needed: str) -> dict[str, Any]:
     """A YAML or JSON file of a run.
 
     Args:
@@ -140,7 +138,7 @@ def class_names(run: Path, network: Network) -> list[str]:
         ConfigError: neither does.
     """
     own = network.config["data"]["init_args"].get("classes")
-    return list(read_settings(run / "prepare/data.json", "classes")["classes"] if own is None else own)
+    return list(network_settings(run / "prepare/data.json", "classes")["classes"] if own is None else own)
 
 
 def name_maker(network: Network, options: list[str]) -> str:

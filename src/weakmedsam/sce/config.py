@@ -32,9 +32,7 @@ class SubClassTask:
 
     def __post_init__(self) -> None:
         if isinstance(self.number, str) and self.number != "auto":
-            raise ConfigError(
-                f"model.sce.sub_classes.number is {self.number!r}; it must be a whole number or auto"
-            )
+            raise ConfigError(f"model.sce.sub_classes.number is {self.number!r}; it must be a whole number or auto")
         check_range("model.sce.sub_classes.maximum", self.maximum, 1, 1000)
         check_range("model.sce.sub_classes.number", self.most, 1, 1000)  # model.sce: null trains without any
         check_range("model.sce.sub_classes.weight", self.weight, 0, LARGEST_WEIGHT)

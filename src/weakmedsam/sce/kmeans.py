@@ -177,9 +177,7 @@ class KMeans(Clustering):
                 best, least = machine.centroids.copy(), inertia
         return best
 
-    def _refine(
-        self, chunks: Callable[[], Iterator[Points]], centroids: Points, index: faiss.Index
-    ) -> Clusters:
+    def _refine(self, chunks: Callable[[], Iterator[Points]], centroids: Points, index: faiss.Index) -> Clusters:
         """Lloyd's iterations over all points, a chunk at a time."""
         before: Clusters | None = None
         for _ in range(self.passes):

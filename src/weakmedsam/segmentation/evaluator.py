@@ -13,7 +13,7 @@ from weakmedsam.figures import draw_contours, most_telling_slice
 from weakmedsam.geometry import to_native
 from weakmedsam.metrics.case_summary import (
     CaseScores,
-    gather,
+    gather_scores,
     score_case,
     summarise,
     take_means,
@@ -49,12 +49,8 @@ class Evaluation:
         z = most_telling_slice(prediction, truth)
         native = to_native(batch["image"][z : z + 1].float(), frame)[0, 0].cpu()
         # A class that is in neither has no Dice.
-        dice = ", ".join(
-            f"{s.class_name} {s.volume.dice:.2f}" for s in scores if not math.isnan(s.volume.dice)
-        )
-        picture = draw_contours(
-            native, prediction[z], truth[z], spacing, f"{case}, slice {z}\nDice {dice or '-'}"
-        )
+        dice = ", ".join(f"{s.class_name} {s.volume.dice:.2f}" for s in scores if not math.isnan(s.volume.dice))
+        picture = draw_contours(native, prediction[z], truth[z], spacing, f"{case}, slice {z}\nDice {dice or '-'}")
         write_whole(self.folder / "pictures" / f"{case}.png", picture)
 
     def finish(self, writes: bool) -> dict[str, float]:
@@ -66,7 +62,7 @@ class Evaluation:
         Returns:
             The means to log, as of ``case_summary.take_means``.
         """
-        scores = gather(self._scores, self.class_names)
+        scores = gather_scores(self._scores, self.class_names)
         summary = summarise(scores, self.class_names)
         if writes:
             write_tables(self.folder, scores, summary)

@@ -194,9 +194,7 @@ class Segmenter(LightningModule):
         Raises:
             ConfigError: the run has no end.
         """
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.learning_rate, total_steps=count_steps(self.trainer), pct_start=self.warmup
         )
@@ -223,13 +221,10 @@ class Segmenter(LightningModule):
         wanted = network_signature(self.network)
         if list(saved["class_names"]) != self.class_names:
             raise CheckpointError(
-                f"The checkpoint is of the classes {list(saved['class_names'])}, "
-                f"the settings say {self.class_names}."
+                f"The checkpoint is of the classes {list(saved['class_names'])}, the settings say {self.class_names}."
             )
         if saved["network"] != wanted:
-            raise CheckpointError(
-                f"The checkpoint is of the network {saved['network']}; the settings say {wanted}."
-            )
+            raise CheckpointError(f"The checkpoint is of the network {saved['network']}; the settings say {wanted}.")
 
     # Training and validation
 
@@ -237,9 +232,7 @@ class Segmenter(LightningModule):
         """Loss of a batch with ``target`` and, where there is one, ``confidence``."""
         loss = self._loss(self(batch["image"]), batch)
         size, self._image_size = len(batch["image"]), batch["image"].shape[-1]
-        self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
-        )
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
         return loss
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Tensor:

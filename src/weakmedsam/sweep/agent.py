@@ -50,9 +50,9 @@ def score_pam(folder: Path, words: list[str]) -> dict[str, float]:
     """
     import wandb
 
-    from weakmedsam.pam.feature_cache import score
+    from weakmedsam.pam.feature_cache import score_setting
 
-    figures = score(Path(words[0]), pam_settings(words[1:]))
+    figures = score_setting(Path(words[0]), pam_settings(words[1:]))
     write_whole(folder / "scores.json", json.dumps(figures, indent=1) + "\n")
     with wandb.init(project="weakmedsam", dir=folder) as run:
         run.log(figures)

@@ -31,17 +31,13 @@ def check_parameters(sweep: Sweep) -> None:
     """
     if sweep.features is not None:
         return
-    from weakmedsam.sweep.trials import draw  # load time: Optuna
+    from weakmedsam.sweep.trials import sample  # load time: Optuna
 
-    words = [*sweep.words, *words_of(draw(sweep.definition) or {}), "--print_config"]
-    done = subprocess.run(
-        [sys.executable, "-m", "weakmedsam", *words], capture_output=True, text=True, check=False
-    )
+    words = [*sweep.words, *words_of(sample(sweep.definition) or {}), "--print_config"]
+    done = subprocess.run([sys.executable, "-m", "weakmedsam", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("weakmedsam: ")]
-        raise ConfigError(
-            f"{sweep.name}: {said[0].removeprefix('weakmedsam: ') if said else done.stderr[-500:]}"
-        )
+        raise ConfigError(f"{sweep.name}: {said[0].removeprefix('weakmedsam: ') if said else done.stderr[-500:]}")
 
 
 def register(sweep: Sweep, count: int) -> None:
@@ -56,12 +52,8 @@ def register(sweep: Sweep, count: int) -> None:
 
     use_wandb_offline_unless_asked()
     if os.environ.get("WANDB_MODE") == "offline":
-        raise ConfigError(
-            "nobody is logged in to W&B: `wandb login`, or run the sweep here: make sweep LOCAL=1"
-        )
-    definition = {
-        key: value for key, value in sweep.definition.items() if key != "seed"
-    }  # W&B knows no such key
+        raise ConfigError("nobody is logged in to W&B: `wandb login`, or run the sweep here: make sweep LOCAL=1")
+    definition = {key: value for key, value in sweep.definition.items() if key != "seed"}  # W&B knows no such key
     number = wandb.sweep(definition, project="weakmedsam")
     subprocess.run(
         [sys.executable, "-m", "wandb", "agent", "--project", "weakmedsam", "--count", str(count), number],
@@ -92,9 +84,7 @@ def main(words: list[str] | None = None) -> None:
     """Parse the command line and run the sweep."""
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(
-        prog="python -m weakmedsam.sweep.cli", description="Sweep over settings."
-    )
+    parser = argparse.ArgumentParser(prog="python -m weakmedsam.sweep.cli", description="Sweep over settings.")
     parser.add_argument("sweep", help="experiments/sweeps/<SWEEP>.yaml")
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default", help="the run whose earlier stages it builds on")
@@ -114,9 +104,7 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words[:split])
     with ending_in_a_message("where it was", vars(args)):
         options = parse_options(words[split + 1 :])
-        request = Request(
-            args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options, args.trainer
-        )
+        request = Request(args.dataset, args.experiment, args.backbone, args.data_dir, args.runs, options, args.trainer)
         start(plan(args.sweep, request, args.name), request, args.count, args.local, args.jobs)
 
 

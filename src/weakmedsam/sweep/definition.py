@@ -229,9 +229,7 @@ def check_pam(path: Path, definition: Mapping[str, Any]) -> None:
     known = [f"model.pam.{name}" for name in SETTINGS if name not in STORED]
     wrong = [name for name in definition["parameters"] if name not in known]
     if wrong:
-        raise ConfigError(
-            f"{path}: {wrong[0]} cannot be swept on stored features; there are {', '.join(known)}"
-        )
+        raise ConfigError(f"{path}: {wrong[0]} cannot be swept on stored features; there are {', '.join(known)}")
     if "early_terminate" in definition:
         raise ConfigError(f"{path}: a run of PAM has no epochs, so early_terminate never acts; remove it")
 
@@ -259,9 +257,7 @@ def fit_to_store(sweep: Sweep) -> Sweep:
                 f"{SWEEPS / sweep.name}.yaml sweeps occlusion alone, but {features} was written with "
                 "model.pam.occlusion.weight 0 and does not hold what occlusion takes: write it with a value above 0"
             )
-        print(
-            f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.occlusion.weight 0"
-        )
+        print(f"not swept: {', '.join(unanswered)}; what is stored was written with model.pam.occlusion.weight 0")
         sweep = sweep._replace(definition=sweep.definition | {"parameters": parameters})
     grids = grid_values(parameters.get("model.pam.prompts.grid", {"values": []})) or []
     if missing := sorted(set(grids) - set(head.grids)):

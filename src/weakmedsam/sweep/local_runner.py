@@ -58,26 +58,22 @@ def run_local(sweep: Sweep, count: int, jobs: int | None = None) -> None:
     ranked = trials.ranked()
     running = [str(trial.number) for trial in ranked if trial.state == TrialState.RUNNING]
     if running:
-        console.print(
-            f"still run by other processes: trial {', '.join(running)}; if those die, repeat the command"
-        )
+        console.print(f"still run by other processes: trial {', '.join(running)}; if those die, repeat the command")
     if ranked and (value := ranked[0].user_attrs.get("best")) is not None:
         options = " ".join(words_of(trials.values(ranked[0])))
         console.print(f"best: trial {ranked[0].number}, {sweep.metric} {value:.4f}: {options}")
-    console.print(
-        f"{sweep.folder}: table.csv, {', '.join(sorted(path.name for path in sweep.folder.glob('*.png')))}"
-    )
+    console.print(f"{sweep.folder}: table.csv, {', '.join(sorted(path.name for path in sweep.folder.glob('*.png')))}")
 
 
 def _score_stored(trials: Trials, features: Path, count: int) -> None:
     """Trials of PAM, one after another in this process: each takes seconds."""
-    from weakmedsam.pam.feature_cache import score  # load time: torch
+    from weakmedsam.pam.feature_cache import score_setting  # load time: torch
 
     metric = trials.sweep.metric
     while (trial := trials.take(count)) is not None:
         begun = time.monotonic()
         changes = {name.removeprefix("model.pam."): value for name, value in trials.values(trial).items()}
-        metrics = score(features, changes)
+        metrics = score_setting(features, changes)
         if metric not in metrics:
             raise ConfigError(f"metric {metric!r} is not scored; there are {', '.join(metrics)}")
         write_whole(trials.folder(trial.number) / "scores.json", json.dumps(metrics, indent=1) + "\n")
@@ -111,9 +107,7 @@ def _train(trials: Trials, count: int, jobs: int) -> None:
                 running.process.kill()  # each continues from its last epoch
                 running.process.wait()
     if relay.asked:
-        console.print(
-            "stopped by a signal. The same command continues with the trials that are not finished."
-        )
+        console.print("stopped by a signal. The same command continues with the trials that are not finished.")
         raise SystemExit(REQUEUE)
 
 

@@ -16,12 +16,12 @@ from optuna.visualization import matplotlib as plots
 from weakmedsam.sweep.trials import Trials, console, direction
 from weakmedsam.system.atomic_io import write_whole
 
-LEAST = 8
+MIN_TRIALS = 8
 """Trials from which on importances say something."""
 
 
 def write_plots(trials: Trials) -> None:
-    """Write ``parallel.png``, ``history.png`` and, from ``LEAST`` trials on, ``importances.png``.
+    """Write ``parallel.png``, ``history.png`` and, from ``MIN_TRIALS`` trials on, ``importances.png``.
 
     Finished and stopped trials are drawn, by the settings that differ between them.
     """
@@ -39,7 +39,7 @@ def write_plots(trials: Trials) -> None:
         "parallel": plots.plot_parallel_coordinate,
         "history": plots.plot_optimization_history,
     }
-    if len(done) >= LEAST and len(names) > 1 and any(trial.values != done[0].values for trial in done):
+    if len(done) >= MIN_TRIALS and len(names) > 1 and any(trial.values != done[0].values for trial in done):
         drawn["importances"] = plots.plot_param_importances
     matplotlib.use("Agg")
     for name, plot in drawn.items():

@@ -81,7 +81,7 @@ def decoded(definition: Mapping[str, Any], params: Mapping[str, Any]) -> dict[st
     return found
 
 
-def draw(definition: Mapping[str, Any], past: Sequence[FrozenTrial] = (), seed: int | None = None) -> Any:
+def sample(definition: Mapping[str, Any], past: Sequence[FrozenTrial] = (), seed: int | None = None) -> Any:
     """Sample the next setting; None when a grid is exhausted.
 
     The number of the trial and the definition's seed decide it for random and grid; Bayesian sampling also depends on
@@ -185,7 +185,7 @@ class Trials:
             for trial in past:
                 if trial.state == TrialState.RUNNING and self._lock(trial.number):
                     return trial
-            values = draw(self.sweep.definition, past) if len(past) < count else None
+            values = sample(self.sweep.definition, past) if len(past) < count else None
             if values is None:
                 return None
             space = {name: distribution_of(d) for name, d in self.sweep.definition["parameters"].items()}
@@ -275,9 +275,7 @@ class Trials:
                 {
                     "trial": trial.number,
                     "state": STATES[trial.state],
-                    self.sweep.metric: f"{trial.user_attrs['best']:.6g}"
-                    if "best" in trial.user_attrs
-                    else "",
+                    self.sweep.metric: f"{trial.user_attrs['best']:.6g}" if "best" in trial.user_attrs else "",
                     **self.values(trial),
                     "seconds": trial.user_attrs.get("seconds", 0.0),
                 }

@@ -21,7 +21,7 @@ RUN = "the run elsewhere (make RUNS=..., --trainer.default_root_dir)"
 STORE = "the slice store elsewhere (--data.prepare.store_dir)"
 SCANS = "the drawn scans elsewhere (make DATA_DIR=..., --data.data_dir)"
 SEGMENTATIONS = "the segmentations elsewhere (make predict OUT=..., --out)"
-WEIGHTS = "the weights elsewhere (the environment's WEAKMEDSAM_CACHE)"
+WEIGHTS_CACHE = "the weights elsewhere (the environment's WEAKMEDSAM_CACHE)"
 """What can be put on another disk, and by which option: a property of each file that is written."""
 
 
@@ -104,9 +104,7 @@ def write_whole(path: Path, content: bytes | str, movable: str = RUN) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_table(
-    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]], movable: str = RUN
-) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]], movable: str = RUN) -> None:
     """Write a CSV whole or not at all; a row without a column leaves its field empty. ``movable`` as above."""
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, columns, restval="")

@@ -19,7 +19,7 @@ from weakmedsam.system.yaml_files import parse_yaml
 SEAL = "seal"
 """Key of the checksum that a note carries of the rest of itself."""
 
-MEND = "Remove it, and `make train` looks at its stage anew"
+REMOVE_STATE = "Remove it, and `make train` looks at its stage anew"
 
 
 def read_text(path: Path) -> str:
@@ -34,9 +34,9 @@ def read_text(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except IsADirectoryError as error:
-        raise DataError(f"{path}: a folder lies in its place. {MEND}") from error
+        raise DataError(f"{path}: a folder lies in its place. {REMOVE_STATE}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read as text ({error}). {MEND}") from error
+        raise DataError(f"{path}: cannot be read as text ({error}). {REMOVE_STATE}") from error
     except OSError as error:
         raise DiskError(
             f"{path} cannot be read ({error.strerror}). Give access to it, or see to its disk; the same command "
@@ -56,11 +56,11 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not valid JSON ({error}). {MEND}") from error
+        raise DataError(f"{path}: is not valid JSON ({error}). {REMOVE_STATE}") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: should hold one JSON object, holds a {type(found).__name__}. {MEND}")
+        raise DataError(f"{path}: should hold one JSON object, holds a {type(found).__name__}. {REMOVE_STATE}")
     if SEAL in found and found.pop(SEAL) != _seal(found):
-        raise DataError(f"{path}: is not what was written into it. {MEND}")
+        raise DataError(f"{path}: is not what was written into it. {REMOVE_STATE}")
     return found
 
 
@@ -94,5 +94,5 @@ def parse_mapping(path: Path, text: str) -> dict[str, Any]:
     try:
         found = parse_yaml(text, str(path)) if text else None
     except ConfigError as error:
-        raise DataError(f"{error}. {MEND}") from error
+        raise DataError(f"{error}. {REMOVE_STATE}") from error
     return found if isinstance(found, dict) else {}

@@ -31,7 +31,7 @@ SHORT = (
     *("not enough memory", "can't allocate memory", "out of memory", "cannot allocate memory"),
     *("status_alloc_failed", "calculation overflowed with sizes", "integer multiplication overflow"),
 )
-KILLED = re.compile(
+LOST_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w+)|exited unexpectedly)"
 )
 
@@ -64,11 +64,9 @@ def explain(error: BaseException, settings: Mapping[str, Any]) -> WeakMedSAMErro
             return _without_worker(link)
     if says_full(error):  # of a file that is not ours: a logger's, a temporary one
         place = _place(error, settings)
-        return DiskError(
-            f"{place}the disk is full ({_first_line(error)}); free space, and the same command continues"
-        )
+        return DiskError(f"{place}the disk is full ({_first_line(error)}); free space, and the same command continues")
     for link in chain:
-        if (found := KILLED.search(str(link))) is not None:
+        if (found := LOST_WORKER.search(str(link))) is not None:
             how = f"was ended by {found[2]}" if found[2] else "ended unexpectedly"
             return MemoryShortError(f"a process that reads slices (process {found[1]}) {how}: {LESS_MEMORY}")
         if is_short_of_memory(link):
@@ -148,14 +146,9 @@ def _refused(error: BaseException, settings: Mapping[str, Any]) -> ConfigError |
     if not isinstance(error, Exception):
         return None
     link: BaseException = error
-    while (
-        _module(link).startswith("jsonargparse")
-        and (deeper := link.__cause__ or link.__context__) is not None
-    ):
+    while _module(link).startswith("jsonargparse") and (deeper := link.__cause__ or link.__context__) is not None:
         link = deeper
-    library: str | None = next(
-        (name for word, name in _LIBRARIES.items() if _module(link).startswith(word)), None
-    )
+    library: str | None = next((name for word, name in _LIBRARIES.items() if _module(link).startswith(word)), None)
     library = "OmegaConf" if type(link).__module__.startswith("omegaconf") else library
     said = _first_line(link)
     named = _named(said, settings)
@@ -164,9 +157,7 @@ def _refused(error: BaseException, settings: Mapping[str, Any]) -> ConfigError |
     if library is None or _has_begun(link) or (_is_ours(link) and not asked):
         return None
     if isinstance(link, RecursionError):
-        return ConfigError(
-            "a setting is nested too deeply, or refers to itself; look at the options and at --config"
-        )
+        return ConfigError("a setting is nested too deeply, or refers to itself; look at the options and at --config")
     if library == "OmegaConf":
         path = re.sub(r"^(fit|validate|test|predict)\.", "", getattr(link, "full_key", None) or "")
         holder = path.replace("init_args.", "") or _holder(settings)
@@ -199,9 +190,7 @@ def _is_ours(error: BaseException) -> bool:
 
 def _has_begun(error: BaseException) -> bool:
     """Whether a first step has been made when an error was raised."""
-    ways = (
-        (f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)
-    )
+    ways = ((f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__))
     return any(module.startswith("lightning.pytorch.loops") and name == "advance" for module, name in ways)
 
 
@@ -209,17 +198,13 @@ def _module(error: BaseException) -> str:
     """Where an error was raised; of one without a traceback, where its kind comes from."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [str(frame.f_globals.get("__name__", "")) for frame in frames]
-    known = [
-        name for name in reversed(modules) if name.split(".")[0] in _LIBRARIES or name.split(".")[0] in OWN
-    ]
+    known = [name for name in reversed(modules) if name.split(".")[0] in _LIBRARIES or name.split(".")[0] in OWN]
     return known[0] if known else type(error).__module__
 
 
 def _named(said: str, settings: Mapping[str, Any]) -> str | None:
     """The setting whose name comes first in a library's message; the trainer's before others, which may be words."""
-    found = {
-        key: re.search(rf"(?<![\w.]){re.escape(key.rpartition('.')[2])}(?!\w)", said) for key in settings
-    }
+    found = {key: re.search(rf"(?<![\w.]){re.escape(key.rpartition('.')[2])}(?!\w)", said) for key in settings}
     places = [(not key.startswith("trainer."), match.start(), key) for key, match in found.items() if match]
     return min(places)[2] if places else None
 
@@ -227,11 +212,7 @@ def _named(said: str, settings: Mapping[str, Any]) -> str | None:
 def _of_value(said: str, settings: Mapping[str, Any]) -> str | None:
     """The setting whose value stands in a library's message."""
     texts = {key: str(value) for key, value in settings.items() if type(value) in (str, int)}
-    fit = [
-        key
-        for key, text in texts.items()
-        if len(text) > 1 and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said)
-    ]
+    fit = [key for key, text in texts.items() if len(text) > 1 and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said)]
     return min(fit, key=lambda key: not key.startswith("trainer."), default=None)
 
 

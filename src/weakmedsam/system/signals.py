@@ -70,9 +70,7 @@ class Relay:
             held: descriptors that this command alone keeps open, besides those of all.
         """
         errors = None if log is None else subprocess.STDOUT
-        child = subprocess.Popen(
-            words, env=environment, stdout=log, stderr=errors, pass_fds=(*self._held, *held)
-        )
+        child = subprocess.Popen(words, env=environment, stdout=log, stderr=errors, pass_fds=(*self._held, *held))
         self._children = [other for other in self._children if other.poll() is None] + [child]
         if self.asked:  # it came while the process was being started
             child.terminate()

@@ -29,9 +29,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._depth += 1
         mark = self.peek_event().start_mark
         if self._depth > DEEPEST:
-            raise yaml.MarkedYAMLError(
-                problem=f"it is nested deeper than {DEEPEST} levels", problem_mark=mark
-            )
+            raise yaml.MarkedYAMLError(problem=f"it is nested deeper than {DEEPEST} levels", problem_mark=mark)
         alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -41,9 +39,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def _measure(self, node: yaml.Node, alias: bool, mark: yaml.Mark) -> None:
         if alias and id(node) not in self._sizes:
-            raise yaml.MarkedYAMLError(
-                problem="an alias stands within what it is an alias of", problem_mark=mark
-            )
+            raise yaml.MarkedYAMLError(problem="an alias stands within what it is an alias of", problem_mark=mark)
         if not alias:
             parts: list[yaml.Node] = []
             if isinstance(node, yaml.MappingNode):
@@ -92,9 +88,7 @@ def read_yaml(path: Path) -> Any:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); give a YAML file that is there"
-        ) from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give a YAML file that is there") from error
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -124,9 +118,7 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         line, column = before.count("\n") + 1, error.position - before.rfind("\n")
-        raise ConfigError(
-            f"{name}, line {line}, column {column}: {error.reason}; remove the character"
-        ) from error
+        raise ConfigError(f"{name}, line {line}, column {column}: {error.reason}; remove the character") from error
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_say(error, text, name)) from error
     except (ValueError, TypeError, OverflowError) as error:  # of a value: 2001-13-45 is no date
