@@ -204,7 +204,8 @@ def _check_arguments(size: str, weights: str, encode_size: int, attention: str) 
         below = max(EFFICIENT_SAM_PATCH, encode_size // EFFICIENT_SAM_PATCH * EFFICIENT_SAM_PATCH)
         raise ConfigError(
             f"model.backbone.encode_size: EfficientSAM takes multiples of {EFFICIENT_SAM_PATCH} pixels, "
-            f"got {encode_size}; the next ones are {below} and {below + EFFICIENT_SAM_PATCH}, and 512 gives 32 x 32 cells"
+            f"got {encode_size}; the next ones are {below} and {below + EFFICIENT_SAM_PATCH}, and 512 gives 32 x 32 "
+            "cells"
         )
 
 
