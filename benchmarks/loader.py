@@ -162,7 +162,7 @@ def profile(table: SliceTable, store: Path, rounds: int = 20) -> dict[str, float
     grid, box = sampling_grid(draws, SIZE), torch.tensor([[0, SIZE, 0, SIZE]] * BATCH)
     return {
         "read": cost(lambda n: dataset.__getitems__(order[n].tolist()), rounds, BATCH),
-        "draw_parameters": cost(lambda n: draw_parameters(RANGES, 0, n, np.arange(BATCH)), rounds, BATCH),
+        "draw": cost(lambda n: draw_parameters(RANGES, 0, n, np.arange(BATCH)), rounds, BATCH),
         "grid": cost(lambda n: sampling_grid(draws, SIZE), rounds, BATCH),
         "geometry": cost(lambda n: apply_geometry(image, grid, "bilinear"), rounds, BATCH),
         "scan": cost(lambda n: inside(box, grid), rounds, BATCH),

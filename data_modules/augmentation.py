@@ -89,7 +89,7 @@ def draw_parameters(ranges: Augmentation, seed: int, epoch: int, indices: NDArra
         indices: (B,) the slices' ``index``.
 
     Returns:
-        One draw_parameters per slice; the same for the same (seed, epoch, index).
+        One draw per slice; the same for the same (seed, epoch, index).
     """
     streams = [np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, int(i))))) for i in indices]
     unit = np.stack([stream.random(10) for stream in streams])

@@ -145,7 +145,7 @@ def mine(
 
 
 def _runs(length: int, positions: Tensor | None) -> list[slice]:
-    """PamBatch of rows whose positions follow each other without a gap."""
+    """Slices of rows whose positions follow each other without a gap."""
     if positions is None:
         return [slice(0, length)]
     breaks = ((positions.diff() != 1).nonzero().flatten() + 1).tolist()
@@ -201,7 +201,7 @@ def _mine_run(
         settings.affinity.contrast,
     )
     walked = torch.cat(begun)
-    # A slice without the class has no say about it: neither its own score_maps nor its neighbours'.
+    # A slice without the class has no say about it: neither its own score nor its neighbours'.
     taking_part = inside & (run.label > 0)[:, :, None, None]
     walked = _walked(_deep(walked), weights, offsets, _deep(taking_part), settings)[0].movedim(0, 1)
     if settings.vote.when == "after":

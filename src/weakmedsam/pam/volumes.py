@@ -208,7 +208,7 @@ def draw_row(
     after: Tensor,
     mask: Tensor | None,
 ) -> PictureRow:
-    """The picture's row of slice ``i`` of ``refined``; it shows the class with the highest score_maps in it.
+    """The picture's row of slice ``i`` of ``refined``; it shows the class with the highest score in it.
 
     Args:
         module: names the classes.

@@ -220,7 +220,7 @@ def draw_prompts(scenes: Scenes, prompts: int, seed: int, whole: float = 0.25) -
         prompts: P, points per scene.
         seed: of the choice.
         whole: share of the questions whose answer is an organ with its parts, where the point's
-            region has or is a part; the others draw_prompts for the visible region alone.
+            region has or is a part; the others ask for the visible region alone.
 
     Returns:
         Each answer is the connected part of its region (4-neighbours) that holds the point.

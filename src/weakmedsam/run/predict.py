@@ -104,7 +104,7 @@ def check_place(scans: Path, out: Path) -> None:
 def predict(
     run: Path, scans: Path, out: Path, plain: bool, options: list[str], relay_class: type[Relay] = Relay
 ) -> None:
-    """Segment what is not segmented yet, and print_line how much there is of each class.
+    """Segment what is not segmented yet, and print how much there is of each class.
 
     Args:
         run: folder of the run.
