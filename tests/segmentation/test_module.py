@@ -289,5 +289,5 @@ def test_one_class_works_as_many_do(tmp_path):
 def test_without_anything_to_learn_from_the_setting_is_named():
     network = {"network": "monai.networks.nets.BasicUNet", "network_args": {"features": [2] * 6}}
     model = Segmenter(class_names=["a"], **network)
-    with pytest.raises(ConfigError, match=r"data\.supervision is image"):
+    with pytest.raises(ConfigError, match=r"data\.labels\.supervision is image"):
         model.training_step({"image": torch.zeros(1, 1, 32, 32)}, 0)

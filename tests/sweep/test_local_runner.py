@@ -70,7 +70,7 @@ def scored(monkeypatch):
         asked.append(changes)
         return {"val/pam_dice": changes["affinity.beta"] / 10, "val/cam_dice": 0.1}
 
-    monkeypatch.setattr("weakmedsam.pam.feature_cache.score", score)
+    monkeypatch.setattr("weakmedsam.pam.feature_cache.score_setting", score)
     return asked
 
 

@@ -144,7 +144,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from data_modules.cases import Case, Intensity
-from data_modules.store_index import StoreSpec, UNSEEN, write_text
+from data_modules.store_index import StoreSpec, SCAN_SLICES, write_text
 from data_modules.phantom import write_phantom
 from data_modules.phantom_drawing import PhantomParameters
 from data_modules.store import read_case, write_case
@@ -155,7 +155,7 @@ names = [root / kind / "phantom_000.nii.gz" for kind in ("images", "masks")]
 spec = StoreSpec("phantom", str(root), "", 64, "axial", Intensity(), {"lesion": (1,), "distractor": (2,)}, ())
 arrays = read_case(Case("a", "a", *map(str, names)), spec)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-for store in (folder / "data/store", folder / "out" / UNSEEN / "store"):
+for store in (folder / "data/store", folder / "out" / SCAN_SLICES / "store"):
     store.mkdir(parents=True)
     for write in (lambda: write_case(arrays, store), lambda: write_text(store / "index.json", "x" * 30_000)):
         try:
