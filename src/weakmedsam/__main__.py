@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from weakmedsam.system.fast_import import interruptible, many_imports
+from weakmedsam.system.fast_import import interruptible, many_imports, wait_asleep
 
 PIPELINE = "weakmedsam.run.pipeline"
 COMMANDS = {
@@ -58,6 +58,7 @@ def main(words: list[str] | None = None) -> None:
         if module:
             found = importlib.import_module(module)
             sys.exit(found.main([name, *words] if module == PIPELINE else words))
+        wait_asleep()
         with many_imports():
             from weakmedsam.cli import main as run_lightning  # a second and more: torch
 

@@ -1,10 +1,11 @@
 import gc
+import os
 import subprocess
 import sys
 
 import pytest
 
-from weakmedsam.system.fast_import import INTERRUPTED, many_imports
+from weakmedsam.system.fast_import import INTERRUPTED, many_imports, wait_asleep
 
 
 def test_what_is_imported_is_out_of_the_collectors_way_and_what_comes_later_is_not():
@@ -31,3 +32,13 @@ def test_ctrl_c_leaves_without_a_traceback():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(monkeypatch, given, wanted):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is taken back
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,15 @@ def interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def wait_asleep() -> None:
+    """Let threads of OpenMP sleep while they wait for each other, unless the environment says otherwise.
+
+    By default they spin. Beside other work a spinning thread keeps the processor from the one it waits for
+    (``benchmarks.busy``). To be called before torch is imported: its OpenMP reads the variable as it is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager
