@@ -150,7 +150,7 @@ def predict(
 
 
 def _keep_reasons(out: Path, left: list[Case]) -> None:
-    """Write ``skipped.csv`` (``data.on_bad_case: skip``), and name what it holds."""
+    """Write ``skipped.csv`` (``data.prepare.on_bad_case: skip``), and name what it holds."""
     path = out / "skipped.csv"
     if not left:
         path.unlink(missing_ok=True)
