@@ -41,6 +41,8 @@ class PhantomParameters:
         size: rows and columns of a slice, H = W, pixels.
         spacing: (row, column, slice) distance of voxels, mm.
         contrast: how far the targets' intensity is from the tissue around; 1 is clear, 0 invisible.
+        organs: how far the organs' intensity is from the tissue around; 1 makes some as bright as a lesion.
+        pattern: how far a lesion's inside departs from its mean, by its appearance; 0 makes all solid.
         noise: standard deviation of the Rician noise, as a part of fat's intensity.
         bias: strength of the bias field; intensities vary by factors up to exp(+-bias).
         co_occurrence: part of the lesion's slices that show the distractor, [0, 1].
@@ -53,6 +55,8 @@ class PhantomParameters:
     size: int = 128
     spacing: tuple[float, float, float] = (1.5, 1.5, 4.0)
     contrast: float = 1.0
+    organs: float = 1.0
+    pattern: float = 1.0
     noise: float = 0.05
     bias: float = 0.3
     co_occurrence: float = 0.9
@@ -74,7 +78,7 @@ class PhantomParameters:
             check_range("data.phantom.spacing", distance, 0, 1000, above=True)
         for name in ("co_occurrence", "distractor_rate"):
             check_range(f"data.phantom.{name}", getattr(self, name), 0, 1)
-        for name in ("contrast", "noise", "bias"):
+        for name in ("contrast", "organs", "pattern", "noise", "bias"):
             check_range(f"data.phantom.{name}", getattr(self, name), 0, 100)
 
 
@@ -199,7 +203,8 @@ def _draw_anatomy(canvas: _Canvas) -> tuple[Array, Mask]:
         centre = (half_z * rng.uniform(-0.4, 0.4), y * tall, x * wide)
         radius = size * wide * rng.uniform(0.8, 1.15)
         organ = canvas.depth(centre, (half_z * rng.uniform(0.7, 1.3), radius * rng.uniform(0.7, 1), radius), 3, 0.08)
-        image[(organ > 0) & inner] = intensity + rng.uniform(-0.05, 0.05)
+        drawn = intensity + rng.uniform(-0.05, 0.05)
+        image[(organ > 0) & inner] = TISSUE + canvas.parameters.organs * (drawn - TISSUE)
     spine = canvas.depth((0, 0.66 * tall, 0), (6 * half_z, 0.15 * tall, 0.15 * tall))
     image[spine > 0] = rng.uniform(0.15, 0.22)
     image[spine > 0.25] = rng.uniform(0.5, 0.6)
@@ -217,7 +222,7 @@ def _draw_targets(canvas: _Canvas, image: Array, body: Mask, mode: str) -> NDArr
         if rng.random() < 0.4:
             depth = np.maximum(depth, _blob(canvas, 0, z_range, radius=rng.uniform(0.12, 0.2), bumps=0.1))
         inside = (depth > 0) & body
-        look = TISSUE + 0.26 + _lesion_pattern(canvas, depth, mode)
+        look = TISSUE + 0.26 + canvas.parameters.pattern * _lesion_pattern(canvas, depth, mode)
         image[inside] += contrast * (look - image)[inside]
         mask[inside] = LESION
     if rng.random() < 0.75:

@@ -68,7 +68,10 @@ MAKERS = {
         if (numbers := [f.name for f in fields(getattr(Refinement(), group.name)) if f.type in FLOATS])
     },
     "augment": (Augmentation, [f.name for f in fields(Augmentation)]),
-    "phantom": (PhantomParameters, ["contrast", "noise", "bias", "co_occurrence", "distractor_rate"]),
+    "phantom": (
+        PhantomParameters,
+        ["contrast", "organs", "pattern", "noise", "bias", "co_occurrence", "distractor_rate"],
+    ),
     "segmenter": (segmenter, ["learning_rate", "weight_decay", "warmup", "slices_per_step"]),
     "loss": (Loss, ["background_weight", "dice_weight", "ignore_below", "min_quality"]),
     "classifier": (classifier, ["learning_rate", "weight_decay", "slices_per_step"]),

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from data_settings import data_settings
+from scipy import ndimage
 
 from data_modules import phantom as module
 from data_modules.phantom import Phantom, phantom_folder, write_phantom
@@ -78,6 +79,34 @@ def test_modes_are_an_argument(drawings: list[Drawing]) -> None:
     assert {draw_volume(replace(SMALL, modes=1), number).mode for number in range(10)} == {"solid"}
 
 
+def test_organs_are_an_argument() -> None:
+    """Without contrast of their own the organs vanish; the targets stay as they are."""
+    quiet = replace(SMALL, bias=0.0, noise=0.0, contrast=1.0)
+    faint = replace(quiet, organs=0.0)
+    spreads = []
+    for number in range(6):
+        full, plain = draw_volume(quiet, number), draw_volume(faint, number)
+        np.testing.assert_array_equal(full.mask, plain.mask)
+        inner = (plain.mask == 0) & ~plain.distractor & (np.hypot(*np.mgrid[-24:24, -24:24]) < 12)
+        spreads.append((full.image[inner].std(), plain.image[inner].std()))
+    before, after = np.mean(spreads, axis=0)
+    assert after < 0.9 * before
+
+
+def test_the_strength_of_patterns_is_an_argument() -> None:
+    """At 0 lesions of every appearance are as even as solid ones; their mean does not matter."""
+    quiet = replace(SMALL, bias=0.0, noise=0.0, size=96)
+    found: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for number in range(24):
+        full, even = draw_volume(quiet, number), draw_volume(replace(quiet, pattern=0.0), number)
+        lesion = ndimage.binary_erosion(full.mask == LESION, np.ones((1, 7, 7)))
+        np.testing.assert_array_equal(full.mask, even.mask)
+        if lesion.any():
+            found[full.mode].append(even.image[lesion].std() / full.image[lesion].std())
+    assert np.mean(found["mottled"]) < 0.7
+    assert np.mean(found["rimmed"]) < 0.7
+
+
 def test_contrast_is_an_argument(drawings: list[Drawing]) -> None:
     """Lesions are brighter, cysts darker, than the tissue around; without contrast neither is."""
 
@@ -116,7 +145,14 @@ def test_noise_and_bias_are_arguments() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"modes": 5}, {"slices": 2}, {"spacing": (1.0, 0.0, 1.0)}, {"co_occurrence": 1.1}, {"noise": -1.0}],
+    [
+        {"modes": 5},
+        {"organs": -1.0},
+        {"slices": 2},
+        {"spacing": (1.0, 0.0, 1.0)},
+        {"co_occurrence": 1.1},
+        {"noise": -1.0},
+    ],
 )
 def test_parameters_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
