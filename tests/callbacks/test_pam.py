@@ -1,4 +1,5 @@
 import csv
+import math
 import shutil
 
 import numpy as np
@@ -151,6 +152,11 @@ def test_test_scores_volumes_on_the_scans_own_slices(scans, tmp_path):
     rows = read(tmp_path / "cam_cases.csv")
     assert {row["class"] for row in rows} == {"lesion", "cyst"}
     assert 0 <= run.callback_metrics["test/pam_dice"] <= 1
+    for name in ("lesion", "cyst"):
+        values = [float(row["no_image_dice"] or "nan") for row in rows if row["class"] == name]
+        values = [value for value in values if not math.isnan(value)]
+        assert run.callback_metrics[f"test/no_image_dice/{name}"] == pytest.approx(sum(values) / len(values), abs=1e-4)
+        assert all(0 <= value < 1 for value in values)
 
 
 def test_a_perfect_activation_scores_high_and_an_absent_class_stays_empty():

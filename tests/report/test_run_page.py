@@ -356,6 +356,20 @@ def test_validation_and_test_figures_of_the_maps_are_told_apart(full_run: Path) 
     assert "CAM Dice 0.125" not in text
 
 
+def test_a_class_that_no_image_explains_as_well_is_said_not_to_be_learnt(full_run: Path) -> None:
+    rows = [
+        {"case": "a", "class": name, "cam_dice": 0.1, "pam_dice": 0.2, "no_image_dice": dice}
+        for name, dice in zip(CLASSES, (0.0, 0.99), strict=False)
+    ]
+    assert "has not been learnt" not in printed(full_run)
+    write_csv(full_run / "test_maps/cam_cases.csv", rows)
+    write_stage(full_run, "test_maps", 9.0)
+    for text in (printed(full_run), section(page_of(full_run), "headline")):
+        assert text.count("has not been learnt") == 1
+        assert f"{CLASSES[1]}: the final Dice of" in " ".join(text.split())
+    assert "No image: centred ellipsoid" in section(page_of(full_run), "figures")
+
+
 def test_report_loads_neither_torch_nor_lightning(full_run: Path) -> None:
     code = "import sys, weakmedsam.report.cli; print({'torch', 'lightning', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

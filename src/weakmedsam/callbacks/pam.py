@@ -37,7 +37,7 @@ from weakmedsam.pam.occlusion import drops_under_occlusion
 from weakmedsam.pam.pseudo_label_io import Origin, read_origin, write_pseudo_label
 from weakmedsam.pam.refiner import PamBatch, Refined, refine
 from weakmedsam.pam.self_training import SegmentedStart
-from weakmedsam.pam.tables import CaseDice, gather_cases, write_cases, write_quality
+from weakmedsam.pam.tables import CaseDice, best_ellipsoids, gather_cases, write_cases, write_quality
 from weakmedsam.pam.thresholding import threshold_scores
 from weakmedsam.pam.volumes import (
     draw_row,
@@ -271,22 +271,21 @@ class PromptAffinityMining(Callback):
             self._evaluation.add(batch, segment_volume(module, activation, batch, self.settings))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``cam_cases.csv``; log ``test/cam_dice`` and ``test/pam_dice``; or what is said of segmentations."""
+        """Write ``cam_cases.csv`` and log the Dice of the test's maps; or of what is refined of predictions."""
         module = cast(WeakMedSAM, pl_module)
         if self._evaluation is not None:
             for name, value in self._evaluation.finish(trainer.is_global_zero).items():
                 module.log(f"test/{name}", value)
             return
         cases = gather_cases(self._cases)
-        means = []
+        kinds, means = ("cam_dice", "pam_dice", "no_image_dice"), []
+        scored = [(*case[1:4], no_image) for case, no_image in zip(cases, best_ellipsoids(cases), strict=True)]
         for name in module.class_names:
-            dice = [(case.cam_dice, case.pam_dice) for case in cases if case.class_name == name]
-            means.append(torch.tensor(dice).view(-1, 2).nanmean(dim=0))
-            module.log(f"test/cam_dice/{name}", means[-1][0])
-            module.log(f"test/pam_dice/{name}", means[-1][1])
+            dice = [row[1:] for row in scored if row[0] == name]
+            means.append(torch.tensor(dice).view(-1, len(kinds)).nanmean(dim=0))
+            module.log_dict({f"test/{kind}/{name}": value for kind, value in zip(kinds, means[-1], strict=True)})
         mean = torch.stack(means).nanmean(dim=0)
-        module.log("test/cam_dice", mean[0])
-        module.log("test/pam_dice", mean[1])
+        module.log_dict({f"test/{kind}": value for kind, value in zip(kinds, mean, strict=True)})
         if trainer.is_global_zero:
             write_cases(Path(trainer.default_root_dir) / "cam_cases.csv", cases)
 

@@ -20,12 +20,14 @@ class CaseDice(NamedTuple):
         class_name: the class's name.
         cam_dice: of the thresholded class activation map.
         pam_dice: of the refined one.
+        no_image_dice: of ellipsoids that no image was looked at for, by ``metrics.no_image.RADII``.
     """
 
     case: str
     class_name: str
     cam_dice: float
     pam_dice: float
+    no_image_dice: tuple[float, ...]
 
 
 def gather_cases(cases: list[CaseDice]) -> list[CaseDice]:
@@ -39,10 +41,20 @@ def gather_cases(cases: list[CaseDice]) -> list[CaseDice]:
     return [unique[key] for key in sorted(unique)]
 
 
+def best_ellipsoids(cases: list[CaseDice]) -> list[float]:
+    """Dice of the ellipsoid of each case, with the radius whose mean over the cases of its class is highest."""
+    best: dict[str, int] = {}
+    for name in {case.class_name for case in cases}:
+        means = torch.tensor([case.no_image_dice for case in cases if case.class_name == name]).nanmean(dim=0)
+        best[name] = int(means.nan_to_num(-1).argmax())
+    return [case.no_image_dice[best[case.class_name]] for case in cases]
+
+
 def write_cases(path: Path, cases: list[CaseDice]) -> None:
     """Write ``cam_cases.csv``."""
-    columns = ("case", "class", "cam_dice", "pam_dice")
-    write_table(path, columns, [dict(zip(columns, case, strict=True)) for case in cases])
+    columns = ("case", "class", "cam_dice", "pam_dice", "no_image_dice")
+    rows = [(*case[:-1], no_image) for case, no_image in zip(cases, best_ellipsoids(cases), strict=True)]
+    write_table(path, columns, [dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def write_quality(folder: Path, class_names: list[str]) -> None:

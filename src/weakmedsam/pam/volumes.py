@@ -13,6 +13,7 @@ from weakmedsam.classification.module import Activation, WeakMedSAM
 from weakmedsam.contracts import VolumeBatch
 from weakmedsam.figures import PictureRow
 from weakmedsam.geometry import inside_box, to_native
+from weakmedsam.metrics.no_image import ellipsoid_dice
 from weakmedsam.metrics.overlap_surface import dice_from_counts, overlap_counts
 from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
 from weakmedsam.pam.refiner import PamBatch, Refined, Refinement, find_levels, mine, score_maps
@@ -77,7 +78,7 @@ def score_volume(
     backbone: Backbone | None = None,
     drops: Drops | None = None,
 ) -> list[CaseDice]:
-    """Dice of a volume on the scan's own slices, before and after refinement; one a class.
+    """Dice of a volume on the scan's own slices, before and after refinement, and without any image; one a class.
 
     Args:
         module: the network.
@@ -98,7 +99,8 @@ def score_volume(
             ids, _ = threshold_scores(to_native(scores, batch["frame"]), settings.threshold.value)
             counts[name] = counts[name] + overlap_counts(ids, truth[rows], len(names)).sum(0).cpu()
     cam, pam = (dice_from_counts(counts[name]).tolist() for name in ("cam", "pam"))
-    return [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, strict=True)]
+    no_image = map(tuple, ellipsoid_dice(batch["label"], truth).tolist())
+    return [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, no_image, strict=True)]
 
 
 def segment_volume(module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement) -> Tensor:

@@ -19,7 +19,7 @@ from weakmedsam.contracts import in_round, split_round
 from weakmedsam.errors import WeakMedSAMError
 from weakmedsam.report.run_data import LATER, Run, read_run
 from weakmedsam.report.run_page import render_run
-from weakmedsam.report.summary import DASH, RANDOM, duration, figures, title_of
+from weakmedsam.report.summary import DASH, RANDOM, duration, figures, title_of, unconvincing
 from weakmedsam.system.atomic_io import write_whole
 
 REPORT = "report.html"
@@ -31,7 +31,7 @@ _SHORT = {
     "pseudo_labels": (("quality",), "pseudo_labels/quality.csv"),
     "segment": (("val_dice", "agreement"), "segment/history.csv"),
     "test_maps": (
-        ("test_cam_dice", "test_pam_dice", "again_cam_dice", "again_pam_dice"),
+        ("test_cam_dice", "test_pam_dice", "test_no_image_dice", "again_cam_dice", "again_pam_dice"),
         "test_maps/cam_cases.csv",
     ),
     "test": (("dice", "hd95_mm", "missed"), "test/cases.csv"),
@@ -44,6 +44,7 @@ _WORDS = {
     "pam_dice": "PAM Dice",
     "test_cam_dice": "CAM Dice (test)",
     "test_pam_dice": "PAM Dice (test)",
+    "test_no_image_dice": "no image (test)",
     "again_cam_dice": "prediction Dice (test)",
     "again_pam_dice": "PAM Dice (test)",
     "upper_bound": "Dice of EXPERT masks (test)",
@@ -90,6 +91,8 @@ def summary_table(run_dir: Path, console: Console | None = None) -> None:
     console = console or Console()
     run = read_run(run_dir)
     console.print(_table(run))
+    for sentence in unconvincing(run):
+        console.print(sentence, style="bold", soft_wrap=False)
     page = run.folder / REPORT
     console.print(f"report: {page}" if page.exists() else f"no report yet: make report writes {page}", style="bold")
 

@@ -24,6 +24,7 @@ from weakmedsam.report.summary import (
     kept_epoch,
     target_of,
     title_of,
+    unconvincing,
 )
 
 
@@ -48,6 +49,7 @@ def render_run(run: Run) -> str:
         rule=RULE,
         random=RANDOM,
         figures=figures(run),
+        unconvincing=unconvincing(run),
         choices=[_choice(run, stage) for stage in run.histories if run.histories[stage].epochs],
         finished=max((stage.finished for stage in run.stages.values()), default=""),
         grid=album.add(grid, caption, width=1800),
