@@ -87,7 +87,7 @@ def check_nulls(settings: Any, prefix: str = "") -> None:
 def _check_nulls_of(kind: type, given: dict[str, Any], prefix: str) -> None:
     """``check_nulls`` of a class's arguments, and of those that are data classes."""
     known = constructor_arguments(kind)
-    for name in given.keys() & known.keys():
+    for name in [name for name in given if name in known]:
         value, (hint, default) = given[name], known[name]
         if value in (None, "None") and default is not inspect.Parameter.empty and not _takes_null(hint):
             raise ConfigError(f"{prefix}.{name} is null; give a value, or leave it out for {default!r}")
