@@ -1,4 +1,8 @@
-"""One process a folder: two runs of one name do not write over each other."""
+"""One process a folder: two runs of one name do not write over each other.
+
+Not by filelock, as other locks of this project: a stage's process has to keep the lock when the command that started it
+is killed, and so inherits the descriptor.
+"""
 
 from __future__ import annotations
 
