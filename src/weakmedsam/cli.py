@@ -1,4 +1,4 @@
-"""The command line: LightningCLI, stock but for what a user would trip over, and ``prepare_command``.
+"""The command line: LightningCLI, stock but for what a user would trip over, and ``prepare``.
 
 The only file that knows both the models and the data.
 """
@@ -238,15 +238,15 @@ class WeakMedSAMCLI(LightningCLI):
 
 
 def prepare_command(words: list[str]) -> None:
-    """``prepare_command --config experiments/data/<dataset>.yaml``: write the slice store, and nothing else.
+    """``prepare --config experiments/data/<dataset>.yaml``: write the slice store, and nothing else.
 
     Options are those of ``data`` in the other commands; ``--summary FILE`` gets what was prepared as JSON.
     """
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--summary", type=Path)
     known, rest = own.parse_known_args(words)
-    PrepareParser.words = ["prepare_command", *words]
-    parser = PrepareParser(prog="python -m weakmedsam prepare_command", parser_mode=MODE)
+    PrepareParser.words = ["prepare", *words]
+    parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
     parser.add_argument("--summary", type=Path, help="file to write a summary to")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
@@ -289,7 +289,7 @@ def main(words: list[str] | None = None) -> None:
     quieten()
     try:
         check_words(words)
-        if words[:1] == ["prepare_command"]:
+        if words[:1] == ["prepare"]:
             prepare_command(words[1:])
         else:
             WeakMedSAMCLI(words)
