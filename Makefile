@@ -11,6 +11,8 @@ EXPERIMENT ?= default
 BACKBONE ?= pocket
 ## Folder of the scans, in the layout in which they are downloaded; empty: the data set's own default
 DATA_DIR ?=
+## Not empty: show the libraries' notices and model summaries, too
+V ?=
 ## More options for the command behind a target, e.g. ARGS="--model.sce.sub_classes.number 4"
 ARGS ?=
 ## How stages run: cpu, gpu, ddp, fsdp, slurm or debug (experiments/trainer/<TRAINER>.yaml); empty: as the stages say
@@ -56,7 +58,7 @@ option = $(if $(strip $(value $(2))),$(1) $(call given,$(2)))
 each = $(foreach name,$(value $(1)),$(call quote,$(name)))
 more = $(if $(strip $(ARGS)),-- $(ARGS))
 
-pipeline = $(BIN)/python -m weakmedsam $(1) --dataset $(call given,DATASET) \
+pipeline = $(BIN)/python -m weakmedsam $(1) $(if $(strip $(V)),-v) --dataset $(call given,DATASET) \
 	--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
@@ -134,7 +136,7 @@ status: $(STAMP)
 predict: $(STAMP)
 	@test -n $(call quote,$(strip $(value SCANS))) || { \
 		echo "predict needs SCANS, a folder of NIfTI files: make predict SCANS=/new/scans" >&2; exit 1; }
-	@$(BIN)/python -m weakmedsam predict --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
+	@$(BIN)/python -m weakmedsam predict $(if $(strip $(V)),-v) --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
 		--dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) --runs $(call given,RUNS) $(more)
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/sweeps.md)

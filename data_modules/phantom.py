@@ -18,7 +18,6 @@ import nibabel as nib
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_modules.base import SliceDataModule
 from data_modules.cases import Case, DatasetInfo, Intensity, case_of, require_cases
@@ -28,6 +27,7 @@ from data_modules.phantom_drawing import CYST, LESION, VERSION, PhantomParameter
 from data_modules.sources import Sources
 from weakmedsam.errors import check_range
 from weakmedsam.system.atomic_io import SCANS, explaining_full_disk
+from weakmedsam.system.progress import tracked
 
 DEFAULT = PhantomParameters()
 DEFAULT_SPLIT = Split(fractions=(0.6, 0.2, 0.2))
@@ -60,7 +60,7 @@ def write_phantom(data_dir: str | Path, parameters: PhantomParameters, num_volum
     with FileLock(root / ".lock"):
         names = [f"phantom_{number:03d}.nii.gz" for number in range(num_volumes)]
         missing = [n for n, name in enumerate(names) if not _is_there(root, name)]
-        for number in tqdm(missing, desc="drawing phantom", unit="volume", disable=not missing):
+        for number in tracked(missing, len(missing), "drawing", kept=False):
             drawing = draw_volume(parameters, number)
             _write_nifti(root / "masks" / names[number], drawing.mask, parameters.spacing)
             _write_nifti(root / "images" / names[number], drawing.image, parameters.spacing)

@@ -20,7 +20,6 @@ from types import ModuleType
 from typing import NamedTuple
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from data_modules.cases import Case
 from data_modules.config import OnBadCase
@@ -29,6 +28,7 @@ from data_modules.store_index import Entry, Index, StoreSpec, read_entry, read_i
 from data_modules.tables import name_first
 from data_modules.wholeness import find_case_damage
 from weakmedsam.errors import LESS_MEMORY, DataError, MemoryShortError
+from weakmedsam.system.progress import tracked
 
 SHOWN_CASES = 20
 """How many bad cases one error lists."""
@@ -94,7 +94,7 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
         else:
             todo.append(case)
     unitless = []
-    for case, result in _run(todo, spec, store, workers):
+    for case, result in tracked(_run(todo, spec, store, workers), len(todo), "volume"):
         if isinstance(result, Entry):
             entries[case.name] = result
             unitless += [case.name] if result.geometry.unit == "unknown" else []
@@ -179,26 +179,22 @@ def _run(
     todo: Sequence[Case], spec: StoreSpec, store: Path, workers: int | None
 ) -> Iterator[tuple[Case, Entry | Refusal]]:
     count = min(workers or os.cpu_count() or 1, len(todo))
-    bar = tqdm(total=len(todo), desc=f"preparing {spec.data_set}", unit="volume", disable=not todo)
-    with bar:
-        if count <= 1:
-            for case in todo:
-                yield case, prepare_case(case, spec, store)
-                bar.update()
-            return
-        # Spawned, not forked: a fork would inherit whatever the caller has loaded, locks included.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
-            try:
-                with _bare_workers():
-                    waiting = {pool.submit(prepare_case, case, spec, store): case for case in todo}
-                for done in as_completed(waiting):
-                    yield waiting[done], done.result()
-                    bar.update()
-            except BrokenProcessPool as error:
-                raise MemoryShortError(f"a process that prepares volumes was ended: {LESS_MEMORY}") from error
-            finally:  # after Ctrl-C nothing more is begun
-                pool.shutdown(wait=False, cancel_futures=True)
+    if count <= 1:
+        for case in todo:
+            yield case, prepare_case(case, spec, store)
+        return
+    # Spawned, not forked: a fork would inherit whatever the caller has loaded, locks included.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+        try:
+            with _bare_workers():
+                waiting = {pool.submit(prepare_case, case, spec, store): case for case in todo}
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BrokenProcessPool as error:
+            raise MemoryShortError(f"a process that prepares volumes was ended: {LESS_MEMORY}") from error
+        finally:  # after Ctrl-C nothing more is begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Refusal(NamedTuple):

@@ -52,12 +52,14 @@ def as_it_was() -> Iterator[None]:
     named = [log for log in logging.Logger.manager.loggerDict.values() if isinstance(log, logging.Logger)]
     logs = [(log, log.level, log.propagate, log.handlers[:]) for log in (logging.root, *named)]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - libraries' own
+    form = warnings.formatwarning
     of_torch, group = _torch_settings(), torch.distributed.is_initialized()
     with warnings.catch_warnings():
         try:
             yield
         finally:
             os.chdir(folder)
+            warnings.formatwarning = form
             wandb.finish()
             wandb.teardown()  # as at a process's end, with its variables
             os.environ.clear()

@@ -23,3 +23,10 @@ def printed(run: Path) -> str:
     console = Console(file=io.StringIO(), width=120)
     summary_table(run, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def table_rows(text: str) -> dict[str, dict[str, str]]:
+    """The table at a run's end: row -> heading -> figure."""
+    lines = [line for line in text.splitlines() if re.match("[┃│]", line)]
+    head, *rows = (re.split(r" *[┃│] *", line.strip("┃│ ")) for line in lines)
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}

@@ -1,19 +1,23 @@
 import json
+import logging
 import os
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from commands import run_command
-from lightning.pytorch.callbacks import LearningRateMonitor
+from commands import as_it_was, run_command
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar
 
 from tests.backbone_checks import BACKBONES, tiny_words
 from weakmedsam import cli, loggers
 from weakmedsam.backbones import checkpoints
 from weakmedsam.callbacks import Throughput
+from weakmedsam.callbacks.stage_progress import StageProgress
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import DIVERGED, DivergenceError
 from weakmedsam.segmentation.module import Segmenter
+from weakmedsam.system.progress import VERBOSE
 
 ROOT = Path(__file__).parent.parent
 DATA_SETS = sorted(path.stem for path in (ROOT / "experiments/data").glob("*.yaml"))
@@ -203,6 +207,52 @@ def test_without_a_logger_the_learning_rate_is_not_watched(call, tmp_path, capsy
     watched = any(isinstance(callback, LearningRateMonitor) for callback in made.trainer.callbacks)
     assert watched == (logger == "wandb")
     assert ("LearningRateMonitor is left out" in capsys.readouterr().out) == (not watched)
+
+
+@pytest.mark.parametrize("verbose", ["", "1"])
+def test_a_stage_has_one_bar_of_ours_and_a_model_summary_if_verbose(call, tmp_path, monkeypatch, verbose):
+    monkeypatch.setenv(VERBOSE, verbose)
+    made = call("fit", *configs("segment"), "--trainer.default_root_dir", str(tmp_path))
+    (bar,) = [callback for callback in made.trainer.callbacks if isinstance(callback, ProgressBar)]
+    assert isinstance(bar, StageProgress)
+    assert any(isinstance(callback, ModelSummary) for callback in made.trainer.callbacks) == bool(verbose)
+
+
+def test_what_the_user_sets_of_bars_and_summaries_stays(call, tmp_path):
+    common = ["fit", *configs("segment"), "--trainer.default_root_dir", str(tmp_path)]
+    bar, summary = (f"lightning.pytorch.callbacks.{name}" for name in ("TQDMProgressBar", "ModelSummary"))
+    none = call(*common, "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "true").trainer
+    assert not [callback for callback in none.callbacks if isinstance(callback, ProgressBar)]
+    assert [callback for callback in none.callbacks if isinstance(callback, ModelSummary)]
+    own = [word for name in (bar, summary) for word in ("--trainer.callbacks+", name)]
+    found = call(*common, *own).trainer.callbacks
+    assert [type(c).__name__ for c in found if isinstance(c, ProgressBar | ModelSummary)] == [
+        "TQDMProgressBar",
+        "ModelSummary",
+    ]
+
+
+OURS = ["weakmedsam.callbacks.throughput", "data_modules.base"]
+LIBRARIES = ["torch.utils.data", "weakmedsamlike"]
+
+
+@pytest.mark.parametrize("verbose", ["", "1"])
+def test_our_own_warnings_are_a_line_each_and_libraries_notices_are_shown_if_verbose(monkeypatch, verbose):
+    monkeypatch.setenv(VERBOSE, verbose)
+    with as_it_was(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        cli.quieten()
+        for module in (*OURS, *LIBRARIES):
+            warnings.warn_explicit(f"by {module}", UserWarning, "file.py", 1, module)
+        warnings.warn_explicit(
+            "by weakmedsam.cli", DeprecationWarning, "file.py", 1, "weakmedsam.cli"
+        )  # of a library's
+        heard = [name for name in (*OURS, "a_library") if logging.getLogger(name).isEnabledFor(logging.WARNING)]
+        line = warnings.formatwarning("said", UserWarning, "file.py", 1)
+    shown = [*OURS, *LIBRARIES, "weakmedsam.cli"] if verbose else OURS
+    assert [str(warning.message) for warning in caught] == [f"by {module}" for module in shown]
+    assert heard == ([*OURS, "a_library"] if verbose else OURS)
+    assert (line == "warning: said\n") != bool(verbose)
 
 
 def test_every_run_measures_its_throughput(call, tmp_path):

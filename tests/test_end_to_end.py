@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import yaml
 from commands import as_it_was, run_pipeline
+from report_pages import table_rows
 from safetensors.numpy import load_file
+from terminals import run_in_terminal, seen
 from trainings import assert_same_training
 from wandb_server import KEY, Server
 
@@ -82,9 +84,8 @@ def bring_up_to_date(folder, *target, rounds=1):
 def whole(tmp_path_factory):
     """An uninterrupted run, whose stages are processes as a user has them."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
+    status, output = run_in_terminal([sys.executable, "-m", "weakmedsam", *command(folder)], 80, surroundings(folder))
+    assert status == 0, output
     return folder, output
 
 
@@ -112,6 +113,40 @@ def test_labels_go_in_and_a_scored_network_comes_out(whole):
     ):
         assert (run / file).stat().st_size > 0
     assert "Traceback" not in output
+
+
+NOTICES = (
+    *("Seed set", "a step learns", "Trainable params", "wandb:", "argparse", "GPU available", "litlogger", "Tip"),
+    *("WARNING", "Warning", "warning", "DataLoader", "LOCAL_RANK", "Traceback", "nan"),
+)
+"""What no one needs to read who trains the phantom."""
+
+
+def test_a_terminal_shows_a_heading_and_a_bar_of_each_stage_and_one_table(whole):
+    folder, output = whole
+    lines = seen(output)
+    report = f"report: {folder / 'runs/phantom/default/report.html'}"
+    assert max(len(line) for line in lines if line != report) < 80
+    assert not [notice for notice in NOTICES if notice in "\n".join(lines)]
+    heads = [number for number, line in enumerate(lines) if line.startswith("[")]
+    assert [lines[number][:5] for number in heads] == [f"[{number}/7]" for number in range(1, 8)]
+    assert heads == list(range(0, 14, 2))
+    for number, unit in zip(heads, ("volume", "epoch", "volume", "epoch", "volume", "volume", "volume"), strict=True):
+        assert lines[number + 1].split()[0] == unit
+        assert " 100%    took " in lines[number + 1]
+    end = lines[14:]
+    assert end[:2] == ["", "phantom / default: Dice on 1 test case"]
+    rows = table_rows("\n".join(end))
+    assert rows.keys() == {"lesion", "cyst", "mean"}
+    assert list(rows["mean"]) == ["CAM", "PAM", "network", "refined"]
+    assert end[-2:] == [report, ""]
+
+
+def is_plain(captured):
+    """What goes into a file: no escape code, no bar, no notice."""
+    said = captured.out + captured.err
+    bars = [sign for sign in ("\x1b", "\r", "%|", "100%") if sign in said]
+    return not bars and not [notice for notice in NOTICES if notice in said]
 
 
 def test_a_second_run_says_that_all_is_up_to_date_and_starts_nothing(whole, capsys):
@@ -157,14 +192,16 @@ def kill_inside(folder, stage, seconds, after=None, target=("train",), rounds=1)
             seconds /= 2
 
 
-def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(whole, tmp_path):
+def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(whole, tmp_path, capsys):
     reference, _ = whole
     seed = int.from_bytes(os.urandom(4), "big")
     print("moments drawn with seed", seed)  # shown where the test fails
     moments = random.Random(seed)
     for stage, before in STAGES.items():
         if before is not None:  # a process that is killed costs the more the more it has to do before
+            capsys.readouterr()
             bring_up_to_date(tmp_path, before)
+            assert is_plain(capsys.readouterr())
         told = json.loads((reference / "runs/phantom/default" / stage / "stage.json").read_text())
         kill_inside(tmp_path, stage, moments.uniform(0.1, 0.6) * told["seconds"])
         if stage in ("classify", "segment"):  # with an epoch done, from which the training goes on

@@ -95,6 +95,13 @@ def test_what_is_given_reaches_python_as_it_is(tmp_path, target, name):
     assert target == "report" or said[-5:] == ["--", "--model.sce.sub_classes.number", "4", "--a", "b c"]
 
 
+@pytest.mark.parametrize("target", ["train", "classify", "predict"])
+def test_v_shows_more(tmp_path, target):
+    assert ("-v" in words_of(tmp_path, target, "SCANS=x", "V=1")) != (
+        "-v" in words_of(tmp_path / "b", target, "SCANS=x")
+    )
+
+
 def test_names_of_runs_to_compare_are_words_whatever_is_in_them(tmp_path):
     said = words_of(tmp_path, "report", "COMPARE=a/it's b/$HOME", "RUNS=my, runs")
     assert said == ["-m", "weakmedsam", "compare", "a/it's", "b/$HOME", "--runs", "my, runs"]

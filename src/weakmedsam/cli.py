@@ -26,7 +26,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -36,6 +36,7 @@ from weakmedsam.callbacks.divergence import EndDiverged
 from weakmedsam.callbacks.preemption import Preemption
 from weakmedsam.callbacks.reseed import Reseed
 from weakmedsam.callbacks.resume_guard import KeepSettings, check_settings
+from weakmedsam.callbacks.stage_progress import StageProgress
 from weakmedsam.callbacks.throughput import Throughput
 from weakmedsam.callbacks.wandb_lineage import Lineage
 from weakmedsam.callbacks.wandb_tables import SendTables
@@ -48,6 +49,7 @@ from weakmedsam.system.atomic_io import replacing, write_whole
 from weakmedsam.system.file_lock import alone
 from weakmedsam.system.fingerprints import check_checkpoint
 from weakmedsam.system.library_errors import explain, flat_settings
+from weakmedsam.system.progress import is_stage_of_run, is_verbose
 from weakmedsam.system.signals import REQUEUE
 from weakmedsam.system.yaml_files import check_words
 
@@ -218,12 +220,17 @@ class WeakMedSAMCLI(LightningCLI):
         with alone(folder) if self.trainer.is_global_zero else contextlib.nullcontext():
             super()._run_subcommand(subcommand)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """As Lightning does; a stage of a run prints no table of its figures, which stand in the run's own."""
+        found: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return found | {"verbose": False} if "verbose" in found and is_stage_of_run() else found
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """As Lightning does, with checkpoints that survive a kill, and callbacks that can do without a logger.
 
         Lightning ends a run whose learning rate is watched while nothing logs it.
         """
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**shown_in_terminal(self.config_init[self.subcommand].trainer), **kwargs)
         if self.subcommand == "fit":
             trainer.callbacks.append(KeepSettings(self.settings))  # type: ignore[attr-defined]
         if not trainer.loggers:
@@ -235,6 +242,24 @@ class WeakMedSAMCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
+
+
+def shown_in_terminal(given: Any) -> dict[str, Any]:
+    """Arguments of the trainer that give it our bar, and a model summary if verbose.
+
+    What the user has set of bars and summaries stays.
+
+    Args:
+        given: the trainer's settings, their callbacks built.
+    """
+    held = given.callbacks or []
+    callbacks = list(held) if isinstance(held, list) else [held]
+    found: dict[str, Any] = {}
+    if given.enable_model_summary is None and not any(isinstance(c, ModelSummary) for c in callbacks):
+        found["enable_model_summary"] = is_verbose()
+    if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+        found["callbacks"] = [*callbacks, StageProgress()]
+    return found
 
 
 def prepare_command(words: list[str]) -> None:
@@ -260,8 +285,23 @@ def prepare_command(words: list[str]) -> None:
 
 
 def quieten() -> None:
-    """Keep what a user acts on; drop Lightning's tips and its remarks on what is meant to be so."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    """Keep what a user acts on, our own warnings, a line each; drop the libraries' notices, unless verbose."""
+    if is_verbose():
+        _drop_expected()
+        return
+    for name in ("lightning.pytorch", "lightning.fabric", "weakmedsam", "data_modules"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.root.setLevel(logging.ERROR)
+    if not logging.root.handlers and logging.lastResort is not None:
+        logging.root.addHandler(logging.lastResort)  # or the first library that logs has "WARNING:root:" put before all
+    warnings.simplefilter("ignore")
+    if not _get_rank():
+        warnings.filterwarnings("default", category=UserWarning, module=r"(weakmedsam|data_modules)(\.|$)")
+    warnings.formatwarning = lambda message, *args, **more: f"warning: {message}\n"
+
+
+def _drop_expected() -> None:
+    """Of the libraries' warnings, those on what is meant to be so."""
     for expected in (
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from weakmedsam.errors import DataError, check_range
 from weakmedsam.system.atomic_io import put_away, write_whole
 from weakmedsam.system.json_files import read_text
+from weakmedsam.system.progress import is_verbose
 
 NUMBER = "wandb_run.txt"
 
@@ -30,7 +31,8 @@ def use_wandb_offline_unless_asked() -> None:
         logged_in = False
     if not logged_in:
         os.environ["WANDB_MODE"] = "offline"
-        os.environ.setdefault("WANDB_SILENT", "true")
+        if not is_verbose():
+            os.environ.setdefault("WANDB_SILENT", "true")
 
 
 class WeightsAndBiases(WandbLogger):

@@ -14,6 +14,7 @@ from weakmedsam.callbacks import Throughput, throughput
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError
 from weakmedsam.system.atomic_io import read_table
+from weakmedsam.system.progress import VERBOSE
 
 
 class Clock:
@@ -65,7 +66,8 @@ def train(folder, clock, callback, epochs=2, logger=False, profiler=None):
     return data, trainer
 
 
-def test_each_epoch_says_how_fast_it_was_and_how_long_it_waited(tmp_path, clock, capsys):
+def test_each_epoch_says_how_fast_it_was_and_how_long_it_waited(tmp_path, clock, capsys, monkeypatch):
+    monkeypatch.setenv(VERBOSE, "1")
     logger = CSVLogger(tmp_path, "log", "0")
     data, trainer = train(tmp_path, clock, Throughput(warn_share=0.5, warn_batches=1), logger=logger)
     rows = read_table(tmp_path / "run/throughput.csv")

@@ -111,6 +111,7 @@ def test_two_processes_of_torchrun_go_through_all_stages_and_each_volume_is_done
             "-m",
             "weakmedsam.run.pipeline",
             target,
+            "--verbose",
             *runs,
             "--launcher",
             torchrun,

@@ -17,6 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from terminals import Terminal
 
 from data_modules import nifti, wholeness
 from data_modules.cases import Case, Intensity
@@ -96,11 +97,14 @@ def test_a_changed_source_is_read_again_and_others_are_not(root, tmp_path, reads
     assert index.entries["scan2"].high == pytest.approx(np.percentile(image[image > 0], 99.5))
 
 
-def test_processes_write_what_one_writes_and_show_how_far_they_are(root, tmp_path, capfd):
+def test_processes_write_what_one_writes_and_show_how_far_they_are(root, tmp_path, monkeypatch):
+    terminal = Terminal(monkeypatch, 80)
     prepare(cases_of(root), spec_of(root), tmp_path / "one", workers=1)
     prepare(cases_of(root), spec_of(root), tmp_path / "two", workers=2)
-    # Each bar ends whole; a slow machine draws its last step twice.
-    assert len(re.findall(r"preparing fake: 100%[^\r\n]*\n", capfd.readouterr().err)) == 2
+    count = len(cases_of(root))
+    assert [re.sub(r" +━+ ", " ", line)[:-5] for line in terminal.lines()] == [
+        f"  volume {count}/{count} 100%    took"
+    ] * 2  # each bar ends whole
     key = spec_of(root).folder("").name
     assert content(tmp_path / "one" / key) == content(tmp_path / "two" / key)
 

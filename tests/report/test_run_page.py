@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from drawn_run import CLASSES, NASTY, SECTIONS, draw_picture, draw_run, write_csv, write_stage
 from PIL import Image
-from report_pages import page_of, printed, section
+from report_pages import page_of, printed, section, table_rows
+from terminals import Terminal
 
 from weakmedsam.errors import DataError
 from weakmedsam.report.charts import Chart, Line, ticks
-from weakmedsam.report.cli import main, write_report
+from weakmedsam.report.cli import main, summary_table, write_report
 from weakmedsam.report.images import Album, best_median_worst, mean_by_case
 from weakmedsam.report.run_data import Monitor, read_run
 from weakmedsam.report.summary import DASH, cell, duration, number
@@ -99,7 +100,8 @@ def test_refined_predictions_have_figures_and_a_section_of_their_own(full_run: P
     part = section(page, "refined")
     assert "what PAM makes of the network's, no label given" in part
     assert part.count("<img") == section(page, "test").count("<img") == 3
-    assert f"Dice (test) {means['refined']:.3f}" in printed(full_run)
+    ended = table_rows(printed(full_run))["mean"]
+    assert ended == {"network": f"{means['test']:.3f}", "refined": f"{means['refined']:.3f}"}
     shutil.rmtree(full_run / "refined")
     page = page_of(full_run)
     assert "make evaluate" in section(page, "refined")
@@ -324,26 +326,61 @@ def test_summary_table(full_run: Path) -> None:
     write_report(full_run)
     text = printed(full_run)
     for part in (
-        "AUROC (validation) 0.9",
-        "CAM Dice 0.",
-        "PAM Dice 0.",
-        "Dice (validation) 0.680",
-        "Dice (test) 0.",
-        "missed 1",
+        "phantom / k4: Dice on 8 test cases\n",
+        "network: HD95 9.00 mm, missed 1, false alarms 0",
+        "refined: HD95 9.00 mm, missed 0, false alarms 0",
+        "time of all stages: 24 min 40 s",
     ):
         assert part in text
-    assert "1 min 41 s" in text
-    assert "test/cases.csv" in text
+    assert f"report: {full_run / 'report.html'}\n" in text
     assert "no report yet" not in text
+    assert "not done" not in text
     shutil.rmtree(full_run / "test")
-    assert "not run" in printed(full_run)
+    assert "not done: test (not run)" in printed(full_run)
+
+
+def test_without_expert_masks_the_end_says_how_good_the_pseudo_labels_are(full_run: Path) -> None:
+    for stage in ("test", "refined"):
+        shutil.rmtree(full_run / stage)
+    text = printed(full_run)
+    assert "no test case is scored; quality of the pseudo-labels 0." in text
+    assert "━" not in text  # no table
+    rows = [{"epoch": "0", "val/agreement": "0.625"}]
+    write_csv(full_run / "segment/history.csv", rows)
+    assert "; agreement of the network with them 0.625" in printed(full_run)
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_has_every_class_and_column_and_fits_the_terminal(full_run, monkeypatch, columns) -> None:
+    tables = {
+        "test_maps/cam_cases.csv": {"cam_dice": 0.125, "pam_dice": 0.375, "no_image_dice": 0.25},
+        "upper_bound/test/cases.csv": {"dice": 0.875},
+    }
+    names = [*CLASSES, "a class whose name is long beyond all measure"]
+    for file, figures in tables.items():
+        write_csv(full_run / file, [{"case": "a", "class": name, **figures} for name in names])
+        write_stage(full_run, file.split("/")[0], 61.0)
+    rows = list(csv.DictReader((full_run / "test/cases.csv").open()))
+    write_csv(full_run / "test/cases.csv", [*rows, {**rows[0], "class": names[-1]}])
+    write_report(full_run)
+    monkeypatch.chdir(full_run.parent)
+    terminal = Terminal(monkeypatch, columns)
+    summary_table(full_run)
+    lines = terminal.lines()
+    rows = table_rows("\n".join(lines))
+    assert list(rows) == [*CLASSES, "a class whose…", "mean"]
+    assert list(rows["mean"]) == ["CAM", "PAM", "network", "refined", "upper bound", "no image"]
+    for row in rows.values():
+        assert [row["CAM"], row["PAM"], row["upper bound"]] == ["0.125", "0.375", "0.875"]
+    assert max(map(len, lines)) < 80
+    assert lines[-1] == "report: k4/report.html"
 
 
 def test_the_upper_bound_stands_beside_the_test(full_run: Path) -> None:
-    assert "EXPERT" not in printed(full_run)
+    assert "upper bound" not in printed(full_run)
     write_csv(full_run / "upper_bound/test/cases.csv", [{"case": "a", "class": "liver", "dice": 0.875}])
     write_stage(full_run, "upper_bound", 61.0)
-    assert "Dice of EXPERT masks (test) 0.875" in printed(full_run)
+    assert table_rows(printed(full_run))["mean"]["upper bound"] == "0.875"
     assert "0.875" in section(page_of(full_run), "figures")
 
 
@@ -351,9 +388,8 @@ def test_validation_and_test_figures_of_the_maps_are_told_apart(full_run: Path) 
     rows = [{"case": "a", "class": name, "cam_dice": 0.125, "pam_dice": 0.375} for name in CLASSES]
     write_csv(full_run / "test_maps/cam_cases.csv", rows)
     write_stage(full_run, "test_maps", 9.0)
-    text = printed(full_run)
-    assert "CAM Dice (test) 0.125, PAM Dice (test) 0.375" in text
-    assert "CAM Dice 0.125" not in text
+    ended = table_rows(printed(full_run))["mean"]
+    assert [ended["CAM"], ended["PAM"]] == ["0.125", "0.375"]
 
 
 def test_a_class_that_no_image_explains_as_well_is_said_not_to_be_learnt(full_run: Path) -> None:
@@ -376,7 +412,8 @@ def test_report_loads_neither_torch_nor_lightning(full_run: Path) -> None:
     assert done.stdout.strip() == "set()"
     command = [sys.executable, "-m", "weakmedsam.report.cli", str(full_run)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "test/cases.csv" in done.stdout
+    assert "Dice on 8 test cases" in done.stdout
+    assert f"report: {full_run / 'report.html'}\n" in done.stdout
     assert (full_run / "report.html").exists()
     assert not list(full_run.glob(".report*"))
 

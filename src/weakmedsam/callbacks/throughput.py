@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.errors import check_range
 from weakmedsam.system.atomic_io import rows_before, write_table
+from weakmedsam.system.progress import is_verbose
 
 COLUMNS = ("epoch", "images_per_second", "loader_wait", "gpu_memory_gib")
 
@@ -61,7 +62,7 @@ class LoaderClock(Profiler):
 
 
 class Throughput(Callback):
-    """Measure each epoch's training, tests and predictions; say at a training's start what a step learns from.
+    """Measure each epoch's training, tests and predictions; say, if verbose, what a step learns from.
 
     Writes ``throughput.csv`` under the run's folder, one row an epoch (of a test or prediction, one row, epoch 0),
     and sends the same to the loggers as ``throughput/...``. These figures are not among the trainer's metrics: two
@@ -99,8 +100,9 @@ class Throughput(Callback):
             trainer.profiler = self._clock  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many slices a step learns from."""
-        trainer.print(describe_batch(trainer))
+        """Say how many slices a step learns from, where that is wanted."""
+        if is_verbose():
+            trainer.print(describe_batch(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an epoch's account."""

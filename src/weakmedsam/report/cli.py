@@ -1,4 +1,4 @@
-"""One page about a run, and the short table at its end: ``python -m weakmedsam.report.cli RUN_DIR``.
+"""One page about a run, and the table at its end: ``python -m weakmedsam.report.cli RUN_DIR``.
 
 The page is ``RUN_DIR/report.html``: self-contained, readable without a network and without W&B. Reading
 the run (``report_run``) is apart from showing it (``report_page``), so that several runs can be shown on
@@ -13,51 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from weakmedsam.contracts import in_round, split_round
 from weakmedsam.errors import WeakMedSAMError
-from weakmedsam.report.run_data import LATER, Run, read_run
+from weakmedsam.report.dice_table import dice_table, remarks, table_title
+from weakmedsam.report.run_data import read_run
 from weakmedsam.report.run_page import render_run
-from weakmedsam.report.summary import DASH, RANDOM, duration, figures, title_of, unconvincing
+from weakmedsam.report.summary import unconvincing
 from weakmedsam.system.atomic_io import write_whole
 
 REPORT = "report.html"
-
-# Per stage: the figures of the short table, and the file that shows more.
-_SHORT = {
-    "prepare": ((), "prepare/stage.json"),
-    "classify": (("auroc", "cam_dice", "pam_dice"), "classify/history.csv"),
-    "pseudo_labels": (("quality",), "pseudo_labels/quality.csv"),
-    "segment": (("val_dice", "agreement"), "segment/history.csv"),
-    "test_maps": (
-        ("test_cam_dice", "test_pam_dice", "test_no_image_dice", "again_cam_dice", "again_pam_dice"),
-        "test_maps/cam_cases.csv",
-    ),
-    "test": (("dice", "hd95_mm", "missed"), "test/cases.csv"),
-    "refined": (("refined.dice", "refined.hd95_mm", "refined.missed"), "refined/cases.csv"),
-    "upper_bound": (("upper_bound",), "upper_bound/test/cases.csv"),
-}
-_WORDS = {
-    "auroc": "AUROC (validation)",
-    "cam_dice": "CAM Dice",
-    "pam_dice": "PAM Dice",
-    "test_cam_dice": "CAM Dice (test)",
-    "test_pam_dice": "PAM Dice (test)",
-    "test_no_image_dice": "no image (test)",
-    "again_cam_dice": "prediction Dice (test)",
-    "again_pam_dice": "PAM Dice (test)",
-    "upper_bound": "Dice of EXPERT masks (test)",
-    "quality": "quality",
-    "val_dice": "Dice (validation)",
-    "agreement": "agreement with pseudo-labels",
-    "dice": "Dice (test)",
-    "hd95_mm": "HD95 mm",
-    "missed": "missed",
-    "refined.dice": "Dice (test)",
-    "refined.hd95_mm": "HD95 mm",
-    "refined.missed": "missed",
-}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -79,7 +43,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def summary_table(run_dir: Path, console: Console | None = None) -> None:
-    """Print each stage's figures (means of the classes), its time and where to look.
+    """Print the test Dice of each class, what else there is to say of the run in a few lines, and where the report is.
 
     Args:
         run_dir: ``runs/<dataset>/<experiment>``.
@@ -88,39 +52,30 @@ def summary_table(run_dir: Path, console: Console | None = None) -> None:
     Raises:
         DataError: as ``write_report``.
     """
-    console = console or Console()
+    console = console or Console(highlight=False)
     run = read_run(run_dir)
-    console.print(_table(run))
+    table = dice_table(run)
+    console.print()
+    console.print(table_title(run), style="bold", markup=False)
+    if table is not None:
+        console.print(table)
+    for remark in remarks(run):
+        console.print(remark, markup=False)
     for sentence in unconvincing(run):
-        console.print(sentence, style="bold", soft_wrap=False)
-    page = run.folder / REPORT
-    console.print(f"report: {page}" if page.exists() else f"no report yet: make report writes {page}", style="bold")
+        console.print(sentence, style="bold", markup=False)
+    page = _short_path(run.folder / REPORT)
+    said = f"report: {page}" if page.exists() else f"no report yet: make report writes {page}"
+    console.print(said, style="bold", markup=False, soft_wrap=True)  # a path is copied whole
 
 
-def _table(run: Run) -> Table:
-    table = Table(title=f"{run.dataset} / {run.experiment}", title_justify="left")
-    table.add_column("stage")
-    table.add_column("figures")
-    table.add_column("time", justify="right")
-    table.add_column("where to look")
-    by_key = {(split_round(figure.stage)[1], figure.key): figure.overall for figure in figures(run)}
-    again = [in_round(kind, one.number) for one in run.rounds[1:] for kind in LATER]
-    for name in (*list(_SHORT)[:-1], *again, "upper_bound"):
-        stage, (kind, number) = run.stages.get(name), split_round(name)
-        if stage is None:
-            continue
-        keys, file = _SHORT[kind][0], _SHORT[kind][1].replace(kind, name, 1)
-        found = ", ".join(f"{_WORDS[key]} {by_key[number, key]}" for key in keys if (number, key) in by_key)
-        state = "" if stage.state == "done" else stage.state
-        text = "; ".join(part for part in (found, state) if part) or DASH
-        if name == "classify" and run.random:
-            text += f"\n{RANDOM}"
-        table.add_row(title_of(name), text, duration(stage.seconds), file if (run.folder / file).exists() else DASH)
-    return table
+def _short_path(path: Path) -> Path:
+    """From the working folder on, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and print the short table; returns the exit status."""
+    """Write the page and print the table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m weakmedsam.report.cli", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="runs/<dataset>/<experiment>")
     run_dir = parser.parse_args(arguments).run_dir

@@ -1,4 +1,4 @@
-"""The figures of a run, stage by stage, as text: what the page and the short table show."""
+"""The figures of a run, stage by stage, as text: what the page and the table at a run's end show."""
 
 from __future__ import annotations
 

@@ -40,5 +40,14 @@ def show_remarks() -> None:
     """
     log = logging.getLogger("data_modules")
     log.setLevel(logging.INFO)
+    log.propagate = False  # or what is a warning would be shown twice
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        log.addHandler(_Remarks())
+
+
+class _Remarks(logging.Handler):
+    """Writes to what standard error is at the time: above a bar while there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        print(self.format(record), file=sys.stderr)

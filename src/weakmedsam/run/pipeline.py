@@ -43,6 +43,7 @@ from weakmedsam.run.stages import (
 from weakmedsam.system.atomic_io import put_away
 from weakmedsam.system.file_lock import LOCK, alone
 from weakmedsam.system.json_files import REMOVE_STATE, write_object
+from weakmedsam.system.progress import VERBOSE
 from weakmedsam.system.signals import KILLED, REQUEUE, Relay
 
 console = Console(highlight=False)
@@ -131,6 +132,8 @@ def _carry_out(stage: Stage, request: Request, wanted: dict[str, Any], kept: Pat
     for arguments in commands:
         code = relay.run([*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments])
         write_object(folder / "clock.json", clock | {"seconds": time.monotonic() - started})
+        if code and console.is_terminal:
+            console.print()  # its process may have ended within the line of its bar
         if code in KILLED:
             console.print(f"[bold]{stage.name}[/bold]: its process was killed: {LESS_MEMORY}")
         if code:
@@ -272,7 +275,11 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     parser.add_argument("--logger", default=None, help="experiments/logger/<LOGGER>.yaml")
     parser.add_argument("--rounds", type=int, default=1, help="of pseudo-labels and segmentation network")
     parser.add_argument("--launcher", default="", help="starts a stage's processes, e.g. 'srun python'")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show model summaries and the libraries' notices, too"
+    )
     args = parser.parse_args(words[:split])
+    os.environ[VERBOSE] = "1" if args.verbose else os.environ.get(VERBOSE, "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     with ending_in_a_message("where it was", vars(args)):
         options = parse_options(words[split + 1 :])

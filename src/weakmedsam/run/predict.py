@@ -19,7 +19,6 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tqdm import tqdm
 
 from data_modules.cases import Case, warn_of_passed_over
 from data_modules.nifti_files import is_nifti, list_nifti, nifti_stem
@@ -29,6 +28,7 @@ from weakmedsam.run.cli_errors import ending_in_a_message, show_remarks
 from weakmedsam.run.trained_network import Network, class_names, find_network, name_maker, network_settings
 from weakmedsam.system.atomic_io import SEGMENTATIONS, read_table, write_table, write_whole
 from weakmedsam.system.file_lock import alone
+from weakmedsam.system.progress import VERBOSE, tracked
 from weakmedsam.system.signals import KILLED, REQUEUE, Relay
 
 console = Console(highlight=False)
@@ -168,7 +168,7 @@ def _report(out: Path, cases: list[Case], names: list[str], plane: str) -> None:
     columns = ("case", "class", "ml", "voxels", "slices")
     rows = [
         (found.case, found.class_name, f"{found.ml:.3f}", str(found.voxels), str(found.slices))
-        for case in tqdm(cases, desc="measuring", unit="scan", leave=False, disable=len(cases) < SHOWN_ROWS)
+        for case in tracked(cases, len(cases), "scan", kept=False)
         for found in measure(segmentation_path(out, case.name), names, plane)
     ]
     write_table(out / "volumes.csv", columns, [dict(zip(columns, row, strict=True)) for row in rows], SEGMENTATIONS)
@@ -205,7 +205,9 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the libraries' notices, too")
     args = parser.parse_args(words[:split])
+    os.environ[VERBOSE] = "1" if args.verbose else os.environ.get(VERBOSE, "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     show_remarks()
     run = args.runs / args.dataset / args.experiment

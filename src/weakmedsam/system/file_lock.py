@@ -53,7 +53,7 @@ def alone(folder: Path, wait: bool = False) -> Iterator[int]:
         except OSError as error:  # some network disks know no locks
             warnings.warn(
                 f"{folder} is on a disk without locks ({error}): see yourself that no other run of this name is on",
-                stacklevel=2,
+                stacklevel=1,  # the caller's frame is contextlib's
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
