@@ -1,12 +1,14 @@
 """The phantom: what is drawn, what is written, and that nothing depends on order or interruption."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from data_settings import data_settings
 from scipy import ndimage
 
@@ -16,6 +18,7 @@ from data_modules.phantom_drawing import CYST, LESION, MODES, Drawing, PhantomPa
 from data_modules.volumes import read_volume
 from weakmedsam.errors import ConfigError, DataError
 
+ROOT = Path(__file__).parents[2]
 SMALL = PhantomParameters(slices=12, size=48)
 
 
@@ -105,6 +108,16 @@ def test_the_strength_of_patterns_is_an_argument() -> None:
             found[full.mode].append(even.image[lesion].std() / full.image[lesion].std())
     assert np.mean(found["mottled"]) < 0.7
     assert np.mean(found["rimmed"]) < 0.7
+
+
+def test_the_documented_hard_setting_gives_the_defaults_back() -> None:
+    """What docs/results.md calls HARD, over the default run's file, is ``PhantomParameters()``."""
+    file = yaml.safe_load((ROOT / "experiments/data/phantom.yaml").read_text())
+    text = (ROOT / "docs/results.md").read_text()
+    hard = re.findall(r"--data\.phantom\.(\w+)\s+([^\s`]+)", text.partition("## Real scans")[0])
+    asked = file["data"]["init_args"]["phantom"] | {key: yaml.safe_load(value) for key, value in hard}
+    assert PhantomParameters(**asked | {"spacing": tuple(asked["spacing"])}) == PhantomParameters()
+    assert PhantomParameters(**file["data"]["init_args"]["phantom"]) != PhantomParameters()
 
 
 def test_contrast_is_an_argument(drawings: list[Drawing]) -> None:
