@@ -138,7 +138,7 @@ def test_a_terminal_shows_a_heading_and_a_bar_of_each_stage_and_one_table(whole)
     assert end[:2] == ["", "phantom / default: Dice on 1 test case"]
     rows = table_rows("\n".join(end))
     assert rows.keys() == {"lesion", "cyst", "mean"}
-    assert list(rows["mean"]) == ["CAM", "PAM", "network", "refined"]
+    assert list(rows["mean"]) == ["CAM", "PAM", "network", "refined", "no image"]
     assert end[-2:] == [report, ""]
 
 
