@@ -49,7 +49,8 @@ def as_it_was() -> Iterator[None]:
     """
     folder, environment = Path.cwd(), dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    named = [log for log in logging.Logger.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+    # A name of modules that have loggers is none before it is asked for, and would keep what a command sets.
+    named = [logging.getLogger(name) for name in ("weakmedsam", "data_modules", *logging.Logger.manager.loggerDict)]
     logs = [(log, log.level, log.propagate, log.handlers[:]) for log in (logging.root, *named)]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - libraries' own
     form = warnings.formatwarning

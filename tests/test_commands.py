@@ -66,6 +66,13 @@ def test_what_a_command_changes_is_put_back_also_where_it_fails(tmp_path):
     assert state() == before
 
 
+def test_a_logger_that_only_its_parts_have_asked_for_is_heard_again():
+    logging.getLogger("asked_for_by.its_part")
+    with as_it_was():
+        logging.getLogger("asked_for_by").setLevel(logging.ERROR)
+    assert logging.getLogger("asked_for_by.its_part").getEffectiveLevel() != logging.ERROR
+
+
 def test_a_command_line_that_is_refused_leaves_all_as_it_was(capsys):
     before = state()
     with pytest.raises(SystemExit) as left:

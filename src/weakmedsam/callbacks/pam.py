@@ -94,7 +94,7 @@ class PromptAffinityMining(Callback):
     ``val/cam_dice`` and ``val/pam_dice`` (per volume, see docs/metrics.md), with a picture grid and, on
     W&B, the masks ``cam``, ``pseudo_label`` (what PAM makes of it) and ``ground_truth``; in test the
     same per case to ``cam_cases.csv``; in prediction it writes one pseudo-label file a volume.
-    PamBatch without a class are not prompted, and PAM encodes none twice (``occlusion`` and ``views`` apart).
+    Slices without a class are not prompted, and PAM encodes none twice (``occlusion`` and ``views`` apart).
     Validation has slices, not volumes: it walks on each by itself, and Otsu's rule takes each by itself.
 
     Args:
@@ -279,7 +279,8 @@ class PromptAffinityMining(Callback):
             return
         cases = gather_cases(self._cases)
         kinds, means = ("cam_dice", "pam_dice", "no_image_dice"), []
-        scored = [(*case[1:4], no_image) for case, no_image in zip(cases, best_ellipsoids(cases), strict=True)]
+        no_image = best_ellipsoids(cases)
+        scored = [(*case[1:4], dice) for case, dice in zip(cases, no_image, strict=True)]
         for name in module.class_names:
             dice = [row[1:] for row in scored if row[0] == name]
             means.append(torch.tensor(dice).view(-1, len(kinds)).nanmean(dim=0))
@@ -287,7 +288,7 @@ class PromptAffinityMining(Callback):
         mean = torch.stack(means).nanmean(dim=0)
         module.log_dict({f"test/{kind}": value for kind, value in zip(kinds, mean, strict=True)})
         if trainer.is_global_zero:
-            write_cases(Path(trainer.default_root_dir) / "cam_cases.csv", cases)
+            write_cases(Path(trainer.default_root_dir) / "cam_cases.csv", cases, no_image)
 
     # Pseudo-labels, and segmentations of new scans
 

@@ -98,7 +98,7 @@ def _digest(about: Tensor, asked: Tensor, question: bytes) -> bytes:
 class CompareRefinements(Callback):
     """Score many settings of PAM in one test: ``refinements.csv`` and ``refinements_mean.csv``.
 
-    PamBatch are encoded once, every prompt is put once and every mask occluded once, however many settings there
+    Slices are encoded once, every prompt is put once and every mask occluded once, however many settings there
     are. No network is chosen and nothing is tuned here: it is for the table of a study.
 
     Args:

@@ -50,10 +50,10 @@ def best_ellipsoids(cases: list[CaseDice]) -> list[float]:
     return [case.no_image_dice[best[case.class_name]] for case in cases]
 
 
-def write_cases(path: Path, cases: list[CaseDice]) -> None:
-    """Write ``cam_cases.csv``."""
+def write_cases(path: Path, cases: list[CaseDice], no_image: list[float]) -> None:
+    """Write ``cam_cases.csv``; ``no_image`` is of ``best_ellipsoids``."""
     columns = ("case", "class", "cam_dice", "pam_dice", "no_image_dice")
-    rows = [(*case[:-1], no_image) for case, no_image in zip(cases, best_ellipsoids(cases), strict=True)]
+    rows = [(*case[:-1], dice) for case, dice in zip(cases, no_image, strict=True)]
     write_table(path, columns, [dict(zip(columns, row, strict=True)) for row in rows])
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
 from weakmedsam.contracts import in_round
 from weakmedsam.report.run_data import Run
-from weakmedsam.report.summary import DASH, RANDOM, by_class_of, duration, figures, mean_of_means, number, title_of
+from weakmedsam.report.summary import RANDOM, by_class_of, duration, figures, mean_of, mean_of_means, number, title_of
 
 _WIDTH = 79
 """Letters of a line: the table fits a terminal of 80, and long names of classes give way."""
@@ -51,13 +50,8 @@ def dice_table(run: Run) -> Table | None:
     for name, values in columns.items():
         table.add_column(name, number(mean_of_means(values)), justify="right", no_wrap=True)
     for name in run.classes:
-        table.add_row(escape(name), *(_mean(values, name) for values in columns.values()))
+        table.add_row(escape(name), *(number(mean_of(values.get(name, ()))) for values in columns.values()))
     return table
-
-
-def _mean(values: Mapping[str, Sequence[float]], name: str) -> str:
-    found = [value for value in values.get(name, ()) if math.isfinite(value)]
-    return number(sum(found) / len(found)) if found else DASH
 
 
 def remarks(run: Run) -> list[str]:

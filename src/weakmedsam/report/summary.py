@@ -176,7 +176,7 @@ def _validated(run: Run) -> list[Metric]:
         names = [name for name in run.classes if f"{metric}/{name}" in history.series]
         by_class = {name: number(history.at(f"{metric}/{name}", epoch)[0]) for name in names}
         if math.isnan(value) and by_class:
-            value = _nanmean([history.at(f"{metric}/{name}", epoch)[0] for name in names])
+            value = mean_of([history.at(f"{metric}/{name}", epoch)[0] for name in names])
         if metric in history.series or by_class:
             where = "validation" + (f", epoch {measured:g}" if math.isfinite(measured) else "")
             found.append(Metric(stage, key, title, where, number(value), by_class))
@@ -237,10 +237,10 @@ def unconvincing(run: Run) -> list[str]:
     blind = by_class_of(run.rounds[0].map_cases, "no_image_dice")
     final = by_class_of(run.last.refined or run.last.cases, "dice")
     return [
-        f"{name}: the final Dice of {_nanmean(final[name]):.3f} is no better than the {_nanmean(values):.3f} of an "
+        f"{name}: the final Dice of {mean_of(final[name]):.3f} is no better than the {mean_of(values):.3f} of an "
         "ellipsoid in the middle of the frame, for which no image is looked at. This class has not been learnt"
         for name, values in blind.items()
-        if name in final and not _nanmean(final[name]) > _nanmean(values)
+        if name in final and not mean_of(final[name]) > mean_of(values)
     ]
 
 
@@ -298,14 +298,15 @@ def by_class_of(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
     return values
 
 
-def _nanmean(values: Sequence[float]) -> float:
+def mean_of(values: Sequence[float]) -> float:
+    """Mean of the finite values; NaN where there is none."""
     found = [value for value in values if math.isfinite(value)]
     return fmean(found) if found else NAN
 
 
 def mean_of_means(by_class: Mapping[str, Sequence[float]]) -> float:
     """Mean over classes of the mean over cases, NaN left out; NaN where nothing is left."""
-    return _nanmean([_nanmean(values) for values in by_class.values()])
+    return mean_of([mean_of(values) for values in by_class.values()])
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
