@@ -37,7 +37,7 @@ COMPARE ?=
 SCANS ?=
 ## Folder of their segmentations; empty: segmentations/<name of SCANS> in the run's folder
 OUT ?=
-## Not empty: what the network says by itself, not refined by PAM
+## Not empty: without PAM refinement
 PLAIN ?=
 ## Folder of all runs
 RUNS ?= runs
@@ -132,7 +132,7 @@ status: $(STAMP)
 	@$(BIN)/python -m weakmedsam status --dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) \
 		--runs $(call given,RUNS)
 
-## Segment new SCANS with a trained run's network, in their own space (docs/prediction.md)
+## Segment unlabelled SCANS with a trained run's network, in their own space (docs/prediction.md)
 predict: $(STAMP)
 	@test -n $(call quote,$(strip $(value SCANS))) || { \
 		echo "predict needs SCANS, a folder of NIfTI files: make predict SCANS=/new/scans" >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""New scans: NIfTI files of which nothing is known, and their segmentations in the scans' own space.
+"""Unlabelled scans: NIfTI files of which nothing is known, and their segmentations in the scans' own space.
 
 Without torch, so that a command that finds all of them segmented says so at once.
 """

@@ -29,7 +29,7 @@ from weakmedsam.errors import DataError
 
 
 class UnseenScans(LightningDataModule):
-    """New scans, for prediction alone; ``make predict`` sets it up.
+    """Unlabelled scans, for prediction alone; ``make predict`` sets it up.
 
     Frames, plane and intensities are those of ``like``, so a scan looks as the training scans did. What has been
     segmented is not read again.
@@ -38,7 +38,7 @@ class UnseenScans(LightningDataModule):
         scans: folder of NIfTI files, or one file.
         out: folder for ``<scan>.nii.gz``.
         like: the data that the network has learnt from; its scans are not touched.
-        made_by: names network and settings: segmentations by others are made anew.
+        made_by: names network and settings: segmentations by others are made again.
 
     Attributes:
         class_names: names of the classes, id 1 first.

@@ -291,7 +291,7 @@ class VolumeDataset(Dataset[VolumeBatch]):
         reader: of the store.
         min_pixels: see ``slice_labels``.
         with_mask: add ``mask``, the expert mask on the scan's own slices: for the test only.
-        with_label: add ``label``; new scans have none.
+        with_label: add ``label``; unlabelled scans have none.
     """
 
     def __init__(

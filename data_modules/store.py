@@ -153,7 +153,7 @@ def scale_slices(
 
 
 def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
-    """Read a case's files, each once, as they go into the store. New scans take the same way.
+    """Read a case's files, each once, as they go into the store. Unlabelled scans take the same way.
 
     Raises:
         DataError: something is wrong with a file; the message names it and the mend.

@@ -22,7 +22,7 @@ from weakmedsam.system.atomic_io import SEGMENTATIONS, STORE, explaining_full_di
 from weakmedsam.system.json_files import read_object, seal
 
 SCAN_SLICES = ".slices"
-"""Beside the segmentations of new scans: the store in which their slices lie until all are segmented."""
+"""Beside the segmentations of unlabelled scans: the store in which their slices lie until all are segmented."""
 
 STORE_FORMAT = 2
 """Raise it when the files' content or meaning changes: old stores are then left alone."""
@@ -219,5 +219,5 @@ def remove(path: Path) -> None:
 
 
 def movable_of(store: Path) -> str:
-    """What can be put elsewhere where a store's disk is full: that of new scans lies beside their segmentations."""
+    """What can be put elsewhere where a store's disk is full: that of unlabelled scans is beside the masks."""
     return SEGMENTATIONS if SCAN_SLICES in store.parts else STORE

@@ -27,7 +27,7 @@ LOCATION_KEYS = (
 """Keys that say where a run lies or reads: they differ between any two runs and decide nothing."""
 
 RUN_KEY = "weakmedsam_run"
-"""Of a checkpoint: the settings and the digest of the data that it came about by."""
+"""Of a checkpoint: configuration and data fingerprint of its run."""
 
 NEUTRAL_KEYS = frozenset(
     {

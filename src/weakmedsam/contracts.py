@@ -62,7 +62,7 @@ class VolumeBatch(TypedDict, total=False):
 
     Keys:
         image: (D, 1, H, W) float32 in [0, 1], the working frame.
-        label: (D, C) float32; not of new scans.
+        label: (D, C) float32; not of unlabelled scans.
         case: the case's name.
         index: the case's row within its split.
         frame: how the working frame lies on the scan's own slices.

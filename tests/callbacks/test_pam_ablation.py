@@ -72,7 +72,7 @@ def test_an_answer_from_memory_is_the_answer():
     assert not list(memory.parameters())
 
 
-def test_what_erasing_takes_is_asked_once_for_a_slice_and_its_masks():
+def test_logit_drops_are_asked_once_for_a_slice_and_its_masks():
     def drops(some, masks):
         return torch.stack([some.image.mean() + masks.mean((2, 3))], dim=1)
 

@@ -1,4 +1,4 @@
-"""New scans through Lightning, with a segmentation network that sees what is bright, so that all is known."""
+"""Unlabelled scans through Lightning, with a segmentation network that sees what is bright, so that all is known."""
 
 import nibabel as nib
 import numpy as np

@@ -76,7 +76,7 @@ def test_other_settings_give_what_a_new_run_with_them_gives(stored, grid):
         assert value == pytest.approx(theirs[name], abs=0.002), name
 
 
-def test_what_erasing_takes_is_stored_with_the_masks_where_the_run_erases(stored, tmp_path):
+def test_logit_drops_are_stored_with_the_masks_where_the_run_occludes(stored, tmp_path):
     folder, data, _ = stored
     pam = SETTINGS | {"occlusion.weight": 0.05, "walk.steps": 0, "threshold.sigma": 0.0}
     changes = {"occlusion.weight": 1.0, "occlusion.share": 0.4, "prompts.grid": 5}

@@ -194,7 +194,7 @@ def test_masks_are_asked_for_whatever_pixels_are_compared_by(affinity):
 
 
 @pytest.mark.parametrize("vote", ["alone", "before", "after"])
-def test_a_vote_goes_by_what_erasing_found(vote):
+def test_a_vote_goes_by_what_occlusion_found(vote):
     slices = beside()
     voted = {**OCCLUDING, "vote__when": vote, "vote__power": 8.0}
     after = refine(BoxBackbone(), slices, pam_settings(SCENE, **voted), 4, drops_under_occlusion(grey_and_bright)).after

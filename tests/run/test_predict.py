@@ -1,4 +1,4 @@
-"""What the command that segments new scans is told, and what it says; torch is not needed for it."""
+"""What the command that segments unlabelled scans is told, and what it says; torch is not needed for it."""
 
 import subprocess
 import sys

@@ -119,7 +119,7 @@ def test_a_grid_that_is_not_stored_is_refused_before_the_first_run(tmp_path, mon
 
 
 @pytest.mark.parametrize("occlusion", [0.0, 0.3])
-def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypatch, capsys, occlusion):
+def test_occlusion_is_swept_only_where_its_logit_drops_are_stored(tmp_path, monkeypatch, capsys, occlusion):
     monkeypatch.setattr(definitions, "SWEEPS", tmp_path)
     written(tmp_path, text=(ROOT / "experiments/sweeps/pam.yaml").read_text())
     found = plan("own", request_for(tmp_path))
@@ -134,7 +134,7 @@ def test_erasing_is_swept_only_where_what_it_takes_is_stored(tmp_path, monkeypat
     assert read_definition(tmp_path / "own.yaml")["parameters"].keys() == found.definition["parameters"].keys()
 
 
-def test_a_sweep_of_erasing_alone_is_refused_where_it_is_not_stored(tmp_path, monkeypatch):
+def test_a_sweep_of_occlusion_alone_is_refused_where_it_is_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(definitions, "SWEEPS", tmp_path)
     definition = yaml.safe_load((ROOT / "experiments/sweeps/pam.yaml").read_text())
     definition["parameters"] = {"model.pam.occlusion.weight": {"min": 0.1, "max": 1.0}}

@@ -1,4 +1,4 @@
-"""PAM as a callback: refine activation maps, score them, write pseudo-labels, segment new scans."""
+"""PAM as a callback: refine activation maps, score them, write pseudo-labels, segment unlabelled scans."""
 
 from __future__ import annotations
 
@@ -290,10 +290,10 @@ class PromptAffinityMining(Callback):
         if trainer.is_global_zero:
             write_cases(Path(trainer.default_root_dir) / "cam_cases.csv", cases, no_image)
 
-    # Pseudo-labels, and segmentations of new scans
+    # Pseudo-labels, and segmentations of unlabelled scans
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the volumes that are done under these settings and by this network; of new scans the data knows."""
+        """Find the volumes that are done by this network and these settings; of unlabelled scans the data knows."""
         if self.predicted:
             return
         module = cast(WeakMedSAM, pl_module)
@@ -338,7 +338,7 @@ class PromptAffinityMining(Callback):
         write_pseudo_label(path, result, Origin(case, self._stamp, data.digest_volume(case)))
 
     def _is_of(self, path: Path, case: str, data: LabelledVolumes) -> bool:
-        """Whether a file is whole, and what this network would make of the case; another one is made anew."""
+        """Whether a file is whole, and what this network would make of the case; another one is made again."""
         try:
             return read_origin(path) == Origin(case, self._stamp, data.digest_volume(case))
         except DataError:

@@ -1,4 +1,4 @@
-"""In every checkpoint: by which settings and on which data it came about."""
+"""In every checkpoint: the configuration and data fingerprint."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ def _begun(
     settings: Refinement,
     drops: Drops | None,
 ) -> Tensor:
-    """What is walked: the activation, with the mask that tells most, or what the masks vote."""
+    """What is walked: the activation, with the most discriminative mask, or what the masks vote."""
     if settings.occlusion.weight > 0:
         assert answers.masks is not None
         assert drops is not None

@@ -1,4 +1,4 @@
-"""Segment new scans with a run's network: ``weakmedsam predict --scans FOLDER --dataset cardiac``.
+"""Segment unlabelled scans with a run's network: ``weakmedsam predict --scans FOLDER --dataset cardiac``.
 
 One NIfTI file a scan goes in, of which nothing need be known; one of class ids comes out, voxel for voxel beside it.
 The work is Lightning's ``predict`` with the run's own model and settings; this file puts its configuration together,
@@ -46,7 +46,7 @@ def prediction_config(network: Network, scans: Path, out: Path, made_by: str) ->
 
     Args:
         network: what segments.
-        scans: the new scans.
+        scans: the unlabelled scans.
         out: where their segmentations go.
         made_by: names network and settings.
     """
@@ -192,7 +192,7 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
-        prog="weakmedsam predict", description="Segment new scans with the network of a run."
+        prog="weakmedsam predict", description="Segment unlabelled scans with the network of a run."
     )
     parser.add_argument("--scans", type=Path, required=True, help="folder of .nii or .nii.gz files, or one file")
     parser.add_argument(

@@ -103,7 +103,7 @@ class Stage(NamedTuple):
         takes: option groups (``--<group>.…``) that concern it.
         command: the argument lists to run, given the request and the common arguments.
         results: patterns of the files in its folder that are its result: a stage that leaves none of a pattern has
-            failed, one whose files are lost or damaged is made anew.
+            failed, one whose files are lost or damaged is re-run.
         needs_test_masks: there is nothing for it to do where no test case has an expert mask.
         trains: it trains, so that the number of processes decides its result.
     """

@@ -1,4 +1,4 @@
-"""Which network of a run segments new scans, and what it is told apart by. Without torch."""
+"""Which network of a run segments unlabelled scans, and what it is told apart by. Without torch."""
 
 from __future__ import annotations
 

@@ -313,7 +313,7 @@ class Segmenter(LightningModule):
         means = self._evaluation.finish(self.trainer.is_global_zero)
         self.log_dict({f"test/{name}": value for name, value in means.items()}, sync_dist=True)
 
-    # New scans
+    # Unlabelled scans
 
     def predict_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
         """Segment a scan of which nothing is known, and write that.

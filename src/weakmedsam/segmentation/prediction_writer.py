@@ -1,4 +1,4 @@
-"""Segmentations of new scans: drawn, and handed to the data module, which knows the scans' own space."""
+"""Segmentations of unlabelled scans: drawn, and handed to the data module, which knows the scans' own space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weakmedsam.system.atomic_io import SEGMENTATIONS, write_whole
 
 @runtime_checkable
 class NewScans(Protocol):
-    """What is asked of a data module of new scans.
+    """What is asked of a data module of unlabelled scans.
 
     Attributes:
         out: folder of the segmentations.
@@ -33,14 +33,14 @@ class NewScans(Protocol):
 
 
 def check_new_scans(data: object) -> NewScans:
-    """The run's data module, where it is one of new scans.
+    """The run's data module, where it is one of unlabelled scans.
 
     Raises:
         ConfigError: it is not.
     """
     if not isinstance(data, NewScans):
         raise ConfigError(
-            "predict with a segmentation network segments new scans: make predict SCANS=... (python -m "
+            "predict with a segmentation network segments unlabelled scans: make predict SCANS=... (python -m "
             "weakmedsam.run.predict --help). The data set's own test cases are segmented by `test`"
         )
     return data

@@ -114,7 +114,7 @@ def check_checkpoint(path: Path, key: str) -> None:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    """Not damage, as far as anybody knows: what may be whole is not made anew without a word."""
+    """Not damage, as far as anybody knows: what may be whole is not overwritten without a word."""
     return DataError(
         f"{path} cannot be read ({error}). Give access to it, or remove it, and the same command makes it anew"
     )
