@@ -52,6 +52,19 @@ def test_training_learns_from_image_level_labels(scans, tmp_path):
     assert 0 <= float(rows[0]["sce/kept/cyst"]) <= 1
 
 
+def test_operating_points_are_those_of_the_last_validation_of_a_training(scans, tmp_path):
+    run, model, data = trainer(tmp_path, 2), module(), tiny_phantom(scans)
+    run.fit(model, data)
+    learnt = model.operating_points.clone()
+    assert learnt.gt(0).all()
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=False)["state_dict"]["operating_points"].equal(learnt)
+    run.validate(model, data, verbose=False)
+    assert model.label_scores.points.equal(learnt)  # the same slices and weights
+    run.test(model, data, verbose=False)
+    assert not model.label_scores.points.equal(learnt)
+    assert model.operating_points.equal(learnt)
+
+
 def test_the_loss_is_the_papers(scans):
     data = tiny_phantom(scans)
     data.setup("fit")

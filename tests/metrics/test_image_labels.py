@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from weakmedsam.metrics.image_labels import LabelScores
+from weakmedsam.metrics.image_labels import LabelScores, operating_points
 
 NAMES = ["lesion", "cyst"]
 
@@ -42,3 +42,25 @@ def test_what_is_finished_is_forgotten():
     scores.finish()
     scores.update(logits, label)
     assert float(scores.finish()["auroc/cyst"]) == pytest.approx(roc_auc_score(label[:, 1], logits[:, 1]), abs=1e-5)
+
+
+def test_an_operating_point_finds_nearly_all_slices_with_the_class():
+    truth = torch.tensor([[1.0]] * 100 + [[0.0]] * 50)
+    score = torch.cat([torch.linspace(0.1, 0.3, 100), torch.linspace(0.0, 0.2, 50)])[:, None]
+    found = operating_points(score, truth)
+    assert (score[:100] >= found).float().mean() == pytest.approx(0.98)
+    assert operating_points(score, truth, sensitivity=1.0) == pytest.approx(0.1)
+
+
+def test_an_operating_point_is_at_most_one_half_and_open_where_nothing_is_known():
+    truth = torch.tensor([[1.0, 0, 1], [1, 0, 1], [0, 0, 0]])
+    score = torch.tensor([[0.99, 0.9, torch.nan], [0.97, 0.8, 0.9], [0.01, 0.7, 0.1]])
+    assert operating_points(score, truth).tolist() == [0.5, 0.0, 0.0]
+
+
+def test_operating_points_are_those_of_the_slices_last_finished():
+    scores, (logits, label) = LabelScores(NAMES), drawn(50)
+    assert scores.points.tolist() == [0, 0]
+    scores.update(logits, label)
+    scores.finish()
+    assert scores.points.equal(operating_points(logits.sigmoid(), label))

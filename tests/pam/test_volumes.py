@@ -146,6 +146,19 @@ def test_a_slice_of_which_the_start_is_not_sure_stays_empty_beside_one_of_which_
     assert segment_volume(model, faint(0.0), batch, settings).eq(0).all()
 
 
+def test_what_the_classifier_rules_out_stays_empty():
+    batch, model = volume(), module(pam=True)
+    settings = pam_settings(PLAIN, threshold__value=0.4)
+    seen = faint(0.9)
+    seen.logits[1, 0] = -3.0
+    assert segment_volume(model, seen, batch, settings).flatten(1).any(1).all()  # nothing has been validated
+    model.operating_points[0] = 0.5
+    ids = segment_volume(model, seen, batch, settings)
+    assert ids.flatten(1).any(1).tolist() == [True, False, True, True]
+    model.operating_points[0] = 0.01
+    assert segment_volume(model, seen, batch, settings)[1].any()
+
+
 def test_padding_does_not_say_what_is_present():
     batch, model = volume(), module(pam=True)
     seen = faint(0.45)

@@ -96,6 +96,8 @@ class WeakMedSAM(LightningModule):
     """(N, C) int64 by training index: 0 = class absent, 1..K."""
     subclass_counts: Tensor
     """(C,) int64, clusters of each class, at most K; 0 = not yet known."""
+    operating_points: Tensor
+    """(C,) float32, probability from which on a slice is said to have a class, of the last validation of a training."""
 
     def __init__(
         self,
@@ -133,6 +135,7 @@ class WeakMedSAM(LightningModule):
         self.subclass_head.requires_grad_(sce is not None)
         self.register_buffer("subclass_ids", torch.zeros(0, classes, dtype=torch.int64))
         self.register_buffer("subclass_counts", torch.zeros(classes, dtype=torch.int64))
+        self.register_buffer("operating_points", torch.zeros(classes))
         self.label_scores = LabelScores(self.class_names)
         self.finished_cases: set[str] = set()
         self.views: list[tuple[int, ...]] = [()]
@@ -290,6 +293,10 @@ class WeakMedSAM(LightningModule):
         """Look at a volume for PAM, unless its pseudo-label is there already."""
         return None if batch["case"] in self.finished_cases else self.look_at_volume(batch)
 
+    def classified_present(self, logits: Tensor) -> Tensor:
+        """(B, C) bool of class logits: whether a slice may have a class, by the operating points of validation."""
+        return logits.float().sigmoid() >= self.operating_points
+
     def look_at_volume(self, batch: VolumeBatch) -> Activation:
         """``forward`` over the slices of a volume, a few at a time."""
         parts = [
@@ -303,8 +310,10 @@ class WeakMedSAM(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/auroc`` and ``val/ap``, per class and as their mean."""
+        """Log ``val/auroc`` and ``val/ap``, per class and as their mean; keep the operating points of a training."""
         self._log_scores("val")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.operating_points.copy_(self.label_scores.points)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/auroc`` and ``test/ap``."""
@@ -351,7 +360,8 @@ class WeakMedSAM(LightningModule):
         held = checkpoint["state_dict"]
         check_fit(self._network(self.state_dict()), self._network(held), "the checkpoint", self.backbone.name)
         self.subclass_ids = torch.zeros_like(held["subclass_ids"], device=self.device)
-        held.setdefault("subclass_counts", torch.zeros_like(self.subclass_counts))  # of an earlier version
+        for key in ("subclass_counts", "operating_points"):
+            held.setdefault(key, torch.zeros_like(getattr(self, key)))  # of an earlier version
 
     @staticmethod
     def _network(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How well slices are classified: AUROC and average precision of their image-level labels."""
+"""How well slices are classified: AUROC and average precision of their image-level labels, and operating points."""
 
 from __future__ import annotations
 
@@ -7,19 +7,50 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
+SENSITIVITY = 0.98
+"""Share of the slices with a class that an operating point has to find."""
+
+
+def operating_points(scores: Tensor, truths: Tensor, sensitivity: float = SENSITIVITY) -> Tensor:
+    """The probability from which on a slice is said to have a class: the highest of that sensitivity, at most 0.5.
+
+    Where slices are told apart well, nearly all without the class lie below it; where they are not, few do, and it
+    decides little.
+
+    Args:
+        scores: (N, C) probabilities.
+        truths: (N, C) image-level labels.
+        sensitivity: share of the slices with a class that reach it, (0, 1].
+
+    Returns:
+        (C,) float32; 0 where no slice has the class, or a score is NaN.
+    """
+    points = []
+    for score, truth in zip(scores.float().T, truths.T, strict=True):
+        found = score[truth > 0].sort().values
+        known = len(found) and not score.isnan().any()
+        points.append(found[int((1 - sensitivity) * len(found))].clamp(max=0.5) if known else score.new_zeros(()))
+    return torch.stack(points)
+
 
 class LabelScores(nn.Module):
     """Collects predictions over batches and ranks, in memory by their number: C floats a slice.
 
     Args:
         class_names: C names, in the order of the label's columns.
+
+    Attributes:
+        points: (C,) ``operating_points`` of the slices last finished; 0 before.
     """
+
+    points: Tensor
 
     def __init__(self, class_names: list[str]) -> None:
         super().__init__()
         self.class_names = class_names
         # Kept as they are: torchmetrics would drop a NaN, and scores would no longer stand beside their truths.
         self.scores, self.truths = CatMetric("disable"), CatMetric("disable")
+        self.register_buffer("points", torch.zeros(len(class_names)), persistent=False)
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """Add the (B, C) logits and labels of some slices."""
@@ -37,6 +68,7 @@ class LabelScores(nn.Module):
         truths = self.truths.compute().unflatten(0, (-1, len(self.class_names))).long()
         self.scores.reset()
         self.truths.reset()
+        self.points = operating_points(scores, truths)
         figures: dict[str, Tensor] = {}
         for name, metric in (("auroc", binary_auroc), ("ap", binary_average_precision)):
             values = []

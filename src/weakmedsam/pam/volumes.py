@@ -117,7 +117,9 @@ def segment_volume(module: WeakMedSAM, activation: Activation, batch: VolumeBatc
     """
     said, frame = batch.copy(), batch["frame"]
     inside = inside_box(batch["box"][None], frame.size, activation.cam.shape[-1])
-    said["label"] = find_present(activation.cam * inside).float()
+    # A few stray pixels make a segmentation network say "there"; the classifier has learnt just that question.
+    present = find_present(activation.cam * inside).bool() & module.classified_present(activation.logits)
+    said["label"] = present.float()
     ids = torch.zeros(len(batch["image"]), frame.height, frame.width, dtype=torch.uint8)
     for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
         native = to_native(refined.after, frame)
