@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     count, repeats = arguments.slices, 8 if arguments.full else 3
     torch.manual_seed(0)
-    local = LocalEncoder(SIZE, frame=SIZE, cells=16, widths=(24, 48, 96, 96))
+    local = LocalEncoder(SIZE, frame=SIZE)
     model = WeakMedSAM(Pocket(SIZE), ["a"], local_encoder=local, pooling=Pooling("log_sum_exp")).eval()
     image = draw_scenes(count, 0).image
     box = torch.tensor([[0, SIZE, 0, SIZE]]).expand(count, 4)

@@ -105,7 +105,7 @@ def train(data: RandomSlices, epochs: int, with_sce: bool, local: bool) -> Clock
     """A fresh network for some epochs."""
     clock = Clock()
     sce = SubClassExploration() if with_sce else None
-    encoder = LocalEncoder(image_size=128, widths=(24, 48, 96, 96)) if local else None
+    encoder = LocalEncoder(image_size=128) if local else None
     # In PAM's place the clock comes after SCE, so that the time of clustering is in the epoch; the
     # trainer would put one of its own before SCE.
     model = WeakMedSAM(

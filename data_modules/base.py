@@ -224,10 +224,12 @@ class SliceDataModule(LightningDataModule):
     @property
     def val_cases(self) -> list[str]:
         """The case of each validation slice, by ``index``: which volume it belongs to."""
-        masked = self.has_val_masks
-        entries = [entry for entry in self.cases("val") if entry.has_mask or not masked]
-        table = tabulate(entries, self.slices.min_pixels)
+        table = self._val_table()
         return [table.cases[case] for case in table.case]
+
+    def val_labels(self) -> NDArray[np.float32]:
+        """(N, C) image-level labels of the validation slices, by ``index``."""
+        return self._val_table().labels
 
     def summary(self) -> dict[str, Any]:
         """What ``prepare_data`` has left, as plain values: where, from what, how many cases, slices and positives."""
@@ -295,8 +297,7 @@ class SliceDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation slices with ``mask``; without masks, with pseudo-labels as ``target`` if those train."""
-        masked = self.has_val_masks
-        entries = [entry for entry in self.cases("val") if entry.has_mask or not masked]
+        masked, entries = self.has_val_masks, self._val_entries()
         unmasked = len(self.cases("val")) - len(entries)
         if unmasked:
             _log.warning("%d validation case(s) have no expert mask and are left out", unmasked)
@@ -377,6 +378,13 @@ class SliceDataModule(LightningDataModule):
         if self._train is None:
             raise DataError(f"{self.info.name} has no training slices here: call setup() first.")
         return self._train
+
+    def _val_entries(self) -> list[Entry]:
+        masked = self.has_val_masks
+        return [entry for entry in self.cases("val") if entry.has_mask or not masked]
+
+    def _val_table(self) -> SliceTable:
+        return tabulate(self._val_entries(), self.slices.min_pixels)
 
     def _train_dataset(self) -> SliceDataset:
         expert = self.labels.supervision == "expert"

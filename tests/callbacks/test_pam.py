@@ -17,6 +17,7 @@ from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import Activation
 from weakmedsam.errors import ConfigError
+from weakmedsam.metrics.image_labels import stratified_sample
 from weakmedsam.pam.pseudo_label_io import read_origin
 
 
@@ -71,6 +72,31 @@ def test_every_second_validation_and_the_last_refine(scans, tmp_path):
     ]
 
 
+def test_validation_refines_a_sample_the_same_each_time(scans, tmp_path, monkeypatch):
+    seen = []
+    inner = PromptAffinityMining.refine
+
+    def refine(self, module, image, activation, label, box):
+        seen.append(label)
+        return inner(self, module, image, activation, label, box)
+
+    monkeypatch.setattr(PromptAffinityMining, "refine", refine)
+    model, data = module(pam=True), tiny_phantom(scans)
+    miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
+    miner.validation_slices = 4
+    trainer(tmp_path, 2).fit(model, data)
+    first, second = torch.cat(seen).chunk(2)
+    assert first.equal(second)
+    assert first.sum(0).ge(2).all()
+    assert len(first) <= 4 < int(data.val_labels().any(1).sum())
+    row = read(tmp_path / "history.csv")[-1]
+    assert 0 <= float(row["val/pam_dice"]) <= 1
+    # Of what is in the sample alone.
+    counted = miner._dice["pam"].counts.sum((1, 2)).nonzero().flatten()
+    chosen = stratified_sample(torch.from_numpy(data.val_labels()), 4).nonzero().flatten()
+    assert set(counted.tolist()) <= set(chosen.tolist())
+
+
 def test_images_are_encoded_once_in_validation(scans, tmp_path):
     model, data = module(sce=False, pam=True), tiny_phantom(scans)
     data.prepare_data()
@@ -79,7 +105,7 @@ def test_images_are_encoded_once_in_validation(scans, tmp_path):
 
 
 def test_beside_a_local_encoder_only_slices_that_are_prompted_are_encoded(scans, tmp_path):
-    local = LocalEncoder(32, cells=8, widths=(8, 16))
+    local = LocalEncoder(32, cells=8, width=16)
     model, data = module(pam=True, local_encoder=local, pooling=Pooling("log_sum_exp")), tiny_phantom(scans)
     miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
     miner.every_n_epochs = 2

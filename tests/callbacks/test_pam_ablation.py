@@ -47,7 +47,7 @@ def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path,
 
 @pytest.mark.parametrize(("affinities", "times"), [(["per_prompt", "intensity"], 1), (["intensity", "none"], 0)])
 def test_beside_a_local_encoder_slices_are_encoded_once_if_some_setting_prompts(tmp_path, affinities, times):
-    local = LocalEncoder(32, cells=8, widths=(8, 16))
+    local = LocalEncoder(32, cells=8, width=16)
     model, data = module(local_encoder=local, pooling=Pooling("log_sum_exp")), tiny_phantom(tmp_path)
     compare = CompareRefinements({name: {**TINY, "affinity.kind": name} for name in affinities})
     trainer(tmp_path / "both", 3, compare).test(model, data, verbose=False)

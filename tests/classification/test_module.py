@@ -27,7 +27,7 @@ def scans(tmp_path_factory):
 
 
 def test_activation_over_mirrored_views_follows_the_image_when_it_is_mirrored():
-    model = module(local_encoder=LocalEncoder(32, cells=8, widths=(4, 4))).eval()
+    model = module(local_encoder=LocalEncoder(32, cells=8, width=4)).eval()
     image, box = torch.rand(2, 1, 32, 32), torch.tensor([[0, 32, 0, 32]]).expand(2, 4)
     with torch.no_grad():
         plain, mirrored = model(image, box), model(image.flip(-1), box)
@@ -57,7 +57,9 @@ def test_operating_points_are_those_of_the_last_validation_of_a_training(scans, 
     run.fit(model, data)
     learnt = model.operating_points.clone()
     assert learnt.gt(0).all()
-    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=False)["state_dict"]["operating_points"].equal(learnt)
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=False)["state_dict"]["operating_points"].equal(
+        learnt
+    )
     run.validate(model, data, verbose=False)
     assert model.label_scores.points.equal(learnt)  # the same slices and weights
     run.test(model, data, verbose=False)
@@ -119,7 +121,7 @@ def test_with_a_local_encoder_the_backbone_only_answers_prompts(scans):
     data = tiny_phantom(scans)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    model = module(local_encoder=LocalEncoder(32, cells=8, widths=(8, 16)), pooling=Pooling("log_sum_exp"))
+    model = module(local_encoder=LocalEncoder(32, cells=8, width=16), pooling=Pooling("log_sum_exp"))
     model.log = lambda *args, **kwargs: None
     assert model.class_head.weight.shape[1] == 16
     model.training_step(batch, 0)["loss"].backward()

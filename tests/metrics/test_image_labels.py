@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from weakmedsam.metrics.image_labels import LabelScores, operating_points
+from weakmedsam.metrics.image_labels import LabelScores, operating_points, stratified_sample
 
 NAMES = ["lesion", "cyst"]
 
@@ -64,3 +64,16 @@ def test_operating_points_are_those_of_the_slices_last_finished():
     scores.update(logits, label)
     scores.finish()
     assert scores.points.equal(operating_points(logits.sigmoid(), label))
+
+
+def test_a_stratified_sample_is_spread_over_the_slices_of_each_class():
+    labels = torch.zeros(100, 2)
+    labels[20:60, 0] = 1
+    labels[90, 1] = 1
+    assert stratified_sample(labels, 8).nonzero().flatten().tolist() == [25, 35, 45, 55, 90]
+    assert stratified_sample(labels, 1000).equal(labels.any(1))
+    assert not stratified_sample(torch.zeros(5, 2), 4).any()
+
+
+def test_a_slice_of_two_classes_counts_once_in_a_sample():
+    assert stratified_sample(torch.ones(6, 2), 6).nonzero().flatten().tolist() == [1, 3, 5]

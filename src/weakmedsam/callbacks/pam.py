@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weakmedsam.callbacks.overlays import FixedSlices, mask_areas, overlay_of, send_overlays
@@ -21,6 +23,7 @@ from weakmedsam.config_diff import KnownData
 from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.errors import DataError, check_range
 from weakmedsam.figures import PictureRow, draw_grid
+from weakmedsam.metrics.image_labels import stratified_sample
 from weakmedsam.metrics.overlap_surface import VolumeDice
 from weakmedsam.pam.config import (
     Affinity,
@@ -73,6 +76,9 @@ class ValidationData(Protocol):
     val_cases: list[str]
     augment: Mirroring | None
 
+    def val_labels(self) -> NDArray[np.float32]:
+        """(N, C) image-level labels of the validation slices, by ``index``."""
+
 
 class LabelledVolumes(Protocol):
     """What ``PromptAffinityMining`` asks of the data module in prediction.
@@ -108,6 +114,8 @@ class PromptAffinityMining(Callback):
         start: what is walked, and who says which classes a slice has.
         every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
             Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
+        validation_slices: slices that such a validation refines, 1 or more: of each class the same number, evenly from
+            the first to the last that has it, always the same (``stratified_sample``). Both Dice are theirs. null: all.
         pictures: rows of a picture grid, and slices that W&B shows with their masks, 1 to 1,000.
 
     Raises:
@@ -125,11 +133,16 @@ class PromptAffinityMining(Callback):
         views: Views = _DEFAULT.views,
         start: Start = Start(),  # noqa: B008
         every_n_epochs: int = 1,
+        validation_slices: int | None = None,
         pictures: int = 6,
     ) -> None:
         self.settings = Refinement(prompts, affinity, walk, occlusion, vote, threshold, views)
         check_range("model.pam.pictures", pictures, 1, 1000)
         check_range("model.pam.every_n_epochs", every_n_epochs, 1, 1_000_000)
+        if validation_slices is not None:
+            check_range("model.pam.validation_slices", validation_slices, 1, 1_000_000)
+        self.validation_slices = validation_slices
+        self._sample: Tensor | None = None
         self.start = start.checkpoint
         self.predicted = start.presence == "predicted"
         self.every_n_epochs = every_n_epochs
@@ -175,6 +188,8 @@ class PromptAffinityMining(Callback):
         self._rows.clear()
         if data.has_val_masks and not self._dice:
             self._dice = {name: VolumeDice(data.val_cases, len(module.class_names)) for name in ("cam", "pam")}
+            if self.validation_slices is not None:
+                self._sample = stratified_sample(torch.from_numpy(data.val_labels()), self.validation_slices)
         for metric in self._dice.values():
             metric.to(module.device).reset()
 
@@ -187,13 +202,17 @@ class PromptAffinityMining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Refine the slices that have a class; on the others nothing is predicted, with or without PAM."""
+        """Refine the sample, or all slices that have a class: on others nothing is predicted, with or without PAM."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
         if "mask" not in batch or not self._due(trainer):
             return
         labelled = batch["label"].any(dim=1)
+        if self._sample is not None:
+            labelled &= self._sample.to(labelled.device)[batch["index"]]
         chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
-        if len(others):  # what lies there below data.slices.min_pixels is missed, as in the test
+        if (
+            len(others) and self._sample is None
+        ):  # what lies there below data.slices.min_pixels is missed, as in the test
             for metric in self._dice.values():
                 metric.update(torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others])
         if not len(chosen):

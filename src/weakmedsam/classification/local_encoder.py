@@ -26,50 +26,56 @@ from weakmedsam.errors import ConfigError, check_range
 class LocalEncoder(nn.Module):
     """(B, 1, S, S) in [0, 1] -> features (B, D, cells, cells), trained from random numbers.
 
-    Each width is a stage of two convolutions; the first stages halve the map, as many as it takes to get
-    down to ``cells``. At 128 pixels and 16 cells a cell sees 82 pixels a side, its own in the middle.
+    Stages of two convolutions: the first halve the map, as many as it takes to get down to ``cells``; those that follow
+    widen what a cell sees, its own pixels in the middle, until that is ``field`` of the frame's side.
 
     Args:
         image_size: S, side of the frame, pixels.
         frame: largest side that is looked at. An image is reduced, antialiased, to the largest side of
             ``cells`` times a power of two that is neither above it nor above its own.
         cells: side of the feature map.
-        widths: channels of each stage; D is the last.
+        field: what a cell sees, as a share of the frame's side, above 0; of what stages can give, the nearest. With 16
+            cells the least is 0.34 at 64 pixels and 0.39 at 128.
+        width: D, channels of the map; each halving before has half as many as the one after it.
 
     Attributes:
         feature_dim: D.
+        side: of the frame that is looked at, pixels.
+        field: what a cell sees, pixels of that frame.
 
     Raises:
-        ConfigError: the stages cannot bring the frame down to ``cells`` by halving.
+        ConfigError: halving does not bring the frame down to ``cells``, or a number out of its range.
     """
 
     def __init__(
-        self,
-        image_size: int = 128,
-        frame: int = 128,
-        cells: int = 16,
-        widths: tuple[int, ...] = (24, 48, 96, 96),
+        self, image_size: int = 128, frame: int = 128, cells: int = 16, field: float = 0.4, width: int = 96
     ) -> None:
         super().__init__()
         check_range("model.local_encoder.image_size", image_size, 1, 4096)
         check_range("model.local_encoder.frame", frame, 1, 4096)
         check_range("model.local_encoder.cells", cells, 1, 512)
-        for width in widths:
-            check_range("model.local_encoder.widths", width, 1, 8192)
+        check_range("model.local_encoder.field", field, 0, 100, above=True)
+        check_range("model.local_encoder.width", width, 1, 8192)
         side = min(image_size, frame)
-        halvings = int(math.log2(side / cells)) if cells <= side else -1
-        if not 0 <= halvings <= len(widths) or not widths:
+        if cells > side:
             raise ConfigError(
-                f"model.local_encoder: {len(widths)} stages cannot bring {side} pixels to {cells} cells by "
-                "halving; change data.image_size, or frame, cells and widths of model.local_encoder"
+                f"model.local_encoder: {side} pixels cannot be brought down to {cells} cells by halving; change "
+                "data.image_size, or frame and cells of model.local_encoder"
             )
-        self.side = cells * 2**halvings
-        self.feature_dim = widths[-1]
+        halvings = int(math.log2(side / cells))
+        self.side, self.feature_dim = cells * 2**halvings, width
+        stages = max(halvings, 1)
+        while abs(_field(halvings, stages + 1) - field * self.side) < abs(_field(halvings, stages) - field * self.side):
+            stages += 1
+        self.field = _field(halvings, stages)
         layers: list[nn.Module] = []
-        for number, (inputs, outputs) in enumerate(zip((1, *widths[:-1]), widths, strict=True)):
+        inputs = 1
+        for stage in range(stages):
+            outputs = max(1, width >> max(halvings - 1 - stage, 0))
             # A kernel of 4 halves without moving the map: with one of 3 a cell's field lies half a cell off.
-            kernel, stride = (4, 2) if number < halvings else (3, 1)
+            kernel, stride = (4, 2) if stage < halvings else (3, 1)
             layers += _convolution(inputs, outputs, kernel, stride) + _convolution(outputs, outputs, 3, 1)
+            inputs = outputs
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -79,6 +85,16 @@ class LocalEncoder(nn.Module):
         # A window or percentiles have mapped a slice to [0, 1]; its deviation is about a quarter of that.
         x = ((image - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.layers(x))
+
+
+def _field(halvings: int, stages: int) -> int:
+    """Side of what a cell sees, pixels: a kernel of k adds k - 1 of the pixels that its map's cells are apart."""
+    side, apart = 1, 1
+    for stage in range(stages):
+        side += (3 if stage < halvings else 2) * apart
+        apart *= 2 if stage < halvings else 1
+        side += 2 * apart
+    return side
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:

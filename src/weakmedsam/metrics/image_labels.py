@@ -33,6 +33,25 @@ def operating_points(scores: Tensor, truths: Tensor, sensitivity: float = SENSIT
     return torch.stack(points)
 
 
+def stratified_sample(labels: Tensor, size: int) -> Tensor:
+    """Slices that stand for all: of each class the same number, evenly from the first to the last that has it.
+
+    Args:
+        labels: (N, C) image-level labels, in the order of cases and slices.
+        size: of the sample, slices; each class has its share of it, rounded up.
+
+    Returns:
+        (N,) bool; what two classes choose counts once.
+    """
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    share = -(-size // labels.shape[1])
+    for label in labels.T:
+        there = label.nonzero().flatten()
+        count = min(share, len(there))
+        chosen[there[((torch.arange(count) + 0.5) * len(there) / max(count, 1)).long()]] = True
+    return chosen
+
+
 class LabelScores(nn.Module):
     """Collects predictions over batches and ranks, in memory by their number: C floats a slice.
 

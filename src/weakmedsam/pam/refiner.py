@@ -21,7 +21,7 @@ from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.mask_voting import vote
 from weakmedsam.pam.occlusion import Drops, smallest_discriminative, with_discriminative_mask
 from weakmedsam.pam.prompt_masks import MASKS, Answers, PamBatch, decode_prompts, place_prompts
-from weakmedsam.pam.thresholding import centre_scores, compete, gated_scores, otsu_threshold
+from weakmedsam.pam.thresholding import UNREFINED, centre_scores, compete, gated_scores, otsu_threshold
 from weakmedsam.pam.volume_affinity import half_ball, volume_weights
 
 __all__ = ["Levels", "Mined", "PamBatch", "Refined", "Refinement", "find_levels", "mine", "refine", "score_maps"]
@@ -55,7 +55,8 @@ class Refined(NamedTuple):
         cam: as in ``Mined``.
         affinity: as in ``Mined``.
         walked: as in ``Mined``.
-        before: (B, C, S, S) gated scores of the activation as it was.
+        before: (B, C, S, S) gated scores of the activation as it was, moved so that ``UNREFINED`` lies at the settings'
+            ``threshold``: walks fill regions and want another than what is not walked.
         after: (B, C, S, S) gated scores after walk and vote. Both are to be held against the settings'
             ``threshold``, under Otsu's rule too.
     """
@@ -318,8 +319,9 @@ def score_maps(mined: Mined, slices: PamBatch, settings: Refinement, levels: Lev
     """
     size = slices.image.shape[-1]
     frame = inside_box(slices.box, size, size)
+    fixed = torch.full_like(slices.label, UNREFINED, dtype=torch.float32)
     both = []
-    for maps, level in zip((mined.cam, mined.walked), levels or (None, None), strict=True):
+    for maps, level in zip((mined.cam, mined.walked), levels or (fixed, None), strict=True):
         scores = gated_scores(maps, slices.label, size, settings.threshold.sigma) * frame
         scores = _competed(scores, settings)
         both.append(scores if level is None else centre_scores(scores, level, settings.threshold.value))

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from weakmedsam.contracts import BACKGROUND
 
+UNREFINED = 0.5
+"""Threshold of an activation, or of a segmentation network's probability, that is not walked: the paper's."""
+
 
 class PseudoLabel(NamedTuple):
     """The pseudo-labels of B slices.
