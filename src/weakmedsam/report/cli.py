@@ -16,9 +16,9 @@ from rich.console import Console
 
 from weakmedsam.errors import WeakMedSAMError
 from weakmedsam.report.dice_table import dice_table, remarks, table_title
+from weakmedsam.report.final_dice import unconvincing
 from weakmedsam.report.run_data import read_run
 from weakmedsam.report.run_page import render_run
-from weakmedsam.report.summary import unconvincing
 from weakmedsam.system.atomic_io import write_whole
 
 REPORT = "report.html"

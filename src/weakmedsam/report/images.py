@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from weakmedsam.contracts import SLICE_BOX
 from weakmedsam.report.readers import Row
 
 RULE = (
@@ -47,7 +48,10 @@ class Album:
     left_out: list[str] = field(default_factory=list)
 
     def add(self, path: Path | None, caption: str, width: int) -> Picture | None:
-        """A picture no wider than ``width`` pixels, or None where it is not there or does not fit."""
+        """A picture no wider than ``width`` pixels, or None where it is not there or does not fit.
+
+        Of a case's picture with ``SLICE_BOX`` the slice alone is taken: the page has title and legend in its own words.
+        """
         if path is None:
             return None
         try:
@@ -67,6 +71,8 @@ class Album:
 def _encode(path: Path, width: int, largest: int) -> tuple[bytes, tuple[int, int]]:
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
+        box = _slice_box(opened)
+    picture = picture.crop(box) if box else picture
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     data = _png(picture)
@@ -76,6 +82,16 @@ def _encode(path: Path, width: int, largest: int) -> tuple[bytes, tuple[int, int
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
         data = _png(picture.quantize(256))
     return data, picture.size
+
+
+def _slice_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
+    """Where the slice lies in a case's picture; None where the file does not say, as those of earlier versions."""
+    try:
+        left, top, right, bottom = (int(word) for word in str(picture.info.get(SLICE_BOX, "")).split())
+    except ValueError:
+        return None
+    inside = 0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height
+    return (left, top, right, bottom) if inside else None
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -116,7 +132,7 @@ def chosen_pictures(folder: Path, scores: Mapping[str, float], name: str, album:
     files = {path.stem: path for path in folder.glob("*.png")}
     pictures = []
     for role, case in best_median_worst(scores).items():
-        caption = f"{role}: {case}, {name} {scores[case]:.3f}"
+        caption = f"{role}: {case}, {name} {scores[case]:.2f}"
         if case not in files:
             album.left_out.append(f"{case} has no picture in {folder.parent.name}/{folder.name}")
         picture = album.add(files.get(case), caption, width=1400)
