@@ -43,7 +43,7 @@ class Album:
     """
 
     budget: int = 5_500_000
-    largest: int = 900_000
+    largest: int = 1_500_000
     taken: int = 0
     left_out: list[str] = field(default_factory=list)
 
@@ -69,9 +69,13 @@ class Album:
 
 
 def _encode(path: Path, width: int, largest: int) -> tuple[bytes, tuple[int, int]]:
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+    """A PNG of at most this width and about this many bytes, and its size; the file's own where that is one."""
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as opened:
         box = _slice_box(opened)
+        picture = opened.convert("RGB")
+        if opened.format == "PNG" and box is None and opened.width <= width and len(data) <= largest:
+            return data, picture.size
     picture = picture.crop(box) if box else picture
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
@@ -96,7 +100,7 @@ def _slice_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
 
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=3)  # a third of the default's time, 2 % more bytes
     return buffer.getvalue()
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from weakmedsam.report.charts import charts
 from weakmedsam.report.final_dice import FinalResult, final_result, final_rows, known_without_masks, unconvincing
 from weakmedsam.report.images import RULE, Album, Picture, chosen_pictures, latest_epoch, mean_by_case
+from weakmedsam.report.page_mark import page_mark
 from weakmedsam.report.readers import Row
 from weakmedsam.report.run_data import Run
 from weakmedsam.report.summary import (
@@ -46,6 +47,7 @@ def render_run(run: Run) -> str:
         .get_template("run_page.html")
         .render(
             run=run,
+            mark=page_mark(run.folder),
             result=result,
             rows=final_rows(run),
             extremes=extremes,
