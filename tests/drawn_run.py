@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 CLASSES = ("liver", "kidney")
 CASES = tuple(f"case_{n:02d}" for n in range(7))
 NASTY = "<b>x</b>&'\"<script>alert(1)</script>"
-SECTIONS = ("headline", "figures", "slices", "curves", "pseudo-labels", "test", "refined", "settings",
+SECTIONS = ("headline", "figures", "refined", "test", "slices", "pseudo-labels", "curves", "stages", "settings",
             "environment")  # fmt: skip
+"""In the order of the page."""
 
 
 def draw_picture(path: Path, columns: tuple[str, ...], rows: int, rng: np.random.Generator) -> None:

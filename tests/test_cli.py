@@ -300,6 +300,7 @@ def test_wandb_stays_offline_unless_the_user_is_logged_in(monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SILENT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SHOW_INFO", "false")
     loggers.use_wandb_offline_unless_asked()
     assert os.environ["WANDB_MODE"] == "offline"
     monkeypatch.delenv("WANDB_MODE")

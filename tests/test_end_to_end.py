@@ -241,7 +241,7 @@ def test_a_second_round_is_continued_after_kills_too(whole, tmp_path):
     for table in ("pseudo_labels_2/quality.csv", "test_2/cases.csv"):
         assert (ours / table).read_text() == (theirs / table).read_text()
     assert (ours / "test/cases.csv").read_text() == (folder / "runs/phantom/default/test/cases.csv").read_text()
-    assert "Test cases, round 2" in (ours / "report.html").read_text()
+    assert "Test cases, network, round 2" in (ours / "report.html").read_text()
 
 
 def test_the_upper_bound_is_continued_after_a_kill_too(whole, tmp_path):

@@ -20,7 +20,7 @@ from data_modules.config import Labels
 from weakmedsam.callbacks import History
 from weakmedsam.callbacks.wandb_lineage import Lineage
 from weakmedsam.errors import ConfigError
-from weakmedsam.loggers import WeightsAndBiases
+from weakmedsam.loggers import WeightsAndBiases, use_wandb_offline_unless_asked
 from weakmedsam.system.atomic_io import read_table
 
 EPOCHS = 6
@@ -67,6 +67,7 @@ def train(folder, what, url=""):
     server = None if url else Server()
     address = url or server.url
     os.environ.update({"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": KEY})
+    use_wandb_offline_unless_asked()
     if what == "none":
         server.shut()
     logger = WeightsAndBiases(save_dir=folder, lineage=True, init_timeout=3, finish_timeout=2)
@@ -171,6 +172,8 @@ def test_a_training_that_is_continued_goes_on_as_the_same_run(tmp_path):
     for what in ("half", "rest"):
         done = run(folder, what, server.url)
         assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"W&B: {server.url}/me/weakmedsam/runs/") == 1
+        assert "wandb:" not in done.stdout + done.stderr
     server.shut()
     (number,) = {given["name"] for given in server.variables("UpsertBucket") if given["name"]}
     assert (folder / "wandb_run.txt").read_text().strip() == number

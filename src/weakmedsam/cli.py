@@ -44,7 +44,7 @@ from weakmedsam.cli_parser import MODE, Parser, PrepareParser, check_nulls, chec
 from weakmedsam.config_diff import check_version, deciding
 from weakmedsam.errors import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.loggers import use_wandb_offline_unless_asked
-from weakmedsam.run.cli_errors import show_remarks
+from weakmedsam.run.cli_errors import AboveBars, show_remarks
 from weakmedsam.system.atomic_io import replacing, write_whole
 from weakmedsam.system.file_lock import alone
 from weakmedsam.system.fingerprints import check_checkpoint
@@ -288,6 +288,10 @@ def quieten() -> None:
     """Keep what a user acts on, our own warnings, a line each; drop the libraries' notices, unless verbose."""
     if is_verbose():
         _drop_expected()
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            # Its handler keeps the standard error of before the bar, and would write into the bar's line.
+            log = logging.getLogger(name)
+            log.handlers = [AboveBars() if type(held) is logging.StreamHandler else held for held in log.handlers]
         return
     for name in ("lightning.pytorch", "lightning.fabric", "weakmedsam", "data_modules"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -23,6 +23,9 @@ BACKGROUND = 0
 IGNORE = 255
 """Id of a pixel that no loss may look at."""
 
+SLICE_BOX = "slice box"
+"""PNG text of a case's picture: left, top, right and bottom of the slice in it, without title and legend, pixels."""
+
 
 class SliceBatch(TypedDict, total=False):
     """A batch of slices.

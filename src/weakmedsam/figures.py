@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from weakmedsam.contracts import BACKGROUND, IGNORE
+from weakmedsam.contracts import BACKGROUND, IGNORE, SLICE_BOX
 from weakmedsam.system.atomic_io import replacing
 
 CLASS_COLOURS = ("#ffb000", "#3ddbd9", "#fe6100", "#a56eff", "#78d64b", "#ff7eb6")
@@ -255,14 +256,15 @@ def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _framed(picture: Image.Image, title: str, legend: list[tuple[str, str]]) -> bytes:
-    """A PNG of a picture with a title above it and a legend below."""
+    """A PNG of a picture with a title above it and a legend below; its ``SLICE_BOX`` says where the picture lies."""
     font, lines = _font(18), title.split("\n")
     step, mark, gap = 26, "\N{EM DASH} ", "   "
     keys = [legend[i : i + 4] for i in range(0, len(legend), 4)]
     wide = [font.getlength("".join(mark + name + gap for name, _ in row)) for row in keys]
     side = max(picture.width, *(round(length) for length in (*wide, *map(font.getlength, lines)))) + 20
     page = Image.new("RGB", (side, picture.height + step * (len(lines) + len(keys)) + 20), "white")
-    page.paste(picture, ((side - picture.width) // 2, step * len(lines) + 10))
+    left, top = (side - picture.width) // 2, step * len(lines) + 10
+    page.paste(picture, (left, top))
     draw = ImageDraw.Draw(page)
     draw.multiline_text((side / 2, 5), title, "black", font, anchor="ma", align="center", spacing=4)
     for number, row in enumerate(keys):
@@ -271,8 +273,9 @@ def _framed(picture: Image.Image, title: str, legend: list[tuple[str, str]]) -> 
             draw.text((x, y), mark, colour, font, stroke_width=1)
             draw.text((x + font.getlength(mark), y), name, "black", font)
             x += font.getlength(mark + name + gap)
-    png = io.BytesIO()
-    page.save(png, format="png", compress_level=3)
+    png, facts = io.BytesIO(), PngInfo()
+    facts.add_text(SLICE_BOX, f"{left} {top} {left + picture.width} {top + picture.height}")
+    page.save(png, format="png", compress_level=3, pnginfo=facts)
     return png.getvalue()
 
 

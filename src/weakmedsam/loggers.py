@@ -22,7 +22,12 @@ NUMBER = "wandb_run.txt"
 
 
 def use_wandb_offline_unless_asked() -> None:
-    """W&B goes online when the user is logged in or has set WANDB_MODE; else it writes to disk only."""
+    """W&B goes online when the user is logged in or has set WANDB_MODE; else it writes to disk only.
+
+    Of what wandb prints only warnings and errors are shown, unless verbose or the environment says otherwise.
+    """
+    if not is_verbose():
+        os.environ.setdefault("WANDB_SHOW_INFO", "false")
     if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
         return
     try:
@@ -84,7 +89,7 @@ class WeightsAndBiases(WandbLogger):
             group="/".join(place[:-1]) or None if group is None else group,
             tags=tags,
             entity=entity,
-            settings={"init_timeout": init_timeout, "finish_timeout": finish_timeout},
+            settings={"init_timeout": init_timeout, "finish_timeout": finish_timeout, "silent": not is_verbose()},
         )
         self.lineage = lineage
         # Lightning passes it on even where nobody set it, and wandb then warns that it has no effect.
@@ -96,10 +101,14 @@ class WeightsAndBiases(WandbLogger):
         """Wandb's run, started when first asked for; rank 0 only."""
         from wandb.errors import CommError
 
-        if self._experiment is None:
+        started = self._experiment is None
+        if started:
             self._go_on()
         try:
-            return super().experiment
+            run = super().experiment
+            if started and not is_verbose() and getattr(run, "url", None):
+                print(f"  W&B: {run.url}", flush=True)
+            return run
         except CommError as error:
             reason = str(error).splitlines()[0]
             rank_zero_warn(

@@ -1,11 +1,16 @@
 """What a training, a test and a prediction print, in terminals of two widths and in a file."""
 
+import logging
+
 import pytest
 from classifiers import module, trainer
+from commands import as_it_was
 from terminals import Terminal
 from tiny import tiny_phantom
 
+from weakmedsam import cli
 from weakmedsam.callbacks.stage_progress import StageProgress, _batches
+from weakmedsam.system.progress import VERBOSE
 
 
 def make(folder, epochs=2):
@@ -70,3 +75,20 @@ def test_a_bar_counts_the_batches_of_all_epochs_and_validations(tmp_path):
     total, each = _batches(fitted)
     assert total == 3 * training + validation
     assert each == total / 3
+
+
+def test_a_notice_of_a_library_stands_above_the_bar_which_is_there_once(tmp_path, monkeypatch):
+    monkeypatch.setenv(VERBOSE, "1")
+    fitted, _, data = make(tmp_path)
+    data.prepare_data()
+    network = module()
+    terminal = Terminal(monkeypatch, 80)
+    log = logging.getLogger("lightning.pytorch")
+    with as_it_was():
+        log.setLevel(logging.INFO)
+        log.handlers = [logging.StreamHandler()]  # as Lightning leaves it: on the standard error of before the bar
+        cli.quieten()
+        fitted.fit(network, data)
+    lines = terminal.lines()
+    assert len([line for line in lines if "100%" in line]) == 1, lines
+    assert "`Trainer.fit` stopped: `max_epochs=2` reached." in lines

@@ -49,7 +49,7 @@ def test_the_last_round_is_the_runs_and_the_first_stands_beside_it(run: Path) ->
     for title in ("pseudo-labels, round 2", "segment, round 2", "test, round 2"):
         assert title in figures
     assert figures.index(">test<") < figures.index("test, round 2")
-    assert "Test cases, round 2" in test
+    assert "Test cases, network, round 2" in test
     assert "0.876" in test or "0.877" in test
     assert "case_00" not in test
     assert section(page, "curves").count("<h4>Dice, validation<") == 2

@@ -50,9 +50,9 @@ def test_full_run_shows_every_section_and_figure(full_run: Path) -> None:
     for name in SECTIONS:
         section(page, name)
     assert "phantom / k4" in section(page, "headline")
-    assert "liver or kidney" in section(page, "headline")
-    assert "is not complete" not in page
+    assert "not complete" not in page
     shown = section(page, "figures")
+    assert "liver or kidney" in shown
     for title in (
         "Class AUROC",
         "Refined CAM (PAM) Dice",
@@ -98,8 +98,9 @@ def test_refined_predictions_have_figures_and_a_section_of_their_own(full_run: P
     assert all(f"<strong>{mean:.3f}</strong>" in shown for mean in means.values())
     assert "test, refined" in shown
     part = section(page, "refined")
-    assert "what PAM makes of the network's, no label given" in part
-    assert part.count("<img") == section(page, "test").count("<img") == 3
+    assert "refined by PAM; no labels given" in part
+    assert section(page, "headline").count("<img") == section(page, "test").count("<img") == 3
+    assert part.count("<img") == 0  # they open the page
     ended = table_rows(printed(full_run))["mean"]
     assert ended == {"network": f"{means['test']:.3f}", "refined": f"{means['refined']:.3f}"}
     shutil.rmtree(full_run / "refined")
@@ -162,11 +163,14 @@ def test_an_empty_run_gives_a_page(tmp_path: Path) -> None:
 
 
 def test_the_upper_bound_is_called_one(full_run: Path) -> None:
-    assert "upper bound" not in page_of(full_run)
+    page = page_of(full_run)
+    assert "the upper bound to compare with" not in page
+    assert "make upper-bound" in section(page, "headline")
     (full_run / "segment" / "config.yaml").write_text("data: {init_args: {labels: {supervision: expert}}}\n")
     shown = section(page_of(full_run), "headline")
     assert "trained on the expert masks" in shown
-    assert "validation and test cases only" not in shown
+    assert "make upper-bound" not in shown
+    assert "validation and test cases only" not in page_of(full_run)
 
 
 def test_random_weights_are_named(full_run: Path) -> None:

@@ -9,6 +9,8 @@ from run_requests import request_for
 
 from tests.fakes import write_checkpoint
 from weakmedsam.errors import DIVERGED, ConfigError
+from weakmedsam.report import cli as report
+from weakmedsam.report.page_mark import page_mark
 from weakmedsam.run import pipeline
 from weakmedsam.run.overrides import wanted_settings
 from weakmedsam.run.pipeline import run
@@ -493,3 +495,19 @@ def test_a_broken_file_of_the_experiments_is_named_with_its_place(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"experiments/data/own.yaml, {said}|own.yaml, .*{said}"):
         run("prepare", request_for(tmp_path, dataset="own"))
+
+
+def test_train_writes_the_report_where_the_run_has_changed_and_report_always(house, tmp_path, monkeypatch):
+    written = []
+
+    def write(folder):
+        written.append(folder)
+        (folder / report.REPORT).write_text(page_mark(folder))
+
+    monkeypatch.setattr(report, "write_report", write)
+    monkeypatch.setattr(report, "summary_table", lambda folder: None)
+    counts = []
+    for target in ("train", "train", "report", "upper-bound", "train", "train"):
+        run(target, request_for(tmp_path))
+        counts.append(len(written))
+    assert counts == [1, 1, 2, 2, 3, 3]

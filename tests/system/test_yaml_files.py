@@ -94,3 +94,9 @@ def test_settings_in_the_place_of_their_files_name_are_read():
     check_words(["fit", "--config", '{"model": {"learning_rate": 1}}'])
     with pytest.raises(ConfigError, match="--config, line 1, column"):
         check_words(["fit", "--config={a: ["])
+
+
+def test_who_changes_what_was_read_changes_nobody_elses():
+    first = parse_yaml("a: {b: [1]}", "file")
+    first["a"]["b"].append(2)
+    assert parse_yaml("a: {b: [1]}", "file") == {"a": {"b": [1]}}

@@ -9,7 +9,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
-from weakmedsam.system.progress import ProgressLine
+from weakmedsam.system.progress import ProgressLine, is_verbose
 
 
 class StageProgress(ProgressBar):
@@ -33,11 +33,14 @@ class StageProgress(ProgressBar):
         self._enabled = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw an empty bar: what is done before the first batch may take a while."""
-        self._open("getting ready")
+        """Draw an empty bar: what is done before the first batch may take a while. If verbose, not into the summary."""
+        if not is_verbose():
+            self._open("getting ready")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, with what an earlier call has trained."""
+        if self._line is None:
+            self._open("getting ready")
         if self._line is not None:
             total, each = _batches(trainer)
             self._line.begin(total, each * trainer.current_epoch)

@@ -16,9 +16,8 @@ from rich.console import Console
 
 from weakmedsam.errors import WeakMedSAMError
 from weakmedsam.report.dice_table import dice_table, remarks, table_title
+from weakmedsam.report.final_dice import unconvincing
 from weakmedsam.report.run_data import read_run
-from weakmedsam.report.run_page import render_run
-from weakmedsam.report.summary import unconvincing
 from weakmedsam.system.atomic_io import write_whole
 
 REPORT = "report.html"
@@ -36,6 +35,8 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         DataError: no such folder, or a file of the run is damaged; the message names it.
     """
+    from weakmedsam.report.run_page import render_run  # Jinja and Pillow: not for a run that is up to date
+
     run = read_run(run_dir)
     page = run.folder / REPORT
     write_whole(page, render_run(run))

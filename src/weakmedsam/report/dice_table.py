@@ -7,7 +7,7 @@ import math
 from rich.markup import escape
 from rich.table import Table
 
-from weakmedsam.contracts import in_round
+from weakmedsam.report.final_dice import known_without_masks
 from weakmedsam.report.run_data import Run
 from weakmedsam.report.summary import RANDOM, by_class_of, duration, figures, mean_of, mean_of_means, number, title_of
 
@@ -63,18 +63,12 @@ def remarks(run: Run) -> list[str]:
         if held[0] is not None:
             said.append(f"{name}: HD95 {held[0]} mm, missed {held[1]}, false alarms {held[2]}")
     if not dice_columns(run):
-        labels, network = in_round("pseudo_labels", run.last.number), in_round("segment", run.last.number)
-        known = (
-            (labels, "quality", "quality of the pseudo-labels"),
-            (network, "agreement", "agreement of the network with them"),
-        )
-        figured = [f"{name} {by_stage[stage, key]}" for stage, key, name in known if (stage, key) in by_stage]
-        said.append("; ".join(["no test case is scored", *figured]))
+        said.append("; ".join(["no test case is scored", *known_without_masks(run)]))
     if run.random:
         said.append(RANDOM)
     if run.expert:
         said.append("the network was trained on EXPERT masks")
-    left = [f"{title_of(name)} ({stage.state})" for name, stage in run.stages.items() if stage.state != "done"]
+    left = [f"{title_of(stage.name)} ({stage.state})" for stage in run.waiting]
     if left:
         said.append(f"not done: {', '.join(left)}")
     seconds = [stage.seconds for stage in run.stages.values() if math.isfinite(stage.seconds)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from weakmedsam.contracts import SLICE_BOX
 from weakmedsam.report.readers import Row
 
 RULE = (
@@ -42,12 +43,15 @@ class Album:
     """
 
     budget: int = 5_500_000
-    largest: int = 900_000
+    largest: int = 1_500_000
     taken: int = 0
     left_out: list[str] = field(default_factory=list)
 
     def add(self, path: Path | None, caption: str, width: int) -> Picture | None:
-        """A picture no wider than ``width`` pixels, or None where it is not there or does not fit."""
+        """A picture no wider than ``width`` pixels, or None where it is not there or does not fit.
+
+        Of a case's picture with ``SLICE_BOX`` the slice alone is taken: the page has title and legend in its own words.
+        """
         if path is None:
             return None
         try:
@@ -65,8 +69,14 @@ class Album:
 
 
 def _encode(path: Path, width: int, largest: int) -> tuple[bytes, tuple[int, int]]:
-    with Image.open(path) as opened:
+    """A PNG of at most this width and about this many bytes, and its size; the file's own where that is one."""
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as opened:
+        box = _slice_box(opened)
         picture = opened.convert("RGB")
+        if opened.format == "PNG" and box is None and opened.width <= width and len(data) <= largest:
+            return data, picture.size
+    picture = picture.crop(box) if box else picture
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     data = _png(picture)
@@ -78,9 +88,19 @@ def _encode(path: Path, width: int, largest: int) -> tuple[bytes, tuple[int, int
     return data, picture.size
 
 
+def _slice_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
+    """Where the slice lies in a case's picture; None where the file does not say, as those of earlier versions."""
+    try:
+        left, top, right, bottom = (int(word) for word in str(picture.info.get(SLICE_BOX, "")).split())
+    except ValueError:
+        return None
+    inside = 0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height
+    return (left, top, right, bottom) if inside else None
+
+
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=3)  # a third of the default's time, 2 % more bytes
     return buffer.getvalue()
 
 
@@ -116,7 +136,7 @@ def chosen_pictures(folder: Path, scores: Mapping[str, float], name: str, album:
     files = {path.stem: path for path in folder.glob("*.png")}
     pictures = []
     for role, case in best_median_worst(scores).items():
-        caption = f"{role}: {case}, {name} {scores[case]:.3f}"
+        caption = f"{role}: {case}, {name} {scores[case]:.2f}"
         if case not in files:
             album.left_out.append(f"{case} has no picture in {folder.parent.name}/{folder.name}")
         picture = album.add(files.get(case), caption, width=1400)

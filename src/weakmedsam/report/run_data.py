@@ -20,7 +20,7 @@ from weakmedsam.report.readers import (
     read_history,
     read_rows,
 )
-from weakmedsam.run.stage_state import DONE, INTERRUPTED, NOT_RUN, OUT_OF_DATE, recorded_state
+from weakmedsam.run.stage_state import DONE, INTERRUPTED, NOT_NEEDED, NOT_RUN, OUT_OF_DATE, read_note, recorded_state
 from weakmedsam.system.json_files import parse_mapping, read_object, read_text
 
 REPORTED_STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
@@ -32,6 +32,9 @@ LATER = ("pseudo_labels", "segment", "test_maps", "test", "refined")
 BESIDE = ("test_maps", "upper_bound")
 """Stages that nothing builds on: scores of activation maps, and the network trained on expert masks."""
 
+_SCORED = ("test_maps", "test", "refined", "upper_bound")
+"""What needs expert masks of test cases."""
+
 _CLASS_METRICS = ("val/auroc/", "val/ap/", "val/cam_dice/", "val/pam_dice/", "val/dice/", "val/agreement/")
 
 
@@ -41,7 +44,7 @@ class StageRecord:
 
     Attributes:
         name: one of ``REPORTED_STAGES``, or of a later round.
-        state: as of ``stage_state``: done, interrupted, out of date or not run.
+        state: as of ``stage_state``: done, interrupted, out of date, not run or not needed.
         reasons: why it is out of date.
         settings: resolved options, nested.
         command: the command that ran it.
@@ -115,6 +118,7 @@ class Run:
         upper_bound: rows of upper_bound/test/cases.csv.
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
+        unmasked: no test case has an expert mask, so that there is nothing to score.
     """
 
     folder: Path
@@ -126,6 +130,17 @@ class Run:
     upper_bound: list[Row]
     expert: bool
     random: bool
+    unmasked: bool
+
+    @property
+    def waiting(self) -> list[StageRecord]:
+        """The stages that are still to be run."""
+        return [stage for stage in self.stages.values() if stage.state not in (DONE, NOT_NEEDED)]
+
+    @property
+    def finished(self) -> str:
+        """ISO time of the end of the last stage; empty where none has ended."""
+        return max((stage.finished for stage in self.stages.values()), default="")
 
     @property
     def dataset(self) -> str:
@@ -175,8 +190,10 @@ def read_run(folder: Path) -> Run:
     texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *mined)}
     configs = {name: parse_mapping(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(configs[name]) for name in trained}
-    stages = {name: _read_stage(folder, name) for name in (*names, *BESIDE)}
-    stages = {name: found for name, found in stages.items() if name in names or found.state != NOT_RUN}
+    unmasked = _test_masks(folder) == 0
+    stages = {name: _read_stage(folder, name, unmasked) for name in (*names, *BESIDE)}
+    beside = {name for name in BESIDE if stages[name].state not in (NOT_RUN, NOT_NEEDED)}
+    stages = {name: found for name, found in stages.items() if name in names or name in beside}
     return Run(
         folder=folder,
         stages=stages,
@@ -188,7 +205,16 @@ def read_run(folder: Path) -> Run:
         expert=any(_supervised_by_experts(c) for c in (configs["segment"], stages["segment"].settings)),
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
         random=_backbone_options(configs["classify"]).get("weights") == "none",
+        unmasked=unmasked,
     )
+
+
+def _test_masks(folder: Path) -> int | None:
+    """How many test cases have an expert mask, by what ``prepare`` has counted; None where that is not known."""
+    found: Any = read_note(folder / "prepare" / "data.json")
+    for key in ("splits", "test", "masked"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _fits(folder: Path, name: str) -> bool:
@@ -238,9 +264,11 @@ def _backbone_options(config: Any) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _read_stage(run: Path, name: str) -> StageRecord:
+def _read_stage(run: Path, name: str, unmasked: bool) -> StageRecord:
     path = run / name / "stage.json"
     state, reasons, _ = recorded_state(run, name)
+    if unmasked and state == NOT_RUN and split_round(name)[0] in _SCORED:
+        state = NOT_NEEDED
     facts = read_object(path)
     if state != DONE:
         return StageRecord(name, state, reasons)

@@ -11,7 +11,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from weakmedsam.report.charts import charts
-from weakmedsam.report.images import RULE, Album, chosen_pictures, latest_epoch, mean_by_case
+from weakmedsam.report.final_dice import FinalResult, final_result, final_rows, known_without_masks, unconvincing
+from weakmedsam.report.images import RULE, Album, Picture, chosen_pictures, latest_epoch, mean_by_case
+from weakmedsam.report.page_mark import page_mark
 from weakmedsam.report.readers import Row
 from weakmedsam.report.run_data import Run
 from weakmedsam.report.summary import (
@@ -24,13 +26,14 @@ from weakmedsam.report.summary import (
     kept_epoch,
     target_of,
     title_of,
-    unconvincing,
 )
 
 
 def render_run(run: Run) -> str:
     """The page of a run, self-contained HTML."""
     album = Album()
+    result = final_result(run)
+    extremes = _extremes(run, result, album) if result else []
     grid = latest_epoch(run.folder / "classify" / "pictures")
     caption = f"{grid.name}: slices of validation cases" if grid else ""
     tables = {
@@ -38,33 +41,48 @@ def render_run(run: Run) -> str:
         run.latest("test"): (_without_slices(run.last.cases), "dice"),
         run.latest("refined"): (_without_slices(run.last.refined), "dice"),
     }
-    environment = templates()
     scores = {stage: mean_by_case(rows, column) for stage, (rows, column) in tables.items()}
-    return environment.get_template("run_page.html").render(
-        run=run,
-        stages=list(run.stages.values()),
-        titles={name: title_of(name) for name in run.stages},
-        targets={name: target_of(name) for name in run.stages},
-        tips=TIPS,
-        rule=RULE,
-        random=RANDOM,
-        figures=figures(run),
-        unconvincing=unconvincing(run),
-        choices=[_choice(run, stage) for stage in run.histories if run.histories[stage].epochs],
-        finished=max((stage.finished for stage in run.stages.values()), default=""),
-        grid=album.add(grid, caption, width=1800),
-        curves={stage: charts(stage, history, run.classes) for stage, history in run.histories.items()},
-        tables=tables,
-        unscored={stage: sum(v != v for v in values.values()) for stage, values in scores.items()},
-        pictures={
-            stage: chosen_pictures(run.folder / stage / "pictures", values, tables[stage][1], album)
-            for stage, values in scores.items()
-        },
-        album=album,
-        settings={stage.name: flat(stage.settings) for stage in run.stages.values() if stage.settings},
-        summary=flat(run.last.summary),
-        versions=_versions(run),
+    return (
+        templates()
+        .get_template("run_page.html")
+        .render(
+            run=run,
+            mark=page_mark(run.folder),
+            result=result,
+            rows=final_rows(run),
+            extremes=extremes,
+            known=known_without_masks(run),
+            dash=DASH,
+            stages=list(run.stages.values()),
+            titles={name: title_of(name) for name in run.stages},
+            targets={name: target_of(name) for name in run.stages},
+            tips=TIPS,
+            rule=RULE,
+            random=RANDOM,
+            figures=figures(run),
+            unconvincing=unconvincing(run),
+            choices=[_choice(run, stage) for stage in run.histories if run.histories[stage].epochs],
+            grid=album.add(grid, caption, width=1800),
+            curves={stage: charts(stage, history, run.classes) for stage, history in run.histories.items()},
+            tables=tables,
+            unscored={stage: sum(v != v for v in values.values()) for stage, values in scores.items()},
+            pictures={
+                stage: chosen_pictures(run.folder / stage / "pictures", values, tables[stage][1], album)
+                for stage, values in scores.items()
+                if not (result and stage == result.stage)
+            },
+            album=album,
+            settings={stage.name: flat(stage.settings) for stage in run.stages.values() if stage.settings},
+            summary=flat(run.last.summary),
+            versions=_versions(run),
+        )
     )
+
+
+def _extremes(run: Run, result: FinalResult, album: Album) -> list[Picture]:
+    """Pictures of the best, median and worst test case by the final Dice; none of a stage that draws none."""
+    folder = run.folder / result.stage / "pictures"
+    return chosen_pictures(folder, mean_by_case(result.rows, result.column), "Dice", album) if folder.is_dir() else []
 
 
 def templates() -> Environment:

@@ -232,18 +232,6 @@ def _maps_tested(one: Round) -> list[Metric]:
     return found
 
 
-def unconvincing(run: Run) -> list[str]:
-    """A sentence for each class whose final Dice on test cases is no better than without any image."""
-    blind = by_class_of(run.rounds[0].map_cases, "no_image_dice")
-    final = by_class_of(run.last.refined or run.last.cases, "dice")
-    return [
-        f"{name}: the final Dice of {mean_of(final[name]):.3f} is no better than the {mean_of(values):.3f} of an "
-        "ellipsoid in the middle of the frame, for which no image is looked at. This class has not been learnt"
-        for name, values in blind.items()
-        if name in final and not mean_of(final[name]) > mean_of(values)
-    ]
-
-
 def _upper_bound(run: Run) -> list[Metric]:
     """Dice of the network that was trained on expert masks, where that was done."""
     values = by_class_of(run.upper_bound, "dice")

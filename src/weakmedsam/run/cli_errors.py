@@ -42,10 +42,10 @@ def show_remarks() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False  # or what is a warning would be shown twice
     if not log.handlers:
-        log.addHandler(_Remarks())
+        log.addHandler(AboveBars())
 
 
-class _Remarks(logging.Handler):
+class AboveBars(logging.Handler):
     """Writes to what standard error is at the time: above a bar while there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:

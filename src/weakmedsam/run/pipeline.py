@@ -233,6 +233,8 @@ def _read(path: Path) -> dict[str, Any]:
 def run(target: str, request: Request, relay_class: type[Relay] = Relay) -> None:
     """Bring a target up to date, stage by stage; ``train`` and ``report`` end with the report.
 
+    ``train`` leaves a report that shows the run as it is; ``report`` always writes it.
+
     Args:
         target: one of ``TARGETS``.
         request: what the user asked for.
@@ -254,9 +256,11 @@ def run(target: str, request: Request, relay_class: type[Relay] = Relay) -> None
         for i, stage in enumerate(chosen, start=1):
             run_stage(stage, request, f"{i}/{len(chosen)}", relay)
         if target in ("train", "report"):
-            from weakmedsam.report.cli import summary_table, write_report
+            from weakmedsam.report.cli import REPORT, summary_table, write_report
+            from weakmedsam.report.page_mark import is_up_to_date
 
-            write_report(request.folder)
+            if target == "report" or not is_up_to_date(request.folder / REPORT):
+                write_report(request.folder)
             summary_table(request.folder)
 
 

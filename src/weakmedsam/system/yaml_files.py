@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,12 @@ def parse_yaml(text: str, name: str) -> Any:
     Raises:
         ConfigError: as of ``read_yaml``.
     """
+    return deepcopy(_parse_once(text, name))
+
+
+@lru_cache(256)
+def _parse_once(text: str, name: str) -> Any:
+    """A run's stages share their files, and parsing them is most of what a run costs that is up to date."""
     loader: _StrictLoader | None = None
     try:
         loader = _StrictLoader(text)
