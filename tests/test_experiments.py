@@ -35,6 +35,10 @@ SLURM = {
 }
 
 
+SMALL = ["--model.pam.prompts.grid", "2", "--model.pam.walk.map_size", "16"]
+"""What PAM's settings do not matter for."""
+
+
 def names(folder):
     return sorted(path.stem for path in (EXPERIMENTS / folder).glob("*.yaml"))
 
@@ -94,15 +98,7 @@ def test_every_file_is_run_by_some_test():
 @pytest.mark.parametrize("data", names("data"))
 def test_every_data_set_trains_a_step_of_each_stage(call, data):
     one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
-    small = [
-        "--model.sce.sub_classes.number",
-        "2",
-        "--model.pam.prompts.grid",
-        "2",
-        "--model.pam.walk.map_size",
-        "16",
-    ]
-    run = call("fit", ["classify"], data, *one, *small)
+    run = call("fit", ["classify"], data, *one, *SMALL, "--model.sce.sub_classes.number", "2")
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
     network = [
         "--model.network_args",
@@ -123,8 +119,10 @@ def on_predictions(call):
     one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
     run = call("fit", ["segment"], "phantom", *one, "--data.labels.supervision", "expert")
     segmenter = (run / "checkpoints").rename(run.parent / "of_segment") / "last.ckpt"
-    run = call("fit", ["classify"], "phantom", *one)
+    run = call("fit", ["classify"], "phantom", *one, *SMALL)
     start = [
+        "--model.pam.walk.map_size",
+        "16",
         "--model.pam.start.checkpoint",
         str(segmenter),
         "--ckpt_path",
@@ -160,7 +158,7 @@ def test_a_drawn_setting_of_every_sweep_is_run_a_step(call, name):
     drawn = words_of(sample(definition, [], seed=0))
     if name == "pam":
         one = ["--trainer.max_steps", "1", "--trainer.logger", "false"]
-        run = call("fit", ["classify"], "phantom", *one)
+        run = call("fit", ["classify"], "phantom", *one, *SMALL)
         run = call("validate", ["classify", "features"], "phantom", "--ckpt_path", str(run / "checkpoints/last.ckpt"))
         assert "val/pam_dice" in score_setting(run, pam_settings(drawn))
         return
@@ -187,7 +185,7 @@ def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
     if trainer in RUN:
         one = ["--trainer.max_steps", "1", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
         one += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
-        run = call("fit", ["classify"], "phantom", *one, more=[f"trainer/{trainer}"])
+        run = call("fit", ["classify"], "phantom", *one, *SMALL, more=[f"trainer/{trainer}"])
         held = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
         assert (held["plugins"] is None) == (trainer != "slurm")
         assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
@@ -207,7 +205,8 @@ def test_every_trainer_runs_a_step_or_is_parsed(call, monkeypatch, trainer):
 
 def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(call):
     more = ["published"]
-    step = ["--trainer.max_steps", "1", "--trainer.logger", "false", "--model.pam.walk.map_size", "16"]
+    one = ["--data.split.fractions", "[0.5, 0.3, 0.2]"]  # test volume: the study walks it by every setting
+    step = [*one, "--trainer.max_steps", "1", "--trainer.logger", "false", "--model.pam.walk.map_size", "16"]
     run = call("fit", ["classify"], "phantom", *step, more=more)
     weights = run / "checkpoints/last.ckpt"
     held = torch.load(weights, weights_only=True)
@@ -215,8 +214,7 @@ def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(c
     assert not held["weakmedsam"]["local_encoder"]
     settings = yaml.safe_load((EXPERIMENTS / "study/pam.yaml").read_text())
     named = settings["trainer"]["callbacks"][0]["init_args"]["settings"]
-    small = ["--model.pam.walk.map_size", "16", "--model.pam.prompts.grid", "2"]
-    call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *small, more=[*more, "study/pam"])
+    call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *SMALL, *one, more=[*more, "study/pam"])
     assert {row["setting"] for row in read_table(run / "refinements_mean.csv")} == set(named)
 
 
@@ -234,7 +232,7 @@ def scalars(events):
 @pytest.mark.parametrize("logger", names("logger"))
 def test_every_logger_takes_the_figures_of_an_epoch(call, logger):
     files = ["classify", f"logger/{logger}"]
-    run = call("fit", files, "phantom", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1")
+    run = call("fit", files, "phantom", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", *SMALL)
     columns = read_table(run / "history.csv")[0].keys()
     assert {"val/auroc", "val/pam_dice/cyst"} <= columns
     assert len(json.loads((run / "provenance.json").read_text())["data"]["fingerprint"]) == 16
@@ -254,12 +252,12 @@ def test_every_logger_takes_the_figures_of_an_epoch(call, logger):
 
 def test_pseudo_labels_and_features_are_made_of_a_trained_network(call):
     one = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
-    run = call("fit", ["classify"], "phantom", *one)
+    run = call("fit", ["classify"], "phantom", *one, *SMALL)
     best = ["--ckpt_path", str(run / "checkpoints/best.ckpt")]
-    call("predict", ["classify", "pseudo_labels"], "phantom", *best)
+    call("predict", ["classify", "pseudo_labels"], "phantom", *best, *SMALL)
     labels = {path.name for path in run.glob("*.safetensors")}
     assert len(labels) == 2
-    call("validate", ["classify", "features"], "phantom", *best)
+    call("validate", ["classify", "features"], "phantom", *best, *SMALL)
     assert {path.name for path in run.glob("*.safetensors")} - labels == {"0000000.safetensors", "0000006.safetensors",
                                                                           "0000012.safetensors"}  # fmt: skip
     assert (run / "scores.json").is_file()
