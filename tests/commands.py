@@ -69,7 +69,8 @@ def as_it_was() -> Iterator[None]:
                 if handler is not None and signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
             for log, level, propagate, attached in logs:
-                log.setLevel(level)
+                if log.level != level:  # it clears what all loggers have kept, thousands of times a command
+                    log.setLevel(level)
                 log.propagate, log.handlers[:] = propagate, attached
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
