@@ -63,8 +63,7 @@ def decode_points(
     # The prompt encoder's dense part is one constant without mask prompts: added once per image.
     source = (embedding + dense[:1]).flatten(2).transpose(1, 2).contiguous()
     shared = prepare_image(mask_decoder.transformer, source, position)
-    upscaling = _upscaling(mask_decoder, detail)
-    order = _pixel_order(*embedding.shape[-2:]).to(embedding.device)
+    upscaling = _upscaling(mask_decoder, detail, _pixel_order(*embedding.shape[-2:]).to(embedding.device))
     together = max(1, chunk // prompts)
     rows = []
     for i in range(0, images, together):
@@ -73,8 +72,7 @@ def decode_points(
         looked = look_first(mask_decoder.transformer, image, initial[some])
         pieces = zip(initial[some].split(chunk, dim=1), looked.split(chunk, dim=1), strict=True)
         columns = [_decode(mask_decoder, image, *piece, finer, candidates, best) for piece in pieces]
-        drawn, rated = (torch.cat(column, dim=1) for column in zip(*columns, strict=True))
-        rows.append((drawn.index_select(-1, order), rated))
+        rows.append([torch.cat(column, dim=1) for column in zip(*columns, strict=True)])
     logits, quality = (torch.cat(row) for row in zip(*rows, strict=True))
     return logits.unflatten(-1, (4 * embedding.shape[-2], -1)), quality
 
@@ -88,7 +86,7 @@ def _decode(
     candidates: slice,
     best: bool,
 ) -> tuple[Tensor, Tensor]:
-    """From tokens after their first look (B, P, T, E) to masks by cell (B, P, T', 16 N) and predicted IoU (B, P, T')."""
+    """From tokens after their first look (B, P, T, E) to masks (B, P, T', 16 N) and predicted IoU (B, P, T')."""
     tokens, cells = attend_on(decoder.transformer, image, initial, tokens)
     seen = cells + image.position
 
@@ -99,7 +97,8 @@ def _decode(
 
     first = torch.zeros(*tokens.shape[:2], 1, dtype=torch.int64, device=tokens.device)
     kernels, quality = _kernels(decoder, look, first, candidates, best)
-    return kernels @ upscaling(cells).transpose(2, 3), quality
+    drawn = kernels @ upscaling(cells).transpose(2, 3)
+    return drawn.index_select(-1, upscaling.order), quality
 
 
 def best_candidate(logits: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,11 +147,13 @@ class Upscaling(NamedTuple):
         weights: (4 c, E) and (4 c / 2, c), c = E / 4: of the quarters of a cell, and of the pixels of a quarter.
         added: (B or 1, 1, N or 1, 4 c) and (B or 1, 1, N or 1, 4 or 1, 4 c / 2): biases and detail.
         decoder: has the norm and the activations between.
+        order: (16 N,), where each pixel of a mask is among those of the cells.
     """
 
     weights: tuple[Tensor, Tensor]
     added: tuple[Tensor, Tensor]
     decoder: MaskDecoder
+    order: Tensor
 
     def rows(self, rows: slice) -> Upscaling:
         """That of some images."""
@@ -169,7 +170,7 @@ class Upscaling(NamedTuple):
         return last(pixels).unflatten(-1, (4, -1)).flatten(2, 4)
 
 
-def _upscaling(decoder: MaskDecoder, detail: Detail | None) -> Upscaling:
+def _upscaling(decoder: MaskDecoder, detail: Detail | None, order: Tensor) -> Upscaling:
     """Transposed convolutions of kernel and stride 2 as products; detail, which is added to both, by cell."""
     convolutions = decoder.output_upscaling[0], decoder.output_upscaling[3]
     coarse, fine = (conv.weight.permute(2, 3, 1, 0).flatten(0, 1) for conv in convolutions)
@@ -180,7 +181,7 @@ def _upscaling(decoder: MaskDecoder, detail: Detail | None) -> Upscaling:
     # The norm takes the mean over channels away. It is linear: taken away here, once, a mean square is left to do.
     coarse, first = coarse - coarse.mean(dim=1, keepdim=True), first - first.mean(dim=-1, keepdim=True)
     added = first.flatten(2)[:, None], second.flatten(3)[:, None]
-    return Upscaling((coarse.flatten(0, 1), fine.flatten(0, 1)), added, decoder)
+    return Upscaling((coarse.flatten(0, 1), fine.flatten(0, 1)), added, decoder, order)
 
 
 def _by_cell(maps: Tensor, halvings: int) -> Tensor:

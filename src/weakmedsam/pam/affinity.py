@@ -324,6 +324,7 @@ def border_map(weights: Tensor, offsets: Sequence[Offset], inside: Tensor | None
     """
     ones = torch.ones_like(weights[:, :1])
     there = ones if inside is None else inside.to(weights.dtype)
-    most = _spread(ones, torch.ones_like(weights), offsets)
+    # Where all is alike an edge weighs 1, and 0 out of the map.
+    most = _spread(ones, edge_weights(torch.zeros_like(ones), offsets), offsets)
     belongs = (_spread(there, weights, offsets) - there) / (most - 1)
     return (belongs * there).squeeze(1)
