@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder
-from torch import Tensor, nn
+from torch import Tensor
 
 from weakmedsam.backbones.two_way import Image, attend_on, look_first, look_last, prepare_image
 
@@ -174,7 +174,9 @@ def _upscaling(decoder: MaskDecoder, detail: Detail | None, order: Tensor) -> Up
     """Transposed convolutions of kernel and stride 2 as products; detail, which is added to both, by cell."""
     convolutions = decoder.output_upscaling[0], decoder.output_upscaling[3]
     coarse, fine = (conv.weight.permute(2, 3, 1, 0).flatten(0, 1) for conv in convolutions)
-    first, second = (conv.bias.expand(1, 1, *shape) for conv, shape in zip(convolutions, ((4, -1), (1, 4, -1)), strict=True))
+    first, second = (
+        conv.bias.expand(1, 1, *shape) for conv, shape in zip(convolutions, ((4, -1), (1, 4, -1)), strict=True)
+    )
     if detail is not None:
         first = first + _by_cell(detail[0], 1).flatten(2, 3)
         second = second + _by_cell(detail[1], 2).flatten(4, 5).flatten(2, 3)

@@ -76,9 +76,7 @@ def look_first(transformer: TwoWayTransformer, image: Image, tokens: Tensor) -> 
     return _tokens_step(_layers(transformer)[0], tokens, tokens, image.seen, image.cells)
 
 
-def attend_on(
-    transformer: TwoWayTransformer, image: Image, initial: Tensor, tokens: Tensor
-) -> tuple[Tensor, Tensor]:
+def attend_on(transformer: TwoWayTransformer, image: Image, initial: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """All that follows ``look_first`` but the last attention of tokens to cells.
 
     Args:
