@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.pam import seconds
+from benchmarks._pam_slice import seconds
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder

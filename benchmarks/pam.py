@@ -2,7 +2,13 @@
 
 The published procedure, written here anew: the image is encoded again for every prompt, the logits are
 summed, and the transition is a dense N x N matrix. Both sides use an encoder of ViT-B size at 256 pixels
-(32 x 32 tokens) with random weights, and segment-anything's full-size decoder, published by its own code.
+(32 x 32 tokens) with random weights, and segment-anything's full-size decoder; published by its own code. Here some
+slices are encoded at once, as a run does, with the project's attention, in bfloat16 as ``--trainer.precision
+bf16-mixed`` does; ``speedup_float32`` is without.
+
+``slice_seconds``: PAM of a slice with the repository's settings, ``pocket`` and an untrained local encoder, on a
+volume of the default phantom (``--size``: drawn in that size). ``pam_speedup``: the same by the code of before
+(``_pam_before.py``), in turn with it.
 
 ``decode_speedup``: masks of all prompts of one embedding, by segment-anything's own call and here.
 
@@ -14,6 +20,7 @@ picture grid an epoch comes on top, whatever the epoch's length.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -30,6 +37,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks._pam_slice import CLOCK, pam_of_slice, seconds
+from weakmedsam.backbones.attention import Attention
 from weakmedsam.backbones.prompting import decode_points
 from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.callbacks import PromptAffinityMining
@@ -44,6 +53,7 @@ from weakmedsam.pam.volumes import draw_row
 
 SIZE, MAP, GRID, RADIUS, BETA, STEPS = 256, 64, 4, 5.0, 4.0, 4
 ROWS = 6  # of a picture grid
+TOGETHER = 4  # slices encoded at once
 
 
 class PeakMemory(TorchDispatchMode):
@@ -128,21 +138,23 @@ def published(image: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEn
     return dense_walk(cam, summed)
 
 
-def ours(image: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]) -> Tensor:
-    """Encode once, decode all prompts from the embedding, walk on the stencil."""
+def ours(
+    images: Tensor, cam: Tensor, parts: tuple[ImageEncoderViT, PromptEncoder, MaskDecoder], rough: bool = False
+) -> Tensor:
+    """Encode once, decode all prompts from the embedding, walk on the stencil: (B, 3, S, S), and (B, C, s, s)."""
     encoder, _, _ = parts
-    logits = our_masks(encoder(image), grid_points(GRID, SIZE), parts)
+    with torch.autocast("cpu", torch.bfloat16, enabled=rough):
+        embedding = encoder(images)
+    logits = our_masks(embedding.float(), grid_points(GRID, SIZE), parts)
     return stencil_walk(cam, onto_map(logits.float().sigmoid(), MAP))
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Best of some repeats."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def with_own_attention(encoder: ImageEncoderViT) -> ImageEncoderViT:
+    """The same encoder as the project's backbones have it."""
+    own = copy.deepcopy(encoder)
+    for block in own.blocks:
+        block.attn = Attention(block.attn, "auto", False)
+    return own
 
 
 def callback_overhead(slices: int, positive: float, repeats: int) -> tuple[float, float, float]:
@@ -193,20 +205,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="repeat each measurement")
     parser.add_argument("--positive", type=float, default=0.5, help="share of validation slices with a class")
+    parser.add_argument("--size", type=int, default=64, help="of the slices of slice_seconds, pixels")
+    parser.add_argument("--slice-only", action="store_true", help="slice_seconds and pam_speedup alone")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time, where other work runs beside; one thread"
+    )
     arguments = parser.parse_args()
     repeats = 3 if arguments.full else 1
+    CLOCK[0] = time.process_time if arguments.cpu_time else time.perf_counter
+    now, before = pam_of_slice(arguments.size, 2 * repeats)
+    print(f"PAM of a slice of {arguments.size} pixels: {now * 1e3:.0f} ms, before {before * 1e3:.0f} ms")
+    of_slice = {"slice_seconds": now, "pam_speedup": before / now}
+    if arguments.slice_only:
+        print(json.dumps(of_slice))
+        return
     parts = build()
     image, cam = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 1, MAP, MAP)
     summed, points = torch.randn(1, 1, MAP, MAP), grid_points(GRID, SIZE)
     embedding = parts[0](image)
-    ours(image, cam, parts)
+    own = with_own_attention(parts[0]), *parts[1:]
+    some, cams = image.expand(TOGETHER, -1, -1, -1), cam.expand(TOGETHER, -1, -1, -1)
+    ours(image, cam, own)
+    theirs_first = seconds(lambda: published(image, cam, parts), repeats)
     difference = (dense_walk(cam, summed) - stencil_walk(cam, summed)).abs().max().item()
     masks = their_masks(embedding, points, parts), our_masks(embedding, points, parts)
     apart = (masks[0] - masks[1]).abs().max() / masks[0].abs().max()
     rows = {
-        "pseudo-label of a slice": (
-            seconds(lambda: published(image, cam, parts), repeats),
-            seconds(lambda: ours(image, cam, parts), 2 * repeats),
+        "pseudo-label of a slice, bfloat16 encoder": (
+            theirs_first,
+            seconds(lambda: ours(some, cams, own, rough=True), 2 * repeats) / TOGETHER,
         ),
         "affinity and walk": (
             seconds(lambda: dense_walk(cam, summed), 5),
@@ -215,6 +242,10 @@ def main() -> None:
         "masks of a grid of prompts": (
             seconds(lambda: their_masks(embedding, points, parts), 5),
             seconds(lambda: our_masks(embedding, points, parts), 5),
+        ),
+        "pseudo-label of a slice, float32": (
+            theirs_first,
+            seconds(lambda: ours(some, cams, own), repeats) / TOGETHER,
         ),
     }
     memory = peak(lambda: dense_walk(cam, summed)), peak(lambda: stencil_walk(cam, summed))
@@ -237,7 +268,9 @@ def main() -> None:
     print(f"largest difference between the two decoders' logits, of their largest: {apart:.1e}")
     speedups = [theirs / mine for theirs, mine in rows.values()]
     figures = {
+        **of_slice,
         "speedup": speedups[0],
+        "speedup_float32": speedups[3],
         "walk_speedup": speedups[1],
         "decode_speedup": speedups[2],
         "walk_memory_ratio": memory[1] / memory[0],

@@ -10,12 +10,15 @@ as four calls of 16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder
-from torch import Tensor, nn
+from torch import Tensor
 
-from weakmedsam.backbones.two_way import attend_both_ways
+from weakmedsam.backbones.two_way import Image, attend_on, look_first, look_last, prepare_image
 
 Detail = tuple[Tensor, Tensor]
 
@@ -25,7 +28,7 @@ def decode_points(
     mask_decoder: MaskDecoder,
     embedding: Tensor,
     points: Tensor,
-    chunk: int = 16,
+    chunk: int = 4,
     detail: Detail | None = None,
     candidates: slice = slice(None),
     best: bool = False,
@@ -55,26 +58,47 @@ def decode_points(
     images, prompts = points.shape[:2]
     positive = torch.ones(images * prompts, 1, dtype=torch.int64, device=points.device)
     sparse, dense = prompt_encoder(points=(points.reshape(-1, 1, 2) - 0.5, positive), boxes=None, masks=None)
-    sparse = sparse.unflatten(0, (images, prompts))
+    initial = _with_outputs(mask_decoder, sparse.unflatten(0, (images, prompts)))
     position = prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)
     # The prompt encoder's dense part is one constant without mask prompts: added once per image.
     source = (embedding + dense[:1]).flatten(2).transpose(1, 2).contiguous()
-    finer = None if detail is None else (_by_cell(detail[0], 1), _by_cell(detail[1], 2))
+    shared = prepare_image(mask_decoder.transformer, source, position)
+    upscaling = _upscaling(mask_decoder, detail, _pixel_order(*embedding.shape[-2:]).to(embedding.device))
     together = max(1, chunk // prompts)
     rows = []
     for i in range(0, images, together):
         some = slice(i, i + together)
-        columns = []
-        for part in sparse[some].split(chunk, dim=1):
-            tokens, cells = attend_both_ways(
-                mask_decoder.transformer, source[some], position, _with_outputs(mask_decoder, part)
-            )
-            kernels, quality = _kernels(mask_decoder, tokens, candidates, best)
-            inside = _upscale(mask_decoder, cells, None if finer is None else (finer[0][some], finer[1][some]))
-            columns.append((_draw(kernels, inside, embedding.shape[-2:]), quality))
+        image, finer = shared.rows(some), upscaling.rows(some)
+        looked = look_first(mask_decoder.transformer, image, initial[some])
+        pieces = zip(initial[some].split(chunk, dim=1), looked.split(chunk, dim=1), strict=True)
+        columns = [_decode(mask_decoder, image, *piece, finer, candidates, best) for piece in pieces]
         rows.append([torch.cat(column, dim=1) for column in zip(*columns, strict=True)])
     logits, quality = (torch.cat(row) for row in zip(*rows, strict=True))
-    return logits, quality
+    return logits.unflatten(-1, (4 * embedding.shape[-2], -1)), quality
+
+
+def _decode(
+    decoder: MaskDecoder,
+    image: Image,
+    initial: Tensor,
+    tokens: Tensor,
+    upscaling: Upscaling,
+    candidates: slice,
+    best: bool,
+) -> tuple[Tensor, Tensor]:
+    """From tokens after their first look (B, P, T, E) to masks (B, P, T', 16 N) and predicted IoU (B, P, T')."""
+    tokens, cells = attend_on(decoder.transformer, image, initial, tokens)
+    seen = cells + image.position
+
+    def look(numbers: Tensor) -> Tensor:
+        """The tokens of these numbers, (B, P, t), when they have looked at the cells."""
+        was, now = (part.take_along_dim(numbers[..., None], dim=2) for part in (initial, tokens))
+        return look_last(decoder.transformer, was, now, seen, cells)
+
+    first = torch.zeros(*tokens.shape[:2], 1, dtype=torch.int64, device=tokens.device)
+    kernels, quality = _kernels(decoder, look, first, candidates, best)
+    drawn = kernels @ upscaling(cells).transpose(2, 3)
+    return drawn.index_select(-1, upscaling.order), quality
 
 
 def best_candidate(logits: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,36 +121,69 @@ def _with_outputs(decoder: MaskDecoder, sparse: Tensor) -> Tensor:
     return torch.cat([outputs.expand(*sparse.shape[:2], -1, -1), sparse], dim=2)
 
 
-def _kernels(decoder: MaskDecoder, tokens: Tensor, candidates: slice, best: bool) -> tuple[Tensor, Tensor]:
-    """What each mask is drawn with, (B, P, T', E / 8), and its predicted IoU, (B, P, T')."""
-    quality = decoder.iou_prediction_head(tokens[:, :, 0])[..., candidates]
-    numbers = range(decoder.num_mask_tokens)[candidates]
-    kernels = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in numbers], dim=2)
-    if best:
-        quality, chosen = quality.max(dim=2, keepdim=True)
-        kernels = kernels.take_along_dim(chosen[..., None], dim=2)
-    return kernels, quality
+def _kernels(
+    decoder: MaskDecoder, look: Callable[[Tensor], Tensor], first: Tensor, candidates: slice, best: bool
+) -> tuple[Tensor, Tensor]:
+    """What each mask is drawn with, (B, P, T', E / 8), and its predicted IoU, (B, P, T').
 
-
-def _upscale(decoder: MaskDecoder, cells: Tensor, detail: Detail | None) -> Tensor:
-    """(B, P, N, E) -> (B, P, N, 2, 2, 2, 2, E / 8): in each cell row and column of a quarter, then of its pixel."""
-    double, norm, activation, again, last = decoder.output_upscaling
-    coarse, fine = (None, None) if detail is None else detail
-    quarters = _divided(double, cells, coarse)
-    quarters = F.layer_norm(quarters, quarters.shape[-1:], norm.weight, norm.bias, norm.eps)
-    return last(_divided(again, activation(quarters), fine))
-
-
-def _divided(conv: nn.ConvTranspose2d, x: Tensor, detail: Tensor | None) -> Tensor:
-    """A transposed convolution of kernel and stride 2, plus detail.
-
-    (B, P, ..., C) and detail (B, ..., 2, 2, O) -> (B, P, ..., 2, 2, O).
+    ``look`` as in ``_decode``; ``first`` (B, P, 1) is the number of the token of qualities, 0.
     """
-    assert conv.bias is not None
-    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    if detail is None:
-        return F.linear(x, weight, conv.bias.repeat(4)).unflatten(-1, (2, 2, -1))
-    return F.linear(x, weight).unflatten(-1, (2, 2, -1)) + (detail + conv.bias)[:, None]
+    quality = decoder.iou_prediction_head(look(first).squeeze(2))[..., candidates]
+    networks = list(decoder.output_hypernetworks_mlps)[candidates]
+    numbers = torch.arange(1, 1 + decoder.num_mask_tokens, device=first.device)[candidates]
+    if not best:
+        tokens = look(first + numbers)
+        return torch.stack([network(tokens[:, :, i]) for i, network in enumerate(networks)], dim=2), quality
+    quality, chosen = quality.max(dim=2, keepdim=True)
+    token = look(numbers[chosen]).squeeze(2)
+    kernels = torch.stack([network(token) for network in networks], dim=2)
+    return kernels.take_along_dim(chosen[..., None], dim=2), quality
+
+
+class Upscaling(NamedTuple):
+    """The decoder's upscaling as products for each cell, with the detail of images.
+
+    Attributes:
+        weights: (4 c, E) and (4 c / 2, c), c = E / 4: of the quarters of a cell, and of the pixels of a quarter.
+        added: (B or 1, 1, N or 1, 4 c) and (B or 1, 1, N or 1, 4 or 1, 4 c / 2): biases and detail.
+        decoder: has the norm and the activations between.
+        order: (16 N,), where each pixel of a mask is among those of the cells.
+    """
+
+    weights: tuple[Tensor, Tensor]
+    added: tuple[Tensor, Tensor]
+    decoder: MaskDecoder
+    order: Tensor
+
+    def rows(self, rows: slice) -> Upscaling:
+        """That of some images."""
+        coarse, fine = (part[rows] if len(part) > 1 else part for part in self.added)
+        return self._replace(added=(coarse, fine))
+
+    def __call__(self, cells: Tensor) -> Tensor:
+        """(B, P, N, E) -> (B, P, 16 N, E / 8): of each cell the quarters row by row, of each of these the pixels."""
+        _, norm, activation, _, last = self.decoder.output_upscaling
+        quarters = F.linear(cells, self.weights[0]).add_(self.added[0]).unflatten(-1, (4, -1))
+        variance = quarters.square() @ torch.full_like(norm.weight, 1 / len(norm.weight))
+        normed = torch.addcmul(norm.bias, quarters * torch.rsqrt(variance + norm.eps)[..., None], norm.weight)
+        pixels = F.linear(activation(normed), self.weights[1]).add_(self.added[1])
+        return last(pixels).unflatten(-1, (4, -1)).flatten(2, 4)
+
+
+def _upscaling(decoder: MaskDecoder, detail: Detail | None, order: Tensor) -> Upscaling:
+    """Transposed convolutions of kernel and stride 2 as products; detail, which is added to both, by cell."""
+    convolutions = decoder.output_upscaling[0], decoder.output_upscaling[3]
+    coarse, fine = (conv.weight.permute(2, 3, 1, 0).flatten(0, 1) for conv in convolutions)
+    first, second = (
+        conv.bias.expand(1, 1, *shape) for conv, shape in zip(convolutions, ((4, -1), (1, 4, -1)), strict=True)
+    )
+    if detail is not None:
+        first = first + _by_cell(detail[0], 1).flatten(2, 3)
+        second = second + _by_cell(detail[1], 2).flatten(4, 5).flatten(2, 3)
+    # The norm takes the mean over channels away. It is linear: taken away here, once, a mean square is left to do.
+    coarse, first = coarse - coarse.mean(dim=1, keepdim=True), first - first.mean(dim=-1, keepdim=True)
+    added = first.flatten(2)[:, None], second.flatten(3)[:, None]
+    return Upscaling((coarse.flatten(0, 1), fine.flatten(0, 1)), added, decoder, order)
 
 
 def _by_cell(maps: Tensor, halvings: int) -> Tensor:
@@ -139,9 +196,7 @@ def _by_cell(maps: Tensor, halvings: int) -> Tensor:
     return split.permute(0, *pairs, 1).flatten(1, 2).contiguous()
 
 
-def _draw(kernels: Tensor, inside: Tensor, shape: torch.Size) -> Tensor:
-    """(B, P, T, c) times (B, P, h * w, 2, 2, 2, 2, c) -> (B, P, T, 4h, 4w)."""
-    height, width = shape
-    masks = kernels.flatten(0, 1) @ inside.flatten(0, 1).flatten(1, 5).transpose(1, 2)
-    placed = masks.view(*kernels.shape[:3], height, width, 2, 2, 2, 2).permute(0, 1, 2, 3, 5, 7, 4, 6, 8)
-    return placed.reshape(*kernels.shape[:3], 4 * height, 4 * width)
+def _pixel_order(height: int, width: int) -> Tensor:
+    """(16 h w,) where each pixel of a mask, row by row, is among those of ``Upscaling``."""
+    cells = torch.arange(16 * height * width).view(height, width, 2, 2, 2, 2)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten()

@@ -17,6 +17,7 @@ so that a constant map stays constant.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -194,18 +195,26 @@ def edge_weights(
         lies outside, so that border pixels have fewer neighbours and no invented ones.
     """
     weights = maps.new_zeros(len(maps), len(offsets), *maps.shape[2:])
-    trust = None if trust is None else trust.expand(*maps.shape[:-2], 1, 1)
+    trust = maps.new_ones(()) if trust is None else trust
+    # Slice by slice, prompts after it: the mean over prompts is then one product.
+    trust = trust.expand(*maps.shape[:-2], 1, 1).movedim(1, -3).flatten(-3)
+    by_slice = maps.movedim(1, -3).contiguous()
+    room = maps.new_empty(maps.numel())
     for o, offset in enumerate(offsets):
         here, there = _overlap(offset, maps)
-        difference = (maps[here] - maps[there]).abs()
-        known = None
-        if trust is not None:
-            # Trust is one number a slice, so only the slices of the regions are taken of it.
-            both = (trust[here[:-2]] * trust[there[:-2]]).sqrt()
-            known = both.sum(dim=1, keepdim=True)
-            difference = difference * (both * both.shape[1] / known.clamp_min(_TINY))
-        affinity = torch.exp(-beta * contrast * difference.mean(dim=1, keepdim=True))
-        weights[:, o : o + 1][here] = affinity if known is None else affinity.where(known > 0, 0)
+        inside = weights[:, o][here[:1] + here[2:]]
+        if not inside.numel():
+            continue
+        every = slice(None)
+        one, other = (region[:1] + region[2:-2] + (every,) + region[-2:] for region in (here, there))
+        here_maps, there_maps = by_slice[one], by_slice[other]
+        difference = room[: here_maps.numel()].view(here_maps.shape)
+        difference = torch.sub(here_maps, there_maps, out=difference).abs_().flatten(-2)
+        # Trust is one number a slice, so only the slices of the regions are taken of it.
+        both = (trust[here[:1] + here[2:-2]] * trust[there[:1] + there[2:-2]]).sqrt()
+        known = both.sum(dim=-1)[..., None, None]
+        mean = (both[..., None, :] @ difference).view(inside.shape) / known.clamp_min(_TINY)
+        inside.copy_(torch.exp(-beta * contrast * mean).where(known > 0, 0))
     return weights
 
 
@@ -220,13 +229,35 @@ def _overlap(offset: Offset, maps: Tensor) -> tuple[Region, Region]:
 
 def _spread(maps: Tensor, weights: Tensor, offsets: Sequence[Offset]) -> Tensor:
     """(B, C, *space): each pixel's own value plus the weighted values of its neighbours (self weight 1)."""
-    total = maps.clone()
-    for o, offset in enumerate(offsets):
-        here, there = _overlap(offset, maps)
-        weight = weights[:, o : o + 1][here]
-        total[here] += weight * maps[there]
-        total[there] += weight * maps[here]
-    return total
+    return _Spread(maps, weights, offsets)(maps)
+
+
+class _Spread:
+    """``_spread``, again and again: for maps of one shape.
+
+    Space is laid out in one row, where a neighbour lies so many cells ahead, or back: a long row each way is two
+    operations an offset. Where that is no neighbour, but a cell of the next row, the weight is 0.
+    """
+
+    def __init__(self, maps: Tensor, weights: Tensor, offsets: Sequence[Offset]) -> None:
+        self.source, self.total = torch.empty_like(maps), torch.empty_like(maps)
+        source, total = self.source.flatten(2), self.total.flatten(2)
+        strides = [math.prod(maps.shape[axis + 1 :]) for axis in range(2, maps.dim())]
+        self.steps = []
+        for o, offset in enumerate(offsets):
+            ahead = sum(step * stride for step, stride in zip(offset, strides, strict=True))
+            if all(abs(step) < length for step, length in zip(offset, maps.shape[2:], strict=True)):
+                weight = weights[:, o : o + 1].flatten(2)[..., :-ahead]
+                self.steps.append((total[..., :-ahead], weight, source[..., ahead:]))
+                self.steps.append((total[..., ahead:], weight, source[..., :-ahead]))
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """The result holds until the next call."""
+        self.source.copy_(maps)
+        self.total.copy_(maps)
+        for total, weight, source in self.steps:
+            total.addcmul_(weight, source)
+        return self.total
 
 
 def random_walk(
@@ -265,8 +296,9 @@ def random_walk(
     whole = torch.ones_like(cam[:, :1], dtype=torch.bool) if inside is None else inside
     start = x = cam.where(whole, 0)
     neighbours = _spread(whole.to(cam.dtype), weights, offsets).where(whole, 1)
+    spread = _Spread(x, weights, offsets)
     for _ in range(max_steps if steps is None else steps):
-        last, x = x, (_spread(x, weights, offsets) / neighbours).where(whole, 0)
+        last, x = x, (spread(x) / neighbours).where(whole, 0)
         x = x if restart == 0 else (1 - restart) * x + restart * start
         if steps is not None:
             x = _rescaled(x, whole) if rescale else x
@@ -292,6 +324,7 @@ def border_map(weights: Tensor, offsets: Sequence[Offset], inside: Tensor | None
     """
     ones = torch.ones_like(weights[:, :1])
     there = ones if inside is None else inside.to(weights.dtype)
-    most = _spread(ones, torch.ones_like(weights), offsets)
+    # Where all is alike an edge weighs 1, and 0 out of the map.
+    most = _spread(ones, edge_weights(torch.zeros_like(ones), offsets), offsets)
     belongs = (_spread(there, weights, offsets) - there) / (most - 1)
     return (belongs * there).squeeze(1)

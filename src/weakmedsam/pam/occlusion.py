@@ -115,6 +115,8 @@ def logit_drops(evidence: ClassEvidence, image: Tensor, box: Tensor, masks: Tens
         left = []
         for some in masks[b, painted][None].float().split(at_once, dim=1):
             full = F.interpolate(some, size=(size, size), mode="bilinear", antialias=some.shape[-1] > size)
+            # Masks beside each other at each pixel: what is done to all of them runs over them.
+            full = full.contiguous(memory_format=torch.channels_last)
             without = paint_over(image[b : b + 1].float(), full, inside[b : b + 1]).transpose(0, 1)
             left.append(evidence(without.to(image.dtype), box[b].expand(len(without), 4)).float())
         taken.append((whole[b] - torch.cat(left)).clamp_min(0)[place].T)

@@ -204,7 +204,7 @@ def _mine_run(
     walked = torch.cat(begun)
     # A slice without the class has no say about it: neither its own score nor its neighbours'.
     taking_part = inside & (run.label > 0)[:, :, None, None]
-    walked = _walked(_deep(walked), weights, offsets, _deep(taking_part), settings)[0].movedim(0, 1)
+    walked = _walked_by_class(walked, weights, offsets, taking_part, settings)
     if settings.vote.when == "after":
         walked = torch.cat([
             _voted(walked[piece], decode_prompts(backbone, run.rows(piece), prompts.rows(piece), settings),
@@ -214,6 +214,20 @@ def _mine_run(
     flat = [offset for offset in offsets if offset[0] == 0]
     picture = border_map(weights[:, : len(flat)], flat, _deep(inside))[0]
     return Mined(cam, picture, start, walked)
+
+
+def _walked_by_class(
+    maps: Tensor, weights: Tensor, offsets: list[Offset], inside: Tensor, settings: Refinement
+) -> Tensor:
+    """Each class through the slices from its first to its last: (D, C, s, s), inside alike -> (D, C, s, s)."""
+    walked = torch.zeros_like(maps)
+    for c in range(maps.shape[1]):
+        own = inside[:, c].flatten(1).any(dim=1).nonzero().flatten().tolist()
+        if own:
+            rows, one = slice(own[0], own[-1] + 1), slice(c, c + 1)
+            volume = _deep(maps[rows, one]), weights[:, :, rows], offsets, _deep(inside[rows, one])
+            walked[rows, one] = _walked(*volume, settings)[0].movedim(0, 1)
+    return walked
 
 
 def _deep(maps: Tensor) -> Tensor:
