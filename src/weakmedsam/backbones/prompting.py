@@ -4,8 +4,7 @@ segment-anything's decoder repeats *all* image embeddings by the number of promp
 images cannot go in as it is (its issue 365), and processes the image anew for each prompt. Here the prompts of an
 image share its embedding (``two_way.py``). The transposed convolutions have kernel and stride 2, so each sees one
 cell: they are computed as products over a cell's channels, and pixels are rearranged at the end. Pairs of image and
-prompt are decoded in chunks: on a CPU 64 pairs at once took segment-anything's full-size decoder 2.7 times as long
-as four calls of 16.
+prompt are decoded in chunks.
 """
 
 from __future__ import annotations
@@ -22,13 +21,16 @@ from weakmedsam.backbones.two_way import Image, attend_on, look_first, look_last
 
 Detail = tuple[Tensor, Tensor]
 
+AT_ONCE = 4
+"""Pairs of image and prompt whose intermediate results stay in a CPU's caches."""
+
 
 def decode_points(
     prompt_encoder: PromptEncoder,
     mask_decoder: MaskDecoder,
     embedding: Tensor,
     points: Tensor,
-    chunk: int = 4,
+    chunk: int | None = None,
     detail: Detail | None = None,
     candidates: slice = slice(None),
     best: bool = False,
@@ -44,7 +46,8 @@ def decode_points(
         embedding: (B, E, h, w).
         points: (P, 2), the same for every image, or (B, P, 2); (x, y) in pixels of the input frame,
             pixel centres at + 0.5. segment-anything adds 0.5 itself, so it is subtracted here.
-        chunk: pairs of image and point decoded at once; bounds memory, changes no result.
+        chunk: pairs of image and point decoded at once; bounds memory, changes no result. None: ``AT_ONCE`` on a CPU,
+            16 elsewhere, where each call costs more than what it computes.
         detail: (B, E / 4, 2h, 2w) and (B, E / 8, 4h, 4w), added before the two non-linearities of the
             decoder's upscaling; None leaves the decoder as published.
         candidates: which of the T masks are drawn.
@@ -64,6 +67,7 @@ def decode_points(
     source = (embedding + dense[:1]).flatten(2).transpose(1, 2).contiguous()
     shared = prepare_image(mask_decoder.transformer, source, position)
     upscaling = _upscaling(mask_decoder, detail, _pixel_order(*embedding.shape[-2:]).to(embedding.device))
+    chunk = chunk or (AT_ONCE if embedding.device.type == "cpu" else 16)
     together = max(1, chunk // prompts)
     rows = []
     for i in range(0, images, together):

@@ -117,7 +117,7 @@ def look_last(transformer: TwoWayTransformer, initial: Tensor, tokens: Tensor, s
 
 
 def _layers(transformer: TwoWayTransformer) -> list[TwoWayAttentionBlock]:
-    return cast(list[TwoWayAttentionBlock], list(transformer.layers))
+    return [cast(TwoWayAttentionBlock, layer) for layer in transformer.layers]
 
 
 def _tokens_step(layer: TwoWayAttentionBlock, tokens: Tensor, initial: Tensor, seen: Tensor, cells: Tensor) -> Tensor:
