@@ -31,7 +31,7 @@ THICKNESS = 8 / 3
 
 
 FIELD, FIELD_BEFORE = 0.4, 0.84
-"""What a cell of the local encoder sees, share of the frame: the default, and that of 64 pixels at the start of 0.2.0."""
+"""What a cell of the local encoder sees, share of the frame: the default, and that of before at 64 pixels."""
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
