@@ -41,9 +41,10 @@ def command(folder, target="train", runs=None, rounds=1):
         "--data.split.fractions": "[0.6, 0.2, 0.2]",
         "--model.sce.sub_classes.number": 2,
         "--model.pam.prompts.grid": 2,
-        "--model.pam.every_n_epochs": 1,
+        "--model.pam.validation.every_n_epochs": 1,
         "--model.pam.walk.map_size": 16,
         "--trainer.max_epochs": 2,
+        "--classify.trainer.max_epochs": 6,  # or the classifier rules all out that the network finds
         "--segment.model.network_args": "{features: [8, 8, 8, 8, 8, 8]}",
     }
     words = [str(word) for pair in options.items() for word in pair]

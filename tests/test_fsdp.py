@@ -72,7 +72,8 @@ def test_sharded_training_gives_the_files_of_ddp_and_goes_on_under_either(tmp_pa
     )
     assert torch.load(first, weights_only=True)["epoch"] == 0
     for run in ("ddp", "ddp_on", "fsdp_on"):
-        assert_same_checkpoint(tmp_path / run / "checkpoints/last.ckpt", last)
+        # FSDP leaves each rank the running statistics of its own batches, and validates with them.
+        assert_same_checkpoint(tmp_path / run / "checkpoints/last.ckpt", last, nearly="operating_points")
     assert_same_checkpoint(*(tmp_path / f"{name}_segment/checkpoints/last.ckpt" for name in KINDS))
     made = sorted(path.name for path in (tmp_path / "ddp_maps").glob("*.safetensors"))
     assert len(made) == 5

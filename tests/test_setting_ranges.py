@@ -19,7 +19,7 @@ from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError, check_range
-from weakmedsam.pam.config import Prompts, Refinement, Walk
+from weakmedsam.pam.config import Prompts, Refinement, Validation, Walk
 from weakmedsam.sce.config import Clustering, SubClassTask
 from weakmedsam.segmentation.loss import Loss
 from weakmedsam.segmentation.module import Segmenter
@@ -77,6 +77,7 @@ MAKERS = {
     "classifier": (classifier, ["learning_rate", "weight_decay", "slices_per_step"]),
     "pooling": (Pooling, ["top_share", "sharpness"]),
     "task": (SubClassTask, ["weight"]),
+    "local": (LocalEncoder, ["field"]),
     "throughput": (Throughput, ["warn_share", "warn_batches"]),
 }  # fmt: skip
 WHOLES = {
@@ -87,10 +88,11 @@ WHOLES = {
     "sce": (SubClassExploration, ["every_n_epochs", "pictures"]),
     "task": (SubClassTask, ["number", "maximum"]),
     "clustering": (Clustering, ["seed", "restarts", "points_per_centroid"]),
-    "mining": (PromptAffinityMining, ["every_n_epochs", "pictures"]),
+    "mining": (PromptAffinityMining, ["pictures"]),
+    "validation": (Validation, ["every_n_epochs", "slices"]),
     "points": (Prompts, ["grid", "peaks"]),
     "steps": (Walk, ["map_size", "slice_reach"]),
-    "local": (LocalEncoder, ["image_size", "frame", "cells"]),
+    "local": (LocalEncoder, ["image_size", "frame", "cells", "width"]),
     "phantom": (PhantomParameters, ["slices", "size", "modes", "seed"]),
 }  # fmt: skip
 

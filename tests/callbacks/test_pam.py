@@ -18,6 +18,7 @@ from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import Activation
 from weakmedsam.errors import ConfigError
 from weakmedsam.metrics.image_labels import stratified_sample
+from weakmedsam.pam.config import Validation
 from weakmedsam.pam.pseudo_label_io import read_origin
 
 
@@ -60,7 +61,7 @@ def test_validation_logs_both_dice_and_draws_the_steps(run):
 def test_every_second_validation_and_the_last_refine(scans, tmp_path):
     model = module(pam=True)
     miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
-    miner.every_n_epochs = 2
+    miner.validation = Validation(2)
     trainer(tmp_path, 3).fit(model, tiny_phantom(scans))
     figures = [float(row["val/pam_dice"]) for row in read(tmp_path / "history.csv")]
     assert np.isnan(figures[0])
@@ -83,7 +84,7 @@ def test_validation_refines_a_sample_the_same_each_time(scans, tmp_path, monkeyp
     monkeypatch.setattr(PromptAffinityMining, "refine", refine)
     model, data = module(pam=True), tiny_phantom(scans)
     miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
-    miner.validation_slices = 4
+    miner.validation = Validation(slices=4)
     trainer(tmp_path, 2).fit(model, data)
     first, second = torch.cat(seen).chunk(2)
     assert first.equal(second)
@@ -108,7 +109,7 @@ def test_beside_a_local_encoder_only_slices_that_are_prompted_are_encoded(scans,
     local = LocalEncoder(32, cells=8, width=16)
     model, data = module(pam=True, local_encoder=local, pooling=Pooling("log_sum_exp")), tiny_phantom(scans)
     miner = next(part for part in model.configure_callbacks() if isinstance(part, PromptAffinityMining))
-    miner.every_n_epochs = 2
+    miner.validation = Validation(2)
     trainer(tmp_path, 3).fit(model, data)  # refines after epochs 2 and 3
     labelled = sum(int(batch["label"].any(dim=1).sum()) for batch in data.val_dataloader())
     assert 0 < labelled < len(data.val_cases)

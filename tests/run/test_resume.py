@@ -62,7 +62,7 @@ SAMUS = {"backbone": "samus"}
     [
         (["--model.learning_rate", "0.5"], {}, "model.init_args.learning_rate: 0.002 -> 0.5"),
         (["--seed_everything", "7"], {}, "seed_everything: 0 -> 7"),
-        (["--trainer.max_epochs", "3"], {}, "trainer.max_epochs: 20 -> 3"),
+        (["--trainer.max_epochs", "3"], {}, "trainer.max_epochs: 12 -> 3"),
         (["--data.data_dir", "/elsewhere"], {}, "data.init_args.data_dir: data/scans -> /elsewhere"),
         (["--model.sce.every_n_epochs", "0"], {}, "model.init_args.sce.init_args.every_n_epochs: 1 -> 0"),
         ([], {"data": "cardiac"}, "data.class_path: data_modules.phantom.Phantom -> data_modules.cardiac"),

@@ -77,7 +77,7 @@ def test_every_drawn_argument_vector_is_taken_by_the_command_line(tmp_path, monk
                 held = held["init_args"][step] if "init_args" in held else held[step]
             assert held == value, key
     if found.metric in ("val/cam_dice", "val/pam_dice"):  # logged where PAM runs, which is to be each epoch
-        assert parsed[-1]["fit"]["model"]["init_args"]["pam"]["init_args"]["every_n_epochs"] == 1
+        assert parsed[-1]["fit"]["model"]["init_args"]["pam"]["init_args"]["validation"]["every_n_epochs"] == 1
     if name == "segment":
         assert parsed[-1]["fit"]["data"]["init_args"]["labels"]["supervision"] == "pseudo"
 

@@ -32,6 +32,7 @@ from weakmedsam.pam.config import (
     Refinement,
     Start,
     Threshold,
+    Validation,
     Views,
     Vote,
     Walk,
@@ -112,10 +113,7 @@ class PromptAffinityMining(Callback):
         threshold: from the refined map to the classes of pixels.
         views: mirrored images.
         start: what is walked, and who says which classes a slice has.
-        every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does.
-            Prompts cost several times what an encoding does, and no checkpoint is chosen by their Dice.
-        validation_slices: slices that such a validation refines, 1 or more: of each class the same number, evenly from
-            the first to the last that has it, always the same (``stratified_sample``). Both Dice are theirs. null: all.
+        validation: what validations refine.
         pictures: rows of a picture grid, and slices that W&B shows with their masks, 1 to 1,000.
 
     Raises:
@@ -132,20 +130,15 @@ class PromptAffinityMining(Callback):
         threshold: Threshold = _DEFAULT.threshold,
         views: Views = _DEFAULT.views,
         start: Start = Start(),  # noqa: B008
-        every_n_epochs: int = 1,
-        validation_slices: int | None = None,
+        validation: Validation = Validation(),  # noqa: B008
         pictures: int = 6,
     ) -> None:
         self.settings = Refinement(prompts, affinity, walk, occlusion, vote, threshold, views)
         check_range("model.pam.pictures", pictures, 1, 1000)
-        check_range("model.pam.every_n_epochs", every_n_epochs, 1, 1_000_000)
-        if validation_slices is not None:
-            check_range("model.pam.validation_slices", validation_slices, 1, 1_000_000)
-        self.validation_slices = validation_slices
+        self.validation = validation
         self._sample: Tensor | None = None
         self.start = start.checkpoint
         self.predicted = start.presence == "predicted"
-        self.every_n_epochs = every_n_epochs
         self._dice: dict[str, VolumeDice] = {}
         self._rows: FixedSlices[PictureRow] = FixedSlices(pictures)
         self._cases: list[CaseDice] = []
@@ -188,8 +181,8 @@ class PromptAffinityMining(Callback):
         self._rows.clear()
         if data.has_val_masks and not self._dice:
             self._dice = {name: VolumeDice(data.val_cases, len(module.class_names)) for name in ("cam", "pam")}
-            if self.validation_slices is not None:
-                self._sample = stratified_sample(torch.from_numpy(data.val_labels()), self.validation_slices)
+            if self.validation.slices is not None:
+                self._sample = stratified_sample(torch.from_numpy(data.val_labels()), self.validation.slices)
         for metric in self._dice.values():
             metric.to(module.device).reset()
 
@@ -262,7 +255,11 @@ class PromptAffinityMining(Callback):
     def _due(self, trainer: Trainer) -> bool:
         """Whether this validation refines."""
         epoch = trainer.current_epoch + 1
-        return trainer.state.fn != TrainerFn.FITTING or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        return (
+            trainer.state.fn != TrainerFn.FITTING
+            or epoch % self.validation.every_n_epochs == 0
+            or epoch == trainer.max_epochs
+        )
 
     # Test
 

@@ -34,8 +34,8 @@ class LocalEncoder(nn.Module):
         frame: largest side that is looked at. An image is reduced, antialiased, to the largest side of
             ``cells`` times a power of two that is neither above it nor above its own.
         cells: side of the feature map.
-        field: what a cell sees, as a share of the frame's side, above 0; of what stages can give, the nearest. With 16
-            cells the least is 0.34 at 64 pixels and 0.39 at 128.
+        field: what a cell sees, as a share of the frame's side, above 0 and at most 2; of what stages give, the
+            nearest. With 16 cells the least is 0.34 at 64 pixels and 0.39 at 128.
         width: D, channels of the map; each halving before has half as many as the one after it.
 
     Attributes:
@@ -54,7 +54,7 @@ class LocalEncoder(nn.Module):
         check_range("model.local_encoder.image_size", image_size, 1, 4096)
         check_range("model.local_encoder.frame", frame, 1, 4096)
         check_range("model.local_encoder.cells", cells, 1, 512)
-        check_range("model.local_encoder.field", field, 0, 100, above=True)
+        check_range("model.local_encoder.field", field, 0, 2, above=True)
         check_range("model.local_encoder.width", width, 1, 8192)
         side = min(image_size, frame)
         if cells > side:

@@ -233,6 +233,26 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What PAM refines in the validations of a training; prompts cost several times what an encoding does.
+
+    Attributes:
+        every_n_epochs: epochs between two validations that refine, 1 or more; the last epoch's always does. No
+            checkpoint is chosen by their Dice.
+        slices: how many slices such a validation refines, 1 or more: of each class the same number, evenly from the
+            first to the last that has it, always the same (``stratified_sample``). Both Dice are theirs. null: all.
+    """
+
+    every_n_epochs: int = 1
+    slices: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("model.pam.validation.every_n_epochs", self.every_n_epochs, 1, 1_000_000)
+        if self.slices is not None:
+            check_range("model.pam.validation.slices", self.slices, 1, 1_000_000)
+
+
+@dataclass(frozen=True)
 class Refinement:
     """All settings that decide a pseudo-label, but the network.
 
