@@ -1,7 +1,7 @@
 """PAM as it was computed before it was made faster: what ``pam_speedup`` of ``benchmarks.pam`` compares with.
 
-The decoder, the edge weights and the walk of version 9231564, word for word but for their docstrings, and masks laid
-out one after the other while they are painted. Same formulas, same numbers up to rounding. Nothing else uses this.
+What was changed since version 9231564 of the decoder, the edge weights and the walk, as it was there, and masks laid
+out one after the other while they are painted; the rest is the project's. Same formulas, same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
-from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
 from weakmedsam.backbones import pocket
-from weakmedsam.pam import occlusion, refiner, volume_affinity
-from weakmedsam.pam.affinity import Offset, _overlap, _rescaled
+from weakmedsam.backbones.prompting import Detail, _by_cell, _with_outputs
+from weakmedsam.backbones.two_way import _among_tokens, _cells_attend, _tokens_attend
+from weakmedsam.pam import affinity, occlusion, refiner, volume_affinity
+from weakmedsam.pam.affinity import Offset, _overlap, random_walk
 from weakmedsam.pam.config import Refinement
 
-Detail = tuple[Tensor, Tensor]
 _TINY = torch.finfo(torch.float32).tiny
 _paint_over = occlusion.paint_over
 
@@ -34,6 +35,7 @@ def as_before() -> Iterator[None]:
         for module, name, function in (
             (pocket, "decode_points", decode_points),
             (volume_affinity, "edge_weights", edge_weights),
+            (affinity, "_Spread", _Spread),
             (refiner, "_walked_by_class", _walked),
             (occlusion, "paint_over", _painted),
         ):
@@ -89,12 +91,6 @@ def decode_points(
     return logits, quality
 
 
-def _with_outputs(decoder: MaskDecoder, sparse: Tensor) -> Tensor:
-    """(B, P, t, E) of the prompts -> (B, P, 1 + T + t, E), those of quality and masks before them."""
-    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    return torch.cat([outputs.expand(*sparse.shape[:2], -1, -1), sparse], dim=2)
-
-
 def _kernels(decoder: MaskDecoder, tokens: Tensor, candidates: slice, best: bool) -> tuple[Tensor, Tensor]:
     """What each mask is drawn with, (B, P, T', E / 8), and its predicted IoU, (B, P, T')."""
     quality = decoder.iou_prediction_head(tokens[:, :, 0])[..., candidates]
@@ -124,16 +120,6 @@ def _divided(conv: nn.ConvTranspose2d, x: Tensor, detail: Tensor | None) -> Tens
     return F.linear(x, weight).unflatten(-1, (2, 2, -1)) + (detail + conv.bias)[:, None]
 
 
-def _by_cell(maps: Tensor, halvings: int) -> Tensor:
-    """(B, C, f * h, f * w), f = 2^halvings -> (B, h * w, 2, 2, ..., C), as ``_upscale`` divides a cell."""
-    twos = (2,) * halvings
-    split = maps.unflatten(3, (-1, *twos)).unflatten(2, (-1, *twos))
-    # (B, C, h, 2.., w, 2..): row and column of each division beside each other, channels last.
-    rows, columns = range(2, 3 + halvings), range(3 + halvings, 4 + 2 * halvings)
-    pairs = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
-    return split.permute(0, *pairs, 1).flatten(1, 2).contiguous()
-
-
 def _draw(kernels: Tensor, inside: Tensor, shape: torch.Size) -> Tensor:
     """(B, P, T, c) times (B, P, h * w, 2, 2, 2, 2, c) -> (B, P, T, 4h, 4w)."""
     height, width = shape
@@ -161,65 +147,6 @@ def attend_both_ways(
     return transformer.norm_final_attn(tokens + answer), cells.expand(-1, prompts, -1, -1)
 
 
-def _among_tokens(layer: TwoWayAttentionBlock, tokens: Tensor, initial: Tensor) -> Tensor:
-    """Self-attention; the first layer has neither position nor residual connection."""
-    flat = tokens.flatten(0, 1)
-    if layer.skip_first_layer_pe:
-        return layer.self_attn(q=flat, k=flat, v=flat).view_as(tokens)
-    known = flat + initial.flatten(0, 1)
-    return tokens + layer.self_attn(q=known, k=known, v=flat).view_as(tokens)
-
-
-def _tokens_attend(attention: Attention, queries: Tensor, seen: Tensor, cells: Tensor) -> Tensor:
-    """Tokens attend to cells: ``attention(q=queries, k=seen, v=cells)``."""
-    query = _scaled(attention.q_proj(queries), attention)
-    # The key's bias adds the same to all scores of a token, so the softmax cancels it.
-    probes = torch.einsum("bpthd,hde->bphte", query, _per_head(attention.k_proj.weight, attention))
-    share = (_grouped(probes, seen) @ _flat(seen).transpose(1, 2)).softmax(dim=-1)
-    means = (share @ _flat(cells)).view_as(probes)
-    values = torch.einsum("bphte,hde->bpthd", means, _per_head(attention.v_proj.weight, attention))
-    return attention.out_proj(values.flatten(-2) + attention.v_proj.bias)
-
-
-def _cells_attend(attention: Attention, seen: Tensor, keys: Tensor, values: Tensor, cells: Tensor) -> Tensor:
-    """Cells attend to tokens, with a residual connection: ``cells + attention(q=seen, k=keys, v=values)``."""
-    batch, prompts, tokens, _ = keys.shape
-    heads = attention.num_heads
-    key = _scaled(attention.k_proj(keys), attention)
-    probes = torch.einsum("bpthd,hde->bphte", key, _per_head(attention.q_proj.weight, attention))
-    bias = torch.einsum("bpthd,hd->bpht", key, _per_head(attention.q_proj.bias, attention))
-    scores = torch.baddbmm(_grouped(bias[..., None], seen), _grouped(probes, seen), _flat(seen).transpose(1, 2))
-    share = scores.view(batch * prompts, heads, tokens, -1).softmax(dim=2).flatten(1, 2)
-    value = attention.v_proj(values).unflatten(-1, (heads, -1))
-    outward = attention.out_proj.weight.unflatten(1, (heads, -1))
-    # Each head's weights sum to one, so each adds its share of the bias.
-    values_out = torch.einsum("bpthd,ehd->bphte", value, outward) + attention.out_proj.bias / heads
-    added = torch.baddbmm(cells.flatten(0, 1), share.transpose(1, 2), values_out.flatten(0, 1).flatten(1, 2))
-    return added.view_as(cells)
-
-
-def _scaled(projected: Tensor, attention: Attention) -> Tensor:
-    """(B, P, T, H * d) -> (B, P, T, H, d), over the root of d."""
-    split = projected.unflatten(-1, (attention.num_heads, -1))
-    return split / split.shape[-1] ** 0.5
-
-
-def _per_head(parameter: Tensor, attention: Attention) -> Tensor:
-    """(H * d, ...) -> (H, d, ...)."""
-    return parameter.unflatten(0, (attention.num_heads, -1))
-
-
-def _grouped(rows: Tensor, cells: Tensor) -> Tensor:
-    """(B, P, H, T, X) -> (B * Q, P / Q * H * T, X): rows grouped by the cells they attend to."""
-    batch, groups = cells.shape[:2]
-    return rows.reshape(batch * groups, -1, rows.shape[-1])
-
-
-def _flat(cells: Tensor) -> Tensor:
-    """(B, Q, N, E) -> (B * Q, N, E)."""
-    return cells.flatten(0, 1)
-
-
 def edge_weights(
     maps: Tensor,
     offsets: Sequence[Offset],
@@ -239,42 +166,22 @@ def edge_weights(
             both = (trust[here[:-2]] * trust[there[:-2]]).sqrt()
             known = both.sum(dim=1, keepdim=True)
             difference = difference * (both * both.shape[1] / known.clamp_min(_TINY))
-        affinity = torch.exp(-beta * contrast * difference.mean(dim=1, keepdim=True))
-        weights[:, o : o + 1][here] = affinity if known is None else affinity.where(known > 0, 0)
+        alike = torch.exp(-beta * contrast * difference.mean(dim=1, keepdim=True))
+        weights[:, o : o + 1][here] = alike if known is None else alike.where(known > 0, 0)
     return weights
 
 
-def _spread(maps: Tensor, weights: Tensor, offsets: Sequence[Offset]) -> Tensor:
-    """(B, C, *space): each pixel's own value plus the weighted values of its neighbours (self weight 1)."""
-    total = maps.clone()
-    for o, offset in enumerate(offsets):
-        here, there = _overlap(offset, maps)
-        weight = weights[:, o : o + 1][here]
-        total[here] += weight * maps[there]
-        total[there] += weight * maps[here]
-    return total
+class _Spread:
+    """Each pixel's own value plus the weighted values of its neighbours (self weight 1), an offset after the other."""
 
+    def __init__(self, maps: Tensor, weights: Tensor, offsets: Sequence[Offset]) -> None:
+        self.weights, self.offsets = weights, offsets
 
-def random_walk(
-    cam: Tensor,
-    weights: Tensor,
-    offsets: Sequence[Offset],
-    steps: int | None = 4,
-    rescale: bool = True,
-    inside: Tensor | None = None,
-    restart: float = 0.0,
-    tolerance: float = 1e-6,
-    max_steps: int = 1000,
-) -> Tensor:
-    """Spread class activation along the affinity: ``x <- (1 - restart) T x + restart x0``, ``steps`` times."""
-    whole = torch.ones_like(cam[:, :1], dtype=torch.bool) if inside is None else inside
-    start = x = cam.where(whole, 0)
-    neighbours = _spread(whole.to(cam.dtype), weights, offsets).where(whole, 1)
-    for _ in range(max_steps if steps is None else steps):
-        last, x = x, (_spread(x, weights, offsets) / neighbours).where(whole, 0)
-        x = x if restart == 0 else (1 - restart) * x + restart * start
-        if steps is not None:
-            x = _rescaled(x, whole) if rescale else x
-        elif not (x - last).abs().max() > tolerance:
-            break
-    return _rescaled(x, whole) if rescale and steps is None else x
+    def __call__(self, maps: Tensor) -> Tensor:
+        total = maps.clone()
+        for o, offset in enumerate(self.offsets):
+            here, there = _overlap(offset, maps)
+            weight = self.weights[:, o : o + 1][here]
+            total[here] += weight * maps[there]
+            total[there] += weight * maps[here]
+        return total
