@@ -1,4 +1,4 @@
-"""PAM of a slice with the repository's settings, and the same as it was before: for ``benchmarks.pam``."""
+"""PAM of a slice with the repository's settings: for ``benchmarks.pam``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks._pam_before import as_before
 from data_modules.phantom_drawing import PhantomParameters, draw_volume
 from weakmedsam.backbones.pocket import Pocket
 from weakmedsam.classification.cam import Pooling
@@ -30,10 +29,6 @@ THICKNESS = 8 / 3
 """Of its slices, in cells of the map."""
 
 
-FIELD, FIELD_BEFORE = 0.4, 0.84
-"""What a cell of the local encoder sees, share of the frame: the default, and that of before at 64 pixels."""
-
-
 def seconds(work: Callable[[], object], repeats: int) -> float:
     """Best of some repeats, by ``CLOCK``."""
     times = []
@@ -44,14 +39,16 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def pam_of_slice(size: int, repeats: int) -> tuple[float, float]:
-    """Seconds a slice of PAM with the repository's settings: as it is, and as it was before, in turn.
+def pam_of_slice(size: int, repeats: int) -> float:
+    """Seconds a slice of PAM with the repository's settings.
 
     Args:
         size: side of the slices, pixels; the default phantom has 64.
-        repeats: of each; the best is taken.
+        repeats: of which the best is taken.
     """
-    models = [_model(size, field) for field in (FIELD, FIELD_BEFORE)]
+    torch.manual_seed(0)
+    classes = ["a", "b"]
+    model = WeakMedSAM(Pocket(size), classes, LocalEncoder(size), pooling=Pooling("log_sum_exp")).eval()
     drawing = draw_volume(replace(PHANTOM, size=size), 2)
     image = min_max(torch.as_tensor(drawing.image).float())[:, None]
     ids = torch.as_tensor(drawing.mask).flatten(1)
@@ -63,20 +60,9 @@ def pam_of_slice(size: int, repeats: int) -> tuple[float, float]:
         threshold=Threshold(0.75),
     )  # fmt: skip
 
-    def work(model: WeakMedSAM) -> None:
+    def work() -> None:
         seen = model(image, box)
         slices = PamBatch(image, seen.cam, model.embedding(seen, image), label[rows], box)
         mine(model.backbone, slices, settings, 16, rows, THICKNESS, drops_under_occlusion(model.evidence))
 
-    now, before = [], []
-    for _ in range(repeats):
-        now.append(seconds(lambda: work(models[0]), 1))
-        with as_before():
-            before.append(seconds(lambda: work(models[1]), 1))
-    return min(now) / len(rows), min(before) / len(rows)
-
-
-def _model(size: int, field: float) -> WeakMedSAM:
-    torch.manual_seed(0)
-    local = LocalEncoder(size, field=field)
-    return WeakMedSAM(Pocket(size), ["a", "b"], local_encoder=local, pooling=Pooling("log_sum_exp")).eval()
+    return seconds(work, repeats) / len(rows)

@@ -7,8 +7,7 @@ slices are encoded at once, as a run does, with the project's attention, in bflo
 bf16-mixed`` does; ``speedup_float32`` is without.
 
 ``slice_seconds``: PAM of a slice with the repository's settings, ``pocket`` and an untrained local encoder, on a
-volume of the default phantom (``--size``: drawn in that size). ``pam_speedup``: the same by the code of before
-(``_pam_before.py``), in turn with it.
+volume of the default phantom (``--size``: drawn in that size).
 
 ``decode_speedup``: masks of all prompts of one embedding, by segment-anything's own call and here.
 
@@ -206,16 +205,15 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="repeat each measurement")
     parser.add_argument("--positive", type=float, default=0.5, help="share of validation slices with a class")
     parser.add_argument("--size", type=int, default=64, help="of the slices of slice_seconds, pixels")
-    parser.add_argument("--slice-only", action="store_true", help="slice_seconds and pam_speedup alone")
+    parser.add_argument("--slice-only", action="store_true", help="slice_seconds alone")
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time, where other work runs beside; one thread"
     )
     arguments = parser.parse_args()
     repeats = 3 if arguments.full else 1
     CLOCK[0] = time.process_time if arguments.cpu_time else time.perf_counter
-    now, before = pam_of_slice(arguments.size, 2 * repeats)
-    print(f"PAM of a slice of {arguments.size} pixels: {now * 1e3:.0f} ms, before {before * 1e3:.0f} ms")
-    of_slice = {"slice_seconds": now, "pam_speedup": before / now}
+    of_slice = {"slice_seconds": pam_of_slice(arguments.size, 2 * repeats)}
+    print(f"PAM of a slice of {arguments.size} pixels: {of_slice['slice_seconds'] * 1e3:.0f} ms")
     if arguments.slice_only:
         print(json.dumps(of_slice))
         return
