@@ -38,8 +38,9 @@ def test_each_setting_scores_as_it_does_alone_and_prompts_are_put_once(tmp_path,
     assert 0 < len(asked) == once  # three settings, and as many questions as one
     rows = read(tmp_path / "both/refinements.csv")
     assert {row["setting"] for row in rows} == {"same", "walkless", "long"}
+    assert list(rows[0]) == ["setting", "case", "class", "cam_dice", "pam_dice"]
     alone = {(row["case"], row["class"]): row["pam_dice"] for row in read(tmp_path / "alone/cam_cases.csv")}
-    assert alone == {(row["case"], row["class_name"]): row["pam_dice"] for row in rows if row["setting"] == "same"}
+    assert alone == {(row["case"], row["class"]): row["pam_dice"] for row in rows if row["setting"] == "same"}
     means = {(row["setting"], row["class"]): row for row in read(tmp_path / "both/refinements_mean.csv")}
     assert means["walkless", "cyst"]["pam_dice"] != means["long", "cyst"]["pam_dice"]
     assert len(means) == 6

@@ -23,6 +23,9 @@ from weakmedsam.pam.tables import CaseDice, gather_cases
 from weakmedsam.pam.volumes import labelled_rows, score_volume
 from weakmedsam.system.atomic_io import write_table
 
+COLUMNS = ("setting", "case", "class", "cam_dice", "pam_dice")
+"""Of ``refinements.csv``. Of an ellipsoid that looks at no image the test has a row of its own."""
+
 
 class Remembering(Backbone):
     """A backbone that answers a question it has been asked before from memory.
@@ -152,7 +155,7 @@ class CompareRefinements(Callback):
         means: list[Mapping[str, object]] = []
         for name, cases in self._cases.items():
             gathered = gather_cases(cases)
-            rows += [{"setting": name, **case._asdict()} for case in gathered]
+            rows += [dict(zip(COLUMNS, (name, *case[:-1]), strict=True)) for case in gathered]
             for class_name in cast(WeakMedSAM, pl_module).class_names:
                 own = [(case.cam_dice, case.pam_dice) for case in gathered if case.class_name == class_name]
                 cam, pam = torch.tensor(own).view(-1, 2).nanmean(dim=0).tolist()
@@ -167,6 +170,6 @@ class CompareRefinements(Callback):
                 )
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
-            write_table(folder / "refinements.csv", ("setting", *CaseDice._fields), rows)
+            write_table(folder / "refinements.csv", COLUMNS, rows)
             columns = ("setting", "class", "cases", "cam_dice", "pam_dice")
             write_table(folder / "refinements_mean.csv", columns, means)
