@@ -88,8 +88,8 @@ def _position_faults(
     enough = min(label.sum(), (1 - label).sum()) >= FEW and len(np.unique(owners[label > 0])) >= PATIENTS
     if enough and (value := auroc(frequency_by_position(owners, positions, label), label)) >= BY_POSITION:
         yield (
-            f"the position of a slice alone tells whether it has {name} (AUROC {value:.2f}): the network need not look at "
-            "it. Check that the activation lies on it; another data.slices.plane may help"
+            f"the position of a slice alone tells whether it has {name} (AUROC {value:.2f}): the network need not look "
+            "at it. Check that the activation lies on it; another data.slices.plane may help"
         )
 
 
@@ -128,7 +128,7 @@ def frequency_by_position(
 
 def auroc(scores: NDArray[np.floating], truths: Labels) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, ties half; NaN without both."""
-    values, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     positive = truths > 0
     many = int(positive.sum())
