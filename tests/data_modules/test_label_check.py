@@ -92,6 +92,12 @@ def test_two_classes_that_nearly_always_occur_together_are_named():
     assert found(one, one * scattered(0.8, seed=1)) == []
 
 
+def test_no_slices_and_a_class_in_none_of_them_are_taken_as_they_are():
+    assert find_label_faults([], np.zeros(0), np.zeros((0, 1), np.float32), ["a"]) == []
+    (sentence,) = found(0 * scattered(0.5))
+    assert "only 0 of 600 training slices have a" in sentence
+
+
 def test_the_default_phantom_gives_no_alarm():
     options = settings("phantom")["init_args"]
     parameters = PhantomParameters(**options["phantom"])
