@@ -42,6 +42,7 @@ from data_modules.summary import (
     digest_content,
     digest_of,
     warn_of_false_spacing,
+    warn_of_labels,
     warn_of_undefined,
 )
 from weakmedsam.errors import DataError, check_range
@@ -232,7 +233,10 @@ class SliceDataModule(LightningDataModule):
         return self._val_table().labels
 
     def summary(self) -> dict[str, Any]:
-        """What ``prepare_data`` has left, as plain values: where, from what, how many cases, slices and positives."""
+        """What ``prepare_data`` has left, as plain values.
+
+        Where, from what, how many cases, slices and positives, and what the labels say too little of.
+        """
         index = read_index(self.store)
         if index is None:
             raise DataError(f"{self.store}: nothing is prepared there. Call prepare_data() first.")
@@ -242,17 +246,17 @@ class SliceDataModule(LightningDataModule):
             files=(str(Path(self.split_settings.file).resolve()),) if self.split_settings.file else (),
         )
         counts = count_splits(index.entries, split, self.class_names, self.slices.min_pixels)
+        train = [entry for case, entry in index.entries.items() if split[case] == "train"]
+        taken = (self.slices.min_pixels, self.labels.only_positive)
         return {
             "store": str(self.store),
             "data_dir": self.data_dir,
             "sources": sources._asdict(),
             "classes": self.classes,
             "splits": counts,
+            "label_warnings": warn_of_labels(train, self.class_names, *taken),
             "content": digest_content(index.entries, split),
-            "intensity": describe_intensity(
-                [entry for case, entry in index.entries.items() if split[case] == "train"],
-                str(self.intensity),
-            ),
+            "intensity": describe_intensity(train, str(self.intensity)),
         }
 
     def digest_volume(self, case: str) -> str:

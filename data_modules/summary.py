@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.cases import DatasetInfo
+from data_modules.label_check import find_label_faults
 from data_modules.slice_datasets import tabulate
 from data_modules.store_index import Entry
 from data_modules.wholeness import find_wrong_size
@@ -44,6 +45,25 @@ def count_splits(
             "positive_slices": positive,
         }
     return counts
+
+
+def warn_of_labels(
+    train: Sequence[Entry], class_names: Sequence[str], min_pixels: int, only_positive: bool = False
+) -> list[str]:
+    """What the labels of the training slices say too little of, a sentence each; see ``label_check``.
+
+    Args:
+        train: the training cases.
+        class_names: names of the classes, id 1 first.
+        min_pixels: of a class, from which on it counts as present.
+        only_positive: training takes only slices in which some class is present.
+    """
+    if not train:
+        return []
+    table = tabulate(train, min_pixels, only_positive)
+    patients = [train[case].patient for case in table.case]
+    depths = np.array([entry.depth for entry in train])[table.case]
+    return find_label_faults(patients, (table.slice + 0.5) / depths, table.labels, class_names)
 
 
 def digest_of(*values: object) -> str:

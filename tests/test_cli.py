@@ -277,7 +277,7 @@ def test_prepare_refuses_a_misspelt_key_in_few_words(call, tmp_path, capsys):
     assert len(told.splitlines()) < 5
 
 
-def test_prepare_writes_the_store_and_what_is_in_it(call, tmp_path):
+def test_prepare_writes_the_store_and_what_is_in_it(call, tmp_path, capsys):
     call(
         *("prepare", "--config", "experiments/data/phantom.yaml", "--data.data_dir", str(tmp_path / "scans")),
         *(
@@ -294,6 +294,9 @@ def test_prepare_writes_the_store_and_what_is_in_it(call, tmp_path):
     assert sum(split["cases"] for split in summary["splits"].values()) == 4
     assert summary["splits"]["train"]["slices"] == 8 * summary["splits"]["train"]["cases"]
     assert Path(summary["store"]).is_dir()
+    assert any("training slices have lesion: add" in sentence for sentence in summary["label_warnings"])
+    told = capsys.readouterr().err
+    assert all(f"warning: {sentence}\n" in told for sentence in summary["label_warnings"])
 
 
 def test_wandb_stays_offline_unless_the_user_is_logged_in(monkeypatch, tmp_path):

@@ -265,7 +265,8 @@ def shown_in_terminal(given: Any) -> dict[str, Any]:
 def prepare_command(words: list[str]) -> None:
     """``prepare --config experiments/data/<dataset>.yaml``: write the slice store, and nothing else.
 
-    Options are those of ``data`` in the other commands; ``--summary FILE`` gets what was prepared as JSON.
+    Options are those of ``data`` in the other commands; ``--summary FILE`` gets what was prepared as JSON. It ends with
+    what the labels say too little of.
     """
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--summary", type=Path)
@@ -280,8 +281,11 @@ def prepare_command(words: list[str]) -> None:
     show_remarks()
     data = parser.instantiate_classes(options).data
     data.prepare_data()
+    summary = data.summary()
     if known.summary is not None:
-        write_whole(known.summary, json.dumps(data.summary(), indent=2) + "\n")
+        write_whole(known.summary, json.dumps(summary, indent=2) + "\n")
+    for sentence in summary["label_warnings"]:
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def quieten() -> None:

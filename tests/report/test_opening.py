@@ -144,6 +144,16 @@ def test_without_test_masks_the_page_says_so_and_nothing_is_missing(run: Path) -
     assert "not done" not in printed(run)
 
 
+def test_what_the_labels_say_too_little_of_stands_in_the_opening(run: Path) -> None:
+    assert "Labels:" not in section(page_of(run), "headline")
+    warnings = ["the labels say little about liver: it is in 97 % of the training slices", NASTY]
+    (run / "prepare/data.json").write_text(json.dumps({"label_warnings": warnings}))
+    opening = section(page_of(run), "headline")
+    assert f'<p class="missing">Labels: {warnings[0]}.</p>' in opening
+    assert opening.count("Labels: ") == 2
+    assert NASTY not in opening
+
+
 def test_the_pictures_are_of_the_best_median_and_worst_case_by_final_dice(run: Path) -> None:
     order = dict(zip(CASES, (0.3, 0.9, 0.1, 0.5, 0.7, 0.6, 0.2), strict=True))
     write_scores(run, "refined/cases.csv", {case: (dice, dice) for case, dice in order.items()})

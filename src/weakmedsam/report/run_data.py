@@ -119,6 +119,7 @@ class Run:
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
         unmasked: no test case has an expert mask, so that there is nothing to score.
+        label_warnings: what ``prepare`` has found that the labels say too little of, a sentence each.
     """
 
     folder: Path
@@ -131,6 +132,7 @@ class Run:
     expert: bool
     random: bool
     unmasked: bool
+    label_warnings: tuple[str, ...]
 
     @property
     def waiting(self) -> list[StageRecord]:
@@ -190,7 +192,8 @@ def read_run(folder: Path) -> Run:
     texts = {name: read_text(_within(folder, name) / "config.yaml") for name in (*trained, *mined)}
     configs = {name: parse_mapping(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(configs[name]) for name in trained}
-    unmasked = _test_masks(folder) == 0
+    prepared = read_note(folder / "prepare" / "data.json")
+    unmasked = _test_masks(prepared) == 0
     stages = {name: _read_stage(folder, name, unmasked) for name in (*names, *BESIDE)}
     beside = {name for name in BESIDE if stages[name].state not in (NOT_RUN, NOT_NEEDED)}
     stages = {name: found for name, found in stages.items() if name in names or name in beside}
@@ -206,12 +209,19 @@ def read_run(folder: Path) -> Run:
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
         random=_backbone_options(configs["classify"]).get("weights") == "none",
         unmasked=unmasked,
+        label_warnings=_label_warnings(prepared),
     )
 
 
-def _test_masks(folder: Path) -> int | None:
+def _label_warnings(prepared: dict[str, Any]) -> tuple[str, ...]:
+    """As ``prepare`` has left them; none of a run of an earlier version."""
+    found = prepared.get("label_warnings")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def _test_masks(prepared: dict[str, Any]) -> int | None:
     """How many test cases have an expert mask, by what ``prepare`` has counted; None where that is not known."""
-    found: Any = read_note(folder / "prepare" / "data.json")
+    found: Any = prepared
     for key in ("splits", "test", "masked"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, int) else None
