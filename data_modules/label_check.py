@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc
 
 COMMON = 0.75
 """Share of the slices from which on a class is in nearly all. ACDC's right ventricle has 0.78, its myocardium 0.97; the
@@ -88,7 +90,7 @@ def _position_faults(
 ) -> Iterator[str]:
     """At most one: of a class that the place of a slice in its scan gives away."""
     enough = min(label.sum(), (1 - label).sum()) >= FEW and len(np.unique(owners[label > 0])) >= PATIENTS
-    if enough and (value := auroc(frequency_by_position(owners, positions, label), label)) >= BY_POSITION:
+    if enough and (value := _auroc(frequency_by_position(owners, positions, label), label)) >= BY_POSITION:
         yield (
             f"the position of a slice alone tells whether it has {name} (AUROC {value:.2f}): the network need not look "
             "at it. Check that the activation lies on it; another data.slices.plane may help"
@@ -128,11 +130,5 @@ def frequency_by_position(
     return ((found + overall) / (others + 1))[owners, place]
 
 
-def auroc(scores: NDArray[np.floating], truths: Labels) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties half; NaN without both."""
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    positive = truths > 0
-    many = int(positive.sum())
-    pairs = many * (len(truths) - many)
-    return float((ranks[positive].sum() - many * (many + 1) / 2) / pairs) if pairs else float("nan")
+def _auroc(scores: NDArray[np.floating], truths: Labels) -> float:
+    return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(truths > 0).int()))

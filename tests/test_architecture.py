@@ -28,7 +28,7 @@ TORCH_FREE = [
                 "prepare",
                 "phantom_drawing",
             ),
-            *("scan_io", "nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness", "label_check"),
+            *("scan_io", "nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness"),
         )
     ),
     *(

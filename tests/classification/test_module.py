@@ -49,10 +49,6 @@ def test_training_learns_from_image_level_labels(scans, tmp_path):
     assert float(rows[-1]["train/class_loss"]) < 0.9 * float(rows[0]["train/class_loss"])
     assert float(rows[-1]["train/subclass_loss"]) < float(rows[0]["train/subclass_loss"])
     assert 0 <= float(rows[-1]["val/auroc/lesion"]) <= 1
-    for name in ("cam_divergence", "cam_area"):
-        values = [float(rows[-1][f"val/{name}{of}"]) for of in ("", "/lesion", "/cyst")]
-        assert all(0 < value < 1 for value in values)
-        assert values[0] == pytest.approx(sum(values[1:]) / 2, abs=1e-4)
     assert 0 <= float(rows[0]["sce/kept/cyst"]) <= 1
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from data_sets import settings
 
-from data_modules.label_check import auroc, find_label_faults, frequency_by_position
+from data_modules.label_check import find_label_faults, frequency_by_position
 from data_modules.phantom_drawing import PhantomParameters, draw_volume
 
 CASES, SLICES = 20, 30
@@ -74,12 +74,7 @@ def test_a_patient_does_not_speak_for_itself():
     owners = np.repeat(np.arange(3), 3)
     positions, label = np.tile([0.1, 0.5, 0.9], 3), np.eye(3, dtype=np.float32).ravel()
     scores = frequency_by_position(owners, positions, label)
-    assert auroc(scores, label) == 0.0
-
-
-def test_auroc_counts_ties_as_half():
-    assert auroc(np.array([1.0, 2.0, 2.0, 3.0]), np.array([0, 0, 1, 1], np.float32)) == 0.875
-    assert np.isnan(auroc(np.ones(3), np.ones(3, np.float32)))
+    assert scores[label > 0].max() < scores[label == 0].min()
 
 
 def test_two_classes_that_nearly_always_occur_together_are_named():

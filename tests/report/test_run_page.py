@@ -45,22 +45,6 @@ def test_stability_is_a_figure_where_it_was_measured(full_run: Path) -> None:
     assert "0.625" in section(page, "pseudo-labels")
 
 
-def test_place_and_area_of_the_activation_are_figures_of_each_class_and_curves(full_run: Path) -> None:
-    assert "CAM divergence" not in page_of(full_run)
-    path = full_run / "classify/history.csv"
-    rows = list(csv.DictReader(path.open()))
-    for metric in ("val/cam_divergence", "val/cam_area"):
-        values = {metric: 0.3125} | {f"{metric}/{c}": 0.25 + n / 8 for n, c in enumerate(CLASSES)}
-        rows = [row | values for row in rows]
-    write_csv(path, rows)
-    page = page_of(full_run)
-    for title in ("CAM divergence", "CAM area, share of the scan"):
-        line = re.search(rf"<tr[^>]*>(?:(?!</tr>).)*{title}.*?</tr>", section(page, "figures"), re.DOTALL)
-        assert line
-        assert re.findall(r">(0\.\d+)<", line.group()) == ["0.312", "0.250", "0.375"]
-    assert "Divergence and area of the CAM, validation" in section(page, "curves")
-
-
 def test_full_run_shows_every_section_and_figure(full_run: Path) -> None:
     page = page_of(full_run)
     for name in SECTIONS:

@@ -26,8 +26,7 @@ from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.errors import CheckpointError, ConfigError, check_range
 from weakmedsam.fsdp import shard
-from weakmedsam.geometry import inside_box, inside_cells, min_max_inside
-from weakmedsam.metrics.activation_place import ActivationPlaces
+from weakmedsam.geometry import inside_box, inside_cells
 from weakmedsam.metrics.image_labels import LabelScores
 from weakmedsam.optimizers import check_optimiser, count_steps
 from weakmedsam.sce.config import SubClassTask
@@ -138,7 +137,6 @@ class WeakMedSAM(LightningModule):
         self.register_buffer("subclass_counts", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("operating_points", torch.zeros(classes))
         self.label_scores = LabelScores(self.class_names)
-        self.activation_places = ActivationPlaces(self.class_names)
         self.finished_cases: set[str] = set()
         self.views: list[tuple[int, ...]] = [()]
         self.start: Callable[[Tensor], Tensor] | None = None  # image -> cam, in place of the activation
@@ -278,13 +276,11 @@ class WeakMedSAM(LightningModule):
         return {"loss": loss, "pooled": self.describe(features, scan) if mean is None else mean.detach()}
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
-        """Class loss, AUROC, average precision and place of the activation, which goes on to PAM."""
+        """Class loss, AUROC and average precision; the activation goes on to PAM."""
         activation = self(batch["image"], batch["box"])
         loss = F.binary_cross_entropy_with_logits(activation.logits, batch["label"])
         self.log("val/loss", loss, batch_size=len(batch["label"]), sync_dist=True)
         self.label_scores.update(activation.logits, batch["label"])
-        inside = self.inside(batch["box"], activation.cam.shape[-1])
-        self.activation_places.update(min_max_inside(activation.cam, inside), inside, batch["label"])
         return activation
 
     def test_step(self, batch: VolumeBatch, batch_idx: int) -> Activation:  # type: ignore[override]
@@ -314,13 +310,8 @@ class WeakMedSAM(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Log what validation measures, per class and as the mean; keep the operating points of a training.
-
-        ``val/auroc`` and ``val/ap``; ``val/cam_divergence`` and ``val/cam_area``, see ``ActivationPlaces``.
-        """
+        """Log ``val/auroc`` and ``val/ap``, per class and as their mean; keep the operating points of a training."""
         self._log_scores("val")
-        self.log_dict({f"val/{name}": value for name, value in self.activation_places.compute().items()})
-        self.activation_places.reset()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.operating_points.copy_(self.label_scores.points)
 

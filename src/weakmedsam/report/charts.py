@@ -83,10 +83,6 @@ _PANELS: dict[str, tuple[tuple[str, str, bool, tuple[tuple[str, str, bool], ...]
         )),
         ("Class AUROC, validation", "AUROC", True, (("val/auroc", "", False),)),
         ("Class average precision, validation", "AP", True, (("val/ap", "", False),)),
-        ("Divergence and area of the CAM, validation", "share", True, (
-            ("val/cam_divergence", "divergence", False),
-            ("val/cam_area", "area", True),
-        )),
         ("Dice of CAM and refined CAM, validation", "Dice", True, (
             ("val/pam_dice", "refined", False),
             ("val/cam_dice", "CAM", True),

@@ -36,10 +36,6 @@ MAKE_TARGETS = {
 TIPS = {
     "auroc": "Area under the ROC curve of the image-level class, over slices: 0.5 is chance, 1 perfect.",
     "ap": "Average precision of the image-level class, over slices; chance is the share that has it.",
-    "cam_divergence": "How much the place of the activation differs from slice to slice: 0 the same in all, 1 a place "
-    "of its own in each. It does not say whether the place is right. No expert mask is used.",
-    "cam_area": "Share of the scan that the thresholded activation covers, in slices with the class. No expert mask is "
-    "used.",
     "cam_dice": "Dice of the thresholded class activation map against the expert mask, per volume; "
     "slices that do not have the class by their image-level label stay empty.",
     "pam_dice": "The same after refinement by prompt affinity mining.",
@@ -72,8 +68,6 @@ TIPS = {**{f"refined.{key}": tip for key, tip in TIPS.items()}, **TIPS}
 VALIDATED = (
     ("classify", "val/auroc", "Class AUROC", "auroc"),
     ("classify", "val/ap", "Class average precision", "ap"),
-    ("classify", "val/cam_divergence", "CAM divergence", "cam_divergence"),
-    ("classify", "val/cam_area", "CAM area, share of the scan", "cam_area"),
     ("classify", "val/cam_dice", "CAM Dice", "cam_dice"),
     ("classify", "val/pam_dice", "Refined CAM (PAM) Dice", "pam_dice"),
     ("segment", "val/dice", "Segmentation Dice", "val_dice"),
