@@ -115,6 +115,15 @@ def test_a_run_that_fails_is_noted_and_the_others_go_on(studio, capsys):
     assert table(studio)["default", "rv"]["refined"] == "0.710 (0.020)"
 
 
+def test_a_run_with_a_damaged_file_is_noted_and_the_others_go_on(studio, capsys):
+    studio.write(STUDY | {"variants": {"default": {}}, "upper_bound": False})
+    assert studio.run("--seeds", "0") == 0
+    (studio.folder / "runs/folder/own-heart-default-0/classify/history.csv").write_text("epoch,a\n1\n")
+    assert studio.run() == 1
+    assert "history.csv, line 2: 1 cells under 2 columns" in capsys.readouterr().err
+    assert table(studio)["default", "rv"]["refined"] == "0.720"  # of seed 1 alone
+
+
 def test_a_signal_ends_the_study_and_the_same_command_continues(studio, monkeypatch):
     own = studio.relay.run
 

@@ -34,7 +34,7 @@ def main(words: list[str] | None = None, relay_class: Starter = Relay) -> int:
     args = _parser().parse_args(words[:split])
     os.environ[VERBOSE] = "1" if args.verbose else os.environ.get(VERBOSE, "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-    with ending_in_a_message("with the run where it was", vars(args)):
+    with ending_in_a_message("where it was", vars(args)):
         study = read_study(args.study)
         asked = Request(
             "", "", args.backbone, None, args.runs, parse_options(words[split + 1 :]), args.trainer, args.logger,

@@ -209,19 +209,23 @@ def _options(path: Path, place: str, held: Any) -> Options:
         return []
     if not isinstance(held, dict):
         raise ConfigError(f"{path}: {place} is {held!r}; options are lines like `data.image_size: 128`")
-    words = {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        for key, value in held.items()
-    }
     for key in held:
         if key.endswith(SEED):
             raise ConfigError(f"{path}: {place}.{key} is set by the study for each run; change `seeds`")
-    found = [(key.removeprefix("--"), [word]) for key, word in words.items()]
+    found = [(key.removeprefix("--"), [_word(value)]) for key, value in held.items()]
     try:
         options_for(STAGES[0], found)
     except ConfigError as error:
         raise ConfigError(f"{path}: {place}: {str(error).removeprefix('ARGS: ')}") from error
     return found
+
+
+def _word(value: Any) -> str:
+    """A value as a word of the command line, which reads it as YAML."""
+    if isinstance(value, str):
+        named = value.removeprefix("experiments/")
+        return value if named == value else str(experiment_file(named))  # outside a checkout it is the package's
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _named(path: Path, key: str, held: dict[str, Any], default: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from weakmedsam.contracts import split_round
+from weakmedsam.errors import DataError
 from weakmedsam.report.cli import REPORT
 from weakmedsam.report.dice_table import dice_columns
 from weakmedsam.report.final_dice import MEAN, final_result
@@ -31,7 +32,7 @@ class RunResult:
 
     Attributes:
         run: which one.
-        waiting: the first stage that is to be run, and its state; empty where all is done.
+        waiting: the first stage that is to be run, and its state, or which file is damaged; empty where all is done.
         failed: how it ended in this call, where it failed.
         values: method -> class -> Dice, mean over the test cases; of finished results only.
         final: the method of the final Dice; empty where none is measured.
@@ -107,8 +108,8 @@ def read_result(run: StudyRun, failed: str = "") -> RunResult:
         run: which one.
         failed: how it has just ended, where it failed.
 
-    Raises:
-        DataError: a file of the run is damaged; the message names it.
+    Returns:
+        Its results; of a run with a damaged file none, and what is wrong with it.
     """
     if not run.request.folder.is_dir():
         return RunResult(run, "not run", failed)
@@ -116,7 +117,10 @@ def read_result(run: StudyRun, failed: str = "") -> RunResult:
     waiting = next((said for said in waits.values() if said), "")
     if all(waits.values()):
         return RunResult(run, waiting, failed)
-    held = read_run(run.request.folder)
+    try:
+        held = read_run(run.request.folder)
+    except DataError as error:  # one run does not keep up the others
+        return RunResult(run, str(error), failed)
     result = final_result(held)
     final = _FINAL[split_round(result.stage)[0]] if result and not waits["train"] else ""
     values = {}

@@ -32,7 +32,7 @@ def run_study(plan: Plan, seeds: Collection[int], relay_class: Starter = Relay) 
         The runs that failed.
 
     Raises:
-        WeakMedSAMError: another process runs the study, or a file of a run is damaged.
+        WeakMedSAMError: another process runs the study, or its page cannot be written.
         SystemExit: a signal has come; status ``REQUEUE``.
     """
     with alone(plan.folder) as lock, relay_class([lock]).listening() as relay:
