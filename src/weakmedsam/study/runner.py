@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from rich.console import Console
 
+from weakmedsam.report.summary import DASH
 from weakmedsam.run import pipeline
 from weakmedsam.study.definition import Plan, StudyRun
 from weakmedsam.study.page import PAGE, Shown, write_study
@@ -85,10 +86,12 @@ def _run_targets(run: StudyRun, starter: Starter) -> str:
 
 
 def _summarise(plan: Plan, shown: Sequence[Shown]) -> None:
+    """Print the final Dice of the first variant, and where the page is."""
     first = next(iter(plan.study.variants))
     console.print()
     for one in shown:
         if one.row.variant == first and one.row.final:
-            dice = f"{one.row.final} {one.cells[one.row.final]}, {one.share} % of the upper bound"
+            share = f", {one.share} % of the upper bound" if one.share != DASH else ""
+            dice = f"{one.row.final} {one.cells[one.row.final]}{share}"
             console.print(f"{one.row.set_name}, {one.row.name}: {dice}", markup=False)
     console.print(f"study: {plan.folder / PAGE}", style="bold", markup=False, soft_wrap=True)
