@@ -29,7 +29,11 @@ SWEEP ?= sce
 LOCAL ?=
 ## Runs of a sweep, those of earlier calls included
 COUNT ?= 20
-## Name of the sweep's folder, RUNS/DATASET/sweeps/NAME; empty: that of the sweep
+## Study: several data sets, variants and seeds (experiments/study/<STUDY>.yaml)
+STUDY ?= sets
+## Seeds of the study that are run now, e.g. "0 1"; empty: all that its file names
+SEEDS ?=
+## Name of the folder of a sweep, RUNS/DATASET/sweeps/NAME, or of a study, RUNS/studies/NAME; empty: SWEEP or STUDY
 NAME ?=
 ## Runs that `make report` puts on one page, e.g. "phantom/default phantom/k4"; empty: the report of one run
 COMPARE ?=
@@ -63,7 +67,7 @@ pipeline = $(BIN)/python -m weakmedsam $(1) $(if $(strip $(V)),-v) --dataset $(c
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
-.PHONY: help setup sweep docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
+.PHONY: help setup sweep study docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -145,6 +149,13 @@ sweep: $(STAMP)
 		--experiment $(call given,EXPERIMENT) --backbone $(call given,BACKBONE) --runs $(call given,RUNS) \
 		--count $(call given,COUNT) $(if $(LOCAL),--local) $(call option,--name,NAME) \
 		$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(more)
+
+## Run data sets, variants and seeds, and write one page about them; continues where it stopped (docs/sweeps.md)
+study: $(STAMP)
+	@$(BIN)/python -m weakmedsam study $(call given,STUDY) $(if $(strip $(V)),-v) --backbone $(call given,BACKBONE) \
+		--runs $(call given,RUNS) --rounds $(call given,ROUNDS) $(call option,--name,NAME) $(call option,--data-dir,DATA_DIR) \
+		$(if $(strip $(value SEEDS)),--seeds $(call each,SEEDS)) $(call option,--trainer,TRAINER) \
+		$(call option,--logger,LOGGER) $(call option,--launcher,LAUNCHER) $(more)
 
 # One thread a worker: two workers with all threads each are slower than one.
 ## Run the test suite (ARGS go to pytest)

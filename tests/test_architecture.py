@@ -33,7 +33,7 @@ TORCH_FREE = [
     ),
     *(
         f"weakmedsam.{room}.{path.stem}"
-        for room in ("system", "run", "report")
+        for room in ("system", "run", "report", "study")
         for path in sorted((ROOT / "src/weakmedsam" / room).glob("[a-z]*.py"))
     ),
 ]

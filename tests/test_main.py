@@ -53,6 +53,7 @@ def test_every_target_of_the_pipeline_is_a_command():
         ("predict --config=a", ("lightning", "predict", "--config=a")),
         ("compare a b", ("weakmedsam.report.compare_cli", "a", "b")),
         ("status", ("weakmedsam.run.status",)),
+        ("study sets --seeds 0", ("weakmedsam.study.cli", "sets", "--seeds", "0")),
         ("fit --help", ("lightning", "fit", "--help")),
         ("test --config a", ("lightning", "test", "--config", "a")),
     ],
@@ -80,7 +81,7 @@ except SystemExit:
     pass
 assert not {"torch", "lightning"} & sys.modules.keys()
 """
-    for words in (["status"], ["train", "--help"], ["predict", "--help"], ["compare", "--help"]):
+    for words in (["status"], ["train", "--help"], ["predict", "--help"], ["compare", "--help"], ["study", "--help"]):
         subprocess.run([sys.executable, "-c", code, *words], check=True, cwd=tmp_path, capture_output=True)
 
 

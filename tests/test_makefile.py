@@ -80,6 +80,8 @@ VARIABLES = {
               "BACKBONE": "--backbone", "TRAINER": "--trainer", "LOGGER": "--logger", "LAUNCHER": "--launcher"},
     "predict": {"SCANS": "--scans", "OUT": "--out", "RUNS": "--runs", "EXPERIMENT": "--experiment"},
     "sweep": {"NAME": "--name", "DATA_DIR": "--data-dir", "RUNS": "--runs", "TRAINER": "--trainer", "COUNT": "--count"},
+    "study": {"NAME": "--name", "DATA_DIR": "--data-dir", "RUNS": "--runs", "TRAINER": "--trainer",
+              "BACKBONE": "--backbone", "LOGGER": "--logger", "LAUNCHER": "--launcher"},
     "report": {"DATASET": "--dataset", "EXPERIMENT": "--experiment"},
 }  # fmt: skip
 
@@ -100,6 +102,13 @@ def test_v_shows_more(tmp_path, target):
     assert ("-v" in words_of(tmp_path, target, "SCANS=x", "V=1")) != (
         "-v" in words_of(tmp_path / "b", target, "SCANS=x")
     )
+
+
+def test_seeds_of_a_study_are_words(tmp_path):
+    said = words_of(tmp_path, "study", "SEEDS=0 2", "STUDY=own")
+    assert said[:4] == ["-m", "weakmedsam", "study", "own"]
+    assert said[-3:] == ["--seeds", "0", "2"]
+    assert "--seeds" not in words_of(tmp_path / "b", "study")
 
 
 def test_names_of_runs_to_compare_are_words_whatever_is_in_them(tmp_path):

@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": ("weakmedsam.report.compare_cli", "write one page about several runs"),
     "predict": ("weakmedsam.run.predict", "segment unlabelled scans (with --config: LightningCLI's predict)"),
     "sweep": ("weakmedsam.sweep.cli", "sweep over settings"),
+    "study": ("weakmedsam.study.cli", "run data sets, variants and seeds, and write one page about them"),
     "weights": ("weakmedsam.backbones.weights", "find or fetch the official weights of backbones"),
     "fit": ("", "LightningCLI: train a module with --config files"),
     "validate": ("", "LightningCLI: one pass over the validation cases"),

@@ -28,6 +28,13 @@ def test_a_page_that_was_just_written_is_up_to_date_wherever_its_run_lies(page: 
     assert not is_up_to_date(moved)
 
 
+def test_so_it_is_by_a_path_from_the_working_folder(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_up_to_date(page.relative_to(tmp_path))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -26,8 +26,8 @@ def page_mark(run: Path) -> str:
         *code.glob("*.py"),
         *code.glob("templates/*"),
     ]
-    found = [(path.parent.name, path.name, (held := path.stat()).st_size, held.st_mtime_ns) for path in sorted(files)]
-    return hashlib.sha256(repr((__version__, found)).encode()).hexdigest()[:16]
+    found = [(path.parent.name, path.name, (held := path.stat()).st_size, held.st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((__version__, sorted(found))).encode()).hexdigest()[:16]
 
 
 def is_up_to_date(page: Path) -> bool:

@@ -33,7 +33,7 @@ def render_run(run: Run) -> str:
     """The page of a run, self-contained HTML."""
     album = Album()
     result = final_result(run)
-    extremes = _extremes(run, result, album) if result else []
+    extremes = extreme_pictures(run, result, album) if result else []
     grid = latest_epoch(run.folder / "classify" / "pictures")
     caption = f"{grid.name}: slices of validation cases" if grid else ""
     tables = {
@@ -79,7 +79,7 @@ def render_run(run: Run) -> str:
     )
 
 
-def _extremes(run: Run, result: FinalResult, album: Album) -> list[Picture]:
+def extreme_pictures(run: Run, result: FinalResult, album: Album) -> list[Picture]:
     """Pictures of the best, median and worst test case by the final Dice; none of a stage that draws none."""
     folder = run.folder / result.stage / "pictures"
     return chosen_pictures(folder, mean_by_case(result.rows, result.column), "Dice", album) if folder.is_dir() else []

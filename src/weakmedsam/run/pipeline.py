@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -230,7 +231,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def run(target: str, request: Request, relay_class: type[Relay] = Relay) -> None:
+def run(target: str, request: Request, relay_class: Callable[[Sequence[int]], Relay] = Relay) -> None:
     """Bring a target up to date, stage by stage; ``train`` and ``report`` end with the report.
 
     ``train`` leaves a report that shows the run as it is; ``report`` always writes it.
@@ -238,7 +239,7 @@ def run(target: str, request: Request, relay_class: type[Relay] = Relay) -> None
     Args:
         target: one of ``TARGETS``.
         request: what the user asked for.
-        relay_class: what runs the stages' commands.
+        relay_class: makes what runs the stages' commands, of the locks that these keep.
 
     Raises:
         WeakMedSAMError: a setting or file that is wrong.

@@ -1,0 +1,1 @@
+"""Several data sets, variants and seeds run by one command, and one page about them."""
