@@ -89,6 +89,7 @@ def call(tmp_path, scans):
 
 def test_every_file_is_run_by_some_test():
     known = {"classify", "pseudo_labels", "another_round", "refined", "features", "segment", "published"}
+    known.add("compare_refinements")
     assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == known
     assert {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()} == {
         *("backbone", "data", "logger", "slurm", "study", "sweeps", "trainer"),
@@ -212,9 +213,9 @@ def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(c
     held = torch.load(weights, weights_only=True)
     assert held["weakmedsam"]["pooling.kind"] == "average"
     assert not held["weakmedsam"]["local_encoder"]
-    settings = yaml.safe_load((EXPERIMENTS / "study/pam.yaml").read_text())
+    settings = yaml.safe_load((EXPERIMENTS / "compare_refinements.yaml").read_text())
     named = settings["trainer"]["callbacks"][0]["init_args"]["settings"]
-    call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *SMALL, *one, more=[*more, "study/pam"])
+    call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *SMALL, *one, more=[*more, "compare_refinements"])
     assert {row["setting"] for row in read_table(run / "refinements_mean.csv")} == set(named)
 
 

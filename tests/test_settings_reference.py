@@ -55,10 +55,10 @@ def test_every_value_that_a_file_sets_is_there_with_the_file():
     row = next(line for line in section.splitlines() if line.startswith("| `value`"))
     assert row.count("`0.5`") == 1
     assert row.rstrip("| ").endswith("| `0.75` in classify; `0.4` in refined")
-    study = yaml.safe_load(Path("experiments/study/pam.yaml").read_text(encoding="utf-8"))
+    study = yaml.safe_load(Path("experiments/compare_refinements.yaml").read_text(encoding="utf-8"))
     (compared,) = study["trainer"]["callbacks"]
     # What would not fit on any screen is only counted.
-    assert f"| {len(compared['init_args']['settings'])} entries in study/pam" in text
+    assert f"| {len(compared['init_args']['settings'])} entries in compare_refinements" in text
     assert max(map(len, text.splitlines())) < 1000
     # A backbone's file says another learning rate for the class that classify.yaml names.
     assert "`0.0001` in backbone/samus" in text
