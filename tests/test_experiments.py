@@ -215,7 +215,8 @@ def test_the_published_setting_trains_a_step_and_the_study_scores_its_settings(c
     assert not held["weakmedsam"]["local_encoder"]
     settings = yaml.safe_load((EXPERIMENTS / "compare_refinements.yaml").read_text())
     named = settings["trainer"]["callbacks"][0]["init_args"]["settings"]
-    call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *SMALL, *one, more=[*more, "compare_refinements"])
+    more = [*more, "compare_refinements"]
+    call("test", ["classify"], "phantom", "--ckpt_path", str(weights), *SMALL, *one, more=more)
     assert {row["setting"] for row in read_table(run / "refinements_mean.csv")} == set(named)
 
 

@@ -7,9 +7,23 @@ from weakmedsam.errors import ConfigError
 
 def test_features_have_the_cells_asked_for_at_any_frame():
     for side in (16, 40, 64, 256):  # smaller than the frame, reduced to 32, equal, reduced
-        encoder = LocalEncoder(side, frame=64, cells=8, width=12).eval()
-        assert encoder.feature_dim == 12
-        assert encoder(torch.rand(2, 1, side, side)).shape == (2, 12, 8, 8)
+        encoder = LocalEncoder(side, frame=64, cells=8, width=12, members=3).eval()
+        assert encoder.feature_dim == 36
+        assert encoder(torch.rand(2, 1, side, side)).shape == (2, 36, 8, 8)
+
+
+def test_a_member_is_what_it_would_be_alone():
+    encoder = LocalEncoder(32, cells=8, width=8, members=3).eval()
+    alone = LocalEncoder(32, cells=8, width=8, members=1).eval()
+    image = torch.rand(2, 1, 32, 32)
+    parts = []
+    for member in range(3):
+        with torch.no_grad():
+            for ours, theirs in zip(alone.parameters(), encoder.parameters(), strict=True):
+                ours.copy_(theirs.unflatten(0, (3, -1))[member])
+            parts.append(alone(image))
+    assert not torch.allclose(parts[0], parts[1], atol=1e-3)  # each has first weights of its own
+    assert torch.allclose(encoder(image), torch.cat(parts, dim=1), atol=1e-5)
 
 
 def test_a_cell_hears_nothing_from_farther_than_its_field():

@@ -15,7 +15,7 @@ from weakmedsam.classification.cam import Pooling, mirror_axes, pool_evidence
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import CheckpointError, ConfigError
-from weakmedsam.geometry import inside_box
+from weakmedsam.geometry import inside_box, min_max
 from weakmedsam.pam.config import Affinity, Prompts
 
 
@@ -94,11 +94,41 @@ def test_logits_are_the_pooled_evidence_whichever_comes_first(pooling):
     model, scan = module(pooling=Pooling(pooling)), torch.tensor([[0, 32, 0, 32], [4, 20, 8, 32]])
     features = torch.randn(2, model.feature_dim, 8, 8, generator=torch.Generator().manual_seed(0))
     for head in (model.class_head, model.subclass_head):
-        expected = model.pool(head(features), scan)
+        expected = model.pool(head(features), scan)[None]
         assert torch.allclose(model.logits(head, features, scan), expected, atol=1e-6)
         half = model.logits(head.bfloat16(), features.bfloat16(), scan)  # trainer.precision: bf16-true
         assert half.dtype == torch.float32
         assert torch.allclose(half, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("pooling", ["average", "log_sum_exp"])
+def test_members_learn_alone_and_speak_together(scans, pooling):
+    """Losses are means over members; logits and evidence of the class are the members' mean."""
+    data = tiny_phantom(scans)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    model = module(local_encoder=LocalEncoder(32, cells=8, width=8, members=3), pooling=Pooling(pooling)).eval()
+    alone = module(local_encoder=LocalEncoder(32, cells=8, width=8, members=1), pooling=Pooling(pooling)).eval()
+    for one in (model, alone):
+        one.log = one.log_dict = lambda *args, **kwargs: None
+        one.subclass_ids = torch.zeros(data.train_slices, 2, dtype=torch.int64)
+        one.subclass_ids[batch["index"]] = batch["label"].long() * 2
+    parts, losses, maps = [], [], []
+    for member in range(3):
+        with torch.no_grad():
+            for part in ("local_encoder", "class_head", "subclass_head"):
+                ours, theirs = (getattr(one, part).parameters() for one in (alone, model))
+                for own, held in zip(ours, theirs, strict=True):
+                    own.copy_(held.unflatten(0, (3, -1))[member])
+            parts.append(alone(batch["image"], batch["box"]).logits)
+            losses.append(alone.training_step(batch, 0)["loss"])
+            maps.append(alone.class_head(alone.local_encoder(batch["image"])))
+    with torch.no_grad():
+        seen = model(batch["image"], batch["box"])
+        assert torch.allclose(seen.logits, torch.stack(parts).mean(dim=0), atol=1e-5)
+        assert torch.allclose(model.evidence(batch["image"], batch["box"]), seen.logits, atol=1e-5)
+        assert torch.allclose(seen.cam, min_max(torch.stack(maps).mean(dim=0)), atol=1e-4)
+        assert torch.allclose(model.training_step(batch, 0)["loss"], torch.stack(losses).mean(), atol=1e-5)
 
 
 def test_pooling_is_the_one_chosen_and_leaves_the_padding_out():

@@ -9,6 +9,10 @@ was 0.35 and 0.15 (docs/results.md), while group norm classified better.
 
 So this encoder has small kernels only, and batch norm, whose statistics are constants once trained. It
 is what SAMUS's convolutional branch (arXiv 2309.06824) is to its transformer, kept apart from it.
+
+Which of the cues that tell the class apart a network takes up depends on its first weights. Members, networks that
+share nothing but the batches, take up different ones, and what they have in common is more often the target: a deep
+ensemble (Lakshminarayanan et al., NeurIPS 2017) in one pass.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from weakmedsam.errors import ConfigError, check_range
 
 
 class LocalEncoder(nn.Module):
-    """(B, 1, S, S) in [0, 1] -> features (B, D, cells, cells), trained from random numbers.
+    """(B, 1, S, S) in [0, 1] -> features (B, M * D, cells, cells), trained from random numbers.
 
     Stages of two convolutions: the first halve the map, as many as it takes to get down to ``cells``; those that follow
     widen what a cell sees, its own pixels in the middle, until that is ``field`` of the frame's side.
@@ -36,10 +40,12 @@ class LocalEncoder(nn.Module):
         cells: side of the feature map.
         field: what a cell sees, as a share of the frame's side, above 0 and at most 2; of what stages give, the
             nearest. With 16 cells the least is 0.34 at 64 pixels and 0.39 at 128.
-        width: D, channels of the map; each halving before has half as many as the one after it.
+        width: D, channels of a member's map; each halving before has half as many as the one after it.
+        members: M, networks side by side that share no weight; channels of a member follow one another.
 
     Attributes:
-        feature_dim: D.
+        feature_dim: M * D.
+        members: M.
         side: of the frame that is looked at, pixels.
         field: what a cell sees, pixels of that frame.
 
@@ -48,7 +54,13 @@ class LocalEncoder(nn.Module):
     """
 
     def __init__(
-        self, image_size: int = 128, frame: int = 128, cells: int = 16, field: float = 0.4, width: int = 96
+        self,
+        image_size: int = 128,
+        frame: int = 128,
+        cells: int = 16,
+        field: float = 0.4,
+        width: int = 48,
+        members: int = 4,
     ) -> None:
         super().__init__()
         check_range("model.local_encoder.image_size", image_size, 1, 4096)
@@ -56,6 +68,7 @@ class LocalEncoder(nn.Module):
         check_range("model.local_encoder.cells", cells, 1, 512)
         check_range("model.local_encoder.field", field, 0, 2, above=True)
         check_range("model.local_encoder.width", width, 1, 8192)
+        check_range("model.local_encoder.members", members, 1, 64)
         side = min(image_size, frame)
         if cells > side:
             raise ConfigError(
@@ -63,7 +76,7 @@ class LocalEncoder(nn.Module):
                 "data.image_size, or frame and cells of model.local_encoder"
             )
         halvings = int(math.log2(side / cells))
-        self.side, self.feature_dim = cells * 2**halvings, width
+        self.side, self.feature_dim, self.members = cells * 2**halvings, members * width, members
         stages = max(halvings, 1)
         while abs(_field(halvings, stages + 1) - field * self.side) < abs(_field(halvings, stages) - field * self.side):
             stages += 1
@@ -71,10 +84,12 @@ class LocalEncoder(nn.Module):
         layers: list[nn.Module] = []
         inputs = 1
         for stage in range(stages):
-            outputs = max(1, width >> max(halvings - 1 - stage, 0))
+            outputs = members * max(1, width >> max(halvings - 1 - stage, 0))
             # A kernel of 4 halves without moving the map: with one of 3 a cell's field lies half a cell off.
             kernel, stride = (4, 2) if stage < halvings else (3, 1)
-            layers += _convolution(inputs, outputs, kernel, stride) + _convolution(outputs, outputs, 3, 1)
+            groups = members if stage else 1  # the first sees the image, which is every member's
+            layers += _convolution(inputs, outputs, kernel, stride, groups)
+            layers += _convolution(outputs, outputs, 3, 1, members)
             inputs = outputs
         self.layers = nn.Sequential(*layers)
 
@@ -97,6 +112,6 @@ def _field(halvings: int, stages: int) -> int:
     return side
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False)
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int, groups: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False, groups=groups)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]

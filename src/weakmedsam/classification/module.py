@@ -126,9 +126,10 @@ class WeakMedSAM(LightningModule):
         self.slices_per_step = slices_per_step
         self._callbacks = [callback for callback in (sce, pam) if callback is not None]
         self.feature_dim = backbone.feature_dim if local_encoder is None else local_encoder.feature_dim
-        classes, features = len(self.class_names), self.feature_dim
-        self.class_head = nn.Conv2d(features, classes, 1, bias=False)
-        self.subclass_head = nn.Conv2d(features, classes * self.sub_classes.most + 1, 1, bias=False)
+        self.members = 1 if local_encoder is None else local_encoder.members
+        classes = len(self.class_names)
+        self.class_head = self._head(classes)
+        self.subclass_head = self._head(classes * self.sub_classes.most + 1)
         # Beside a local encoder no gradient reaches the backbone.
         backbone.set_trainable(trainable if local_encoder is None else "none")
         # Without sub-classes no gradient reaches their head, and DDP would wait for one.
@@ -140,6 +141,10 @@ class WeakMedSAM(LightningModule):
         self.finished_cases: set[str] = set()
         self.views: list[tuple[int, ...]] = [()]
         self.start: Callable[[Tensor], Tensor] | None = None  # image -> cam, in place of the activation
+
+    def _head(self, outputs: int) -> nn.Conv2d:
+        """(B, M * D, h, w) -> (B, M * outputs, h, w): each member's evidence from its own features."""
+        return nn.Conv2d(self.feature_dim, self.members * outputs, 1, groups=self.members, bias=False)
 
     def configure_callbacks(self) -> list[Callback]:
         """SCE and PAM, as set in ``model.sce`` and ``model.pam``."""
@@ -160,12 +165,13 @@ class WeakMedSAM(LightningModule):
             features, embedding = self.backbone.encode(image)
         else:
             features, embedding = self.local_encoder(image), None
-        logits = self.logits(self.class_head, features, scan)
+        logits = self.logits(self.class_head, features, scan).mean(dim=0)
         if self.start is not None:
             return Activation(logits, self.start(image), embedding)
-        # The class head is linear: its evidence of the sum of the views is the sum of its evidence.
+        # The class head is linear: its evidence of the sum of the views is the sum of its evidence, and so of members.
         views = [self.features(image.flip(axes)).flip(axes).float() for axes in self.views[1:]]
-        cam = class_activation_map(sum(views, features.float()), self.class_head.weight.flatten(1))
+        weight = self.class_head.weight.unflatten(0, (self.members, -1)).flatten(2)
+        cam = class_activation_map(sum(views, features.float()), weight.transpose(0, 1).flatten(1))
         return Activation(logits, cam, embedding)
 
     def embedding(self, seen: Activation, image: Tensor) -> Tensor:
@@ -195,7 +201,8 @@ class WeakMedSAM(LightningModule):
             with self._precision():
                 features = self.features(some)
             with torch.autocast(features.device.type, enabled=False):
-                parts.append(self.pool(F.conv2d(features.float(), self.class_head.weight.float()), box))
+                head, members = self.class_head.weight.float(), self.members
+                parts.append(self._pool_members(F.conv2d(features.float(), head, groups=members), box).mean(dim=0))
         return torch.cat(parts)
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -203,21 +210,26 @@ class WeakMedSAM(LightningModule):
         return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
 
     def features(self, image: Tensor) -> Tensor:
-        """(B, 1, H, W) -> (B, D, h, w): what is classified and clustered."""
+        """(B, 1, H, W) -> (B, M * D, h, w): what is classified and clustered, of one member after another."""
         return self.backbone.features(image) if self.local_encoder is None else self.local_encoder(image)
 
     def logits(self, head: nn.Conv2d, features: Tensor, scan: Tensor, mean: Tensor | None = None) -> Tensor:
-        """(B, D, h, w) -> (B, C) logits of the class head, or (B, C * K + 1) of the sub-class head.
+        """(B, M * D, h, w) -> each member's logits: (M, B, C) of the class head, (M, B, C * K + 1) of the other.
 
         Averaging and the head are linear, so with ``average`` the mean feature is taken first, as the paper has
-        it; ``mean`` (B, D) spares it where it is known. ``scan`` as in ``pool``.
+        it; ``mean`` (B, M * D) spares it where it is known. ``scan`` as in ``pool``.
         """
         if self.pooling.kind != "average":
-            return self.pool(head(features), scan)
+            return self._pool_members(head(features), scan)
         if mean is None:
             mean = mean_inside(features, self.inside(scan, features.shape[-1]))
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(mean, head.weight.flatten(1).float())
+            weight = head.weight.float().unflatten(0, (self.members, -1)).flatten(2)
+            return torch.bmm(mean.unflatten(1, (self.members, -1)).transpose(0, 1), weight.transpose(1, 2))
+
+    def _pool_members(self, evidence: Tensor, scan: Tensor) -> Tensor:
+        """(B, M * C, h, w) -> (M, B, C)."""
+        return self.pool(evidence, scan).unflatten(1, (self.members, -1)).transpose(0, 1)
 
     def pool(self, evidence: Tensor, scan: Tensor) -> Tensor:
         """(B, C, h, w) evidence of each class (or sub-class) at every cell -> (B, C) logits.
@@ -232,7 +244,7 @@ class WeakMedSAM(LightningModule):
         return inside_cells(scan, cells) if scan.ndim == 4 else inside_box(scan, self.backbone.image_size, cells)
 
     def describe(self, features: Tensor, scan: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, D), the average over the scan, no gradient: what SCE clusters."""
+        """(B, M * D, h, w) -> (B, M * D), the average over the scan, no gradient: what SCE clusters."""
         return mean_inside(features.detach(), self.inside(scan, features.shape[-1]))
 
     def on_train_start(self) -> None:
@@ -257,12 +269,13 @@ class WeakMedSAM(LightningModule):
         inside = self.inside(scan, features.shape[-1])
         mean = mean_inside(features, inside) if self.pooling.kind == "average" else None
         class_logits = self.logits(self.class_head, features, scan, mean)
-        class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"])
+        class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"].expand_as(class_logits))
         loss, size = class_loss, len(batch["index"])
         figures = {"train/class_loss": class_loss}
         if len(self.subclass_ids):
             logits = self.logits(self.subclass_head, features, scan, mean)
-            extra_loss = subclass_loss(logits, self.subclass_ids[batch["index"]], self.subclass_counts)
+            ids = self.subclass_ids[batch["index"]].repeat(self.members, 1)
+            extra_loss = subclass_loss(logits.flatten(0, 1), ids, self.subclass_counts)
             loss = class_loss + self.sub_classes.weight * extra_loss
             figures["train/subclass_loss"] = extra_loss
         elif self.subclass_head.weight.requires_grad:
