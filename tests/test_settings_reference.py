@@ -45,8 +45,9 @@ def test_every_argument_has_a_meaning():
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) > 150
     assert [row for row in rows if not row.split(" | ")[3].strip()] == []
-    for name in ("model.sce", "model.pam", "model.backbone", "data", "throughput"):
-        assert f"### `{name}`: " in text
+    for named in find_named(EXPERIMENTS):
+        assert f"### `{named.key}`: {named.path}\n" in text
+    assert "### `throughput`: " in text
 
 
 def test_every_value_that_a_file_sets_is_there_with_the_file():

@@ -37,7 +37,7 @@ OPTIONS = re.compile(r"<!-- options: (\w+) -->\n.*?(?=<!-- end options -->)", re
 affinities."""
 
 SEGMENT = "weakmedsam.segmentation.module."
-MODEL = ("model", "model.sce", "model.pam")
+MODEL = ("model", "model.local_encoder", "model.sce", "model.pam")
 DOCUMENTED = ("weakmedsam", "data_modules")
 LONG = 500
 """Characters from which on a mapping is counted, not shown: the file it stands in is named beside it."""
@@ -273,6 +273,7 @@ def page(folder: Path = EXPERIMENTS) -> str:
         "Segmentation": lambda n: n.path.startswith(SEGMENT),
         "Backbones": lambda n: n.key == "model.backbone",
         "Data sets": lambda n: n.key == "data",
+        "Strategies": lambda n: n.key == "trainer.strategy",
         "Loggers": lambda n: n.key == "trainer.logger",
         "Callbacks": lambda n: n.key in ("trainer.callbacks", *always),
     }

@@ -28,10 +28,11 @@ from weakmedsam.errors import ConfigError, check_range
 
 
 class LocalEncoder(nn.Module):
-    """(B, 1, S, S) in [0, 1] -> features (B, M * D, cells, cells), trained from random numbers.
+    """Small convolutional networks side by side, of whose map each cell sees a part of the frame.
 
-    Stages of two convolutions: the first halve the map, as many as it takes to get down to ``cells``; those that follow
-    widen what a cell sees, its own pixels in the middle, until that is ``field`` of the frame's side.
+    (B, 1, S, S) in [0, 1] -> features (B, M * D, cells, cells), trained from random numbers. Stages of two
+    convolutions: the first halve the map, as many as it takes to get down to ``cells``; those that follow widen what a
+    cell sees, its own pixels in the middle, until that is ``field`` of the frame's side.
 
     Args:
         image_size: S, side of the frame, pixels.
