@@ -93,7 +93,7 @@ def _position_faults(
     if enough and (value := _auroc(frequency_by_position(owners, positions, label), label)) >= BY_POSITION:
         yield (
             f"the position of a slice alone tells whether it has {name} (AUROC {value:.2f}): the network need not look "
-            "at it. Check that the activation lies on it; another data.slices.plane may help"
+            "at it. Look at the report's pictures; scans that are not cropped around it vary more"
         )
 
 
