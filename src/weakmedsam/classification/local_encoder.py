@@ -60,8 +60,8 @@ class LocalEncoder(nn.Module):
         frame: int = 128,
         cells: int = 16,
         field: float = 0.4,
-        width: int = 48,
-        members: int = 4,
+        width: int = 96,
+        members: int = 1,
     ) -> None:
         super().__init__()
         check_range("model.local_encoder.image_size", image_size, 1, 4096)
