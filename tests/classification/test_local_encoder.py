@@ -45,6 +45,7 @@ def test_a_cell_hears_nothing_from_farther_than_its_field():
     [(64, 0.4, 22), (64, 0.84, 54), (128, 0.4, 50), (128, 0.6, 82), (240, 0.4, 50), (16, 0.4, 5)],
 )
 def test_what_a_cell_sees_is_the_nearest_to_a_share_of_the_frame(side, field, pixels):
+    torch.manual_seed(0)  # of one in 200 every ReLU behind the cell is closed
     encoder = LocalEncoder(side, field=field, width=8).eval()
     assert encoder.field == pixels
     image = torch.rand(1, 1, encoder.side, encoder.side, requires_grad=True)
