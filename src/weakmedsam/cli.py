@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -284,8 +286,9 @@ def prepare_command(words: list[str]) -> None:
     summary = data.summary()
     if known.summary is not None:
         write_whole(known.summary, json.dumps(summary, indent=2) + "\n")
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
     for sentence in summary["label_warnings"]:
-        print(f"warning: {sentence}", file=sys.stderr)
+        print(textwrap.fill(f"warning: {sentence}", width, subsequent_indent="  "), file=sys.stderr)
 
 
 def quieten() -> None:

@@ -20,6 +20,7 @@ from weakmedsam.errors import DataError
 from weakmedsam.report.charts import Chart, Line, ticks
 from weakmedsam.report.cli import main, summary_table, write_report
 from weakmedsam.report.images import Album, best_median_worst, mean_by_case
+from weakmedsam.report.readers import EpochTable
 from weakmedsam.report.run_data import Monitor, read_run
 from weakmedsam.report.summary import DASH, cell, duration, number
 
@@ -286,6 +287,12 @@ def test_album_keeps_to_its_budget(tmp_path: Path) -> None:
     assert None in pictures
     assert album.budget >= 0
     assert "left out to keep the page small" in album.left_out[0]
+
+
+def test_what_the_kept_epoch_lacks_is_of_the_nearest_that_has_it() -> None:
+    history = EpochTable([0, 1, 2, 3], {"val/pam_dice": [math.nan, 0.1, math.nan, 0.3], "val/none": [math.nan] * 4})
+    assert [history.at("val/pam_dice", epoch) for epoch in range(4)] == [(0.1, 1), (0.1, 1), (0.1, 1), (0.3, 3)]
+    assert math.isnan(history.at("val/none", 2)[0])
 
 
 def test_history_keeps_the_last_of_a_repeated_epoch(full_run: Path) -> None:

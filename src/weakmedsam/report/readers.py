@@ -31,10 +31,10 @@ class EpochTable:
     series: dict[str, list[float]] = field(default_factory=dict)
 
     def at(self, metric: str, epoch: float) -> tuple[float, float]:
-        """Value of a metric at an epoch, or at the last one before that has it, with that epoch."""
+        """Value of a metric at an epoch, with the epoch; where it has none, at the last before or the first after."""
         found = (NAN, NAN)
         for number, value in zip(self.epochs, self.series.get(metric, ()), strict=False):
-            if number <= epoch and not math.isnan(value):
+            if not math.isnan(value) and (number <= epoch or math.isnan(found[0])):
                 found = (value, number)
         return found
 
