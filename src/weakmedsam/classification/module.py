@@ -146,6 +146,10 @@ class WeakMedSAM(LightningModule):
         """(B, M * D, h, w) -> (B, M * outputs, h, w): each member's evidence from its own features."""
         return nn.Conv2d(self.feature_dim, self.members * outputs, 1, groups=self.members, bias=False)
 
+    def _weights(self, head: nn.Conv2d) -> Tensor:
+        """(M, outputs, D) of a head."""
+        return head.weight.unflatten(0, (self.members, -1)).flatten(2)
+
     def configure_callbacks(self) -> list[Callback]:
         """SCE and PAM, as set in ``model.sce`` and ``model.pam``."""
         return self._callbacks
@@ -170,8 +174,8 @@ class WeakMedSAM(LightningModule):
             return Activation(logits, self.start(image), embedding)
         # The class head is linear: its evidence of the sum of the views is the sum of its evidence, and so of members.
         views = [self.features(image.flip(axes)).flip(axes).float() for axes in self.views[1:]]
-        weight = self.class_head.weight.unflatten(0, (self.members, -1)).flatten(2)
-        cam = class_activation_map(sum(views, features.float()), weight.transpose(0, 1).flatten(1))
+        weight = self._weights(self.class_head).transpose(0, 1).flatten(1)
+        cam = class_activation_map(sum(views, features.float()), weight)
         return Activation(logits, cam, embedding)
 
     def embedding(self, seen: Activation, image: Tensor) -> Tensor:
@@ -224,8 +228,8 @@ class WeakMedSAM(LightningModule):
         if mean is None:
             mean = mean_inside(features, self.inside(scan, features.shape[-1]))
         with torch.autocast(features.device.type, enabled=False):
-            weight = head.weight.float().unflatten(0, (self.members, -1)).flatten(2)
-            return torch.bmm(mean.unflatten(1, (self.members, -1)).transpose(0, 1), weight.transpose(1, 2))
+            means = mean.unflatten(1, (self.members, -1)).transpose(0, 1)
+            return torch.bmm(means, self._weights(head).float().transpose(1, 2))
 
     def _pool_members(self, evidence: Tensor, scan: Tensor) -> Tensor:
         """(B, M * C, h, w) -> (M, B, C)."""
