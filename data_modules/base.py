@@ -273,6 +273,10 @@ class SliceDataModule(LightningDataModule):
         """(N, C) image-level labels of the training slices, by ``index``."""
         return self._train_table().labels
 
+    def train_cases(self) -> NDArray[np.int64]:
+        """(N,) number of each training slice's case, by ``index``."""
+        return self._train_table().case
+
     # Loaders
 
     def state_dict(self) -> dict[str, Any]:

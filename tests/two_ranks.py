@@ -68,6 +68,9 @@ class Data(LightningDataModule):
     def train_labels(self):
         return Blobs().labels
 
+    def train_cases(self):
+        return np.arange(SLICES) // 5
+
     def train_dataloader(self):
         place = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
         return DataLoader(Blobs(), batch_size=4, sampler=DistributedSampler(Blobs(), shuffle=False, **place))

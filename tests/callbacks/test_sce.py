@@ -12,6 +12,7 @@ from classifiers import Die, explorer, module, trainer
 from commands import as_it_was, run_ranks
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
+from sklearn.metrics import adjusted_mutual_info_score
 from tiny import tiny_phantom
 from torchvision.models import resnet18
 from weights_server import shop
@@ -126,6 +127,9 @@ def test_figures_are_those_of_the_ids(scans, tmp_path):
     assert (logged["sce/size_min/cyst"], logged["sce/size_max/cyst"]) == (sizes.min(), sizes.max())
     assert logged["sce/imbalance/cyst"] == pytest.approx(sizes.max() / sizes.mean())
     assert 0 <= logged["sce/kept/cyst"] <= 1
+    ids, case = model.subclass_ids[:, 1].numpy(), run.datamodule.train_cases()
+    found = adjusted_mutual_info_score(case[ids > 0], ids[ids > 0])
+    assert logged["sce/case_information/cyst"] == pytest.approx(found, abs=1e-6)
     assert logged["sce/inertia/cyst"] > 0
 
 

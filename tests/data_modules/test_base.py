@@ -88,6 +88,7 @@ def test_an_index_means_the_same_slice_under_any_shuffling(root):
         ):
             assert ordered[index] == (case, int(number))
             assert module.train_labels()[index] == label
+            assert module.cases("train")[module.train_cases()[index]].name == case
 
 
 def test_ranks_share_the_features(root):

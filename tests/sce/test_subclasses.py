@@ -36,6 +36,14 @@ def test_each_class_is_clustered_among_its_positives_only():
     assert np.isnan(found.kept).all()
 
 
+def test_sub_classes_that_are_cases_have_a_case_information_of_one():
+    points, owner, labels = two_classes()
+    shuffled = np.random.default_rng(0).permutation(owner)
+    assert explore(points, labels, ["a", "b"], 3, cases=owner).case_information[1] == pytest.approx(1)
+    assert abs(explore(points, labels, ["a", "b"], 3, cases=shuffled).case_information[1]) < 0.05
+    assert np.isnan(explore(points, labels, ["a", "b"], 3).case_information).all()
+
+
 def test_a_warm_start_keeps_ids_over_a_small_change_and_a_new_seed_does_not():
     points, _, labels = two_classes()
     first = explore(points, labels, ["a", "b"], 4, KMeans(0))

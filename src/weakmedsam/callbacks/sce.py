@@ -45,6 +45,9 @@ class TrainingData(Protocol):
     def train_labels(self) -> NDArray[np.float32]:
         """(N, C) in {0, 1}, by the slice's index."""
 
+    def train_cases(self) -> NDArray[np.int64]:
+        """(N,) number of each slice's case, by the slice's index."""
+
     def features_dataloader(self, rank: int, world: int) -> DataLoader[SliceBatch]:
         """Each training slice once, unaugmented: this rank's share of ``world``."""
 
@@ -57,9 +60,9 @@ class SubClassExploration(Callback):
     no further pass. The ids lie in the module's buffer ``subclass_ids``, by the slice's index, and so in
     every checkpoint and within reach of any loader's worker.
 
-    Logs per class and epoch: ``sce/kept``, ``sce/inertia``, ``sce/used``, ``sce/size_min``, ``sce/size_max``
-    and ``sce/imbalance``. Draws the slices nearest to each centroid at the first and the last clustering
-    into ``subclasses/`` of the run's folder. ``docs/sce.md`` defines them.
+    Logs per class and epoch: ``sce/kept``, ``sce/case_information``, ``sce/inertia``, ``sce/used``,
+    ``sce/size_min``, ``sce/size_max`` and ``sce/imbalance``. Draws the slices nearest to each centroid at the
+    first and the last clustering into ``subclasses/`` of the run's folder. ``docs/sce.md`` defines them.
 
     Differs from the published code: it clusters once, before training, on ResNet-18 features, and
     includes validation and test patients.
@@ -204,6 +207,7 @@ class SubClassExploration(Callback):
                 previous=None if is_first else module.subclass_ids.cpu().numpy(),
                 counts=module.subclass_counts.cpu().numpy(),
                 automatic=self.sub_classes.automatic,
+                cases=_data(trainer).train_cases(),
             )
         found = cast(SubClasses, trainer.strategy.broadcast(mine))
         module.subclass_ids = torch.from_numpy(found.ids).to(module.device)
@@ -224,6 +228,7 @@ class SubClassExploration(Callback):
                 # NaN in an epoch without clustering: a figure that is not logged would keep its last value.
                 "inertia": float(found.inertia[c]) if found else math.nan,
                 "kept": float(found.kept[c]) if found else math.nan,
+                "case_information": float(found.case_information[c]) if found else math.nan,
                 "used": float((sizes > 0).sum()),
                 "size_min": float(sizes.min()),
                 "size_max": float(sizes.max()),

@@ -88,6 +88,7 @@ _PANELS: dict[str, tuple[tuple[str, str, bool, tuple[tuple[str, str, bool], ...]
             ("val/cam_dice", "CAM", True),
         )),
         ("Sub-class ids kept since the last clustering", "share", True, (("sce/kept", "", False),)),
+        ("Sub-class and case, adjusted mutual information", "AMI", True, (("sce/case_information", "", False),)),
     ),
     "segment": (
         ("Loss", "loss", False, (("train/loss", "training", False), ("val/loss", "validation", True))),

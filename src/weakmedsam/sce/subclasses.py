@@ -39,6 +39,8 @@ class SubClasses(NamedTuple):
         inertia: (C,) float64, mean squared distance to the own centroid.
         kept: (C,) float64, share of positives whose id is that of the previous clustering; NaN
             without one.
+        case_information: (C,) float64, adjusted mutual information of id and case over the positives; NaN where
+            the cases are not known.
     """
 
     ids: NDArray[np.int64]
@@ -47,6 +49,7 @@ class SubClasses(NamedTuple):
     centroids: Points
     inertia: NDArray[np.float64]
     kept: NDArray[np.float64]
+    case_information: NDArray[np.float64]
 
 
 def explore(
@@ -58,6 +61,7 @@ def explore(
     previous: NDArray[np.int64] | None = None,
     counts: NDArray[np.int64] | None = None,
     automatic: bool = False,
+    cases: NDArray[np.int64] | None = None,
 ) -> SubClasses:
     """Cluster the positives of every class.
 
@@ -75,6 +79,7 @@ def explore(
             still open.
         automatic: choose the number of clusters where it is open, at most K (``choose_number``);
             otherwise it is K.
+        cases: (N,) number of each slice's case, for ``case_information``.
 
     Raises:
         DataError: a class has no positive slice; features are not finite.
@@ -92,6 +97,7 @@ def explore(
         centroids=np.full((classes, clusters, features.shape[1]), np.nan, np.float32),
         inertia=np.full(classes, np.nan),
         kept=np.full(classes, np.nan),
+        case_information=np.full(classes, np.nan),
     )
     for c, name in enumerate(class_names):
         rows = _positives(labels[:, c], name)
@@ -106,6 +112,10 @@ def explore(
         found.centroids[c, ids - 1] = parts.centroids
         if old is not None:
             found.kept[c] = (found.ids[rows, c] == old).mean()
+        if cases is not None:
+            from sklearn.metrics import adjusted_mutual_info_score  # as in kmeans.py
+
+            found.case_information[c] = adjusted_mutual_info_score(cases[rows], found.ids[rows, c])
     return found
 
 
