@@ -243,7 +243,7 @@ def test_stability_is_measured_on_request_and_lowers_the_quality(scans, tmp_path
         {
             "walk__extent": "volume",
             "vote__when": "after",
-            "threshold__rule": "otsu",
+            "threshold__rule": "profile",
             "threshold__competition": "share",
         },
         {"affinity__kind": "intensity", "walk__extent": "volume", "walk__steps": None, "walk__restart": 0.1},

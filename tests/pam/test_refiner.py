@@ -91,7 +91,7 @@ def test_chunking_changes_nothing():
             {"threshold__competition": "all"},
             "threshold.competition: 'all' is unknown; choose one of none, share",
         ),
-        ({"threshold__rule": "mean"}, "threshold.rule: 'mean' is unknown; choose one of fixed, otsu"),
+        ({"threshold__rule": "mean"}, "threshold.rule: 'mean' is unknown; choose one of fixed, profile"),
         ({"walk__restart": 1.0}, "walk.restart is 1.0"),
         ({"walk__steps": None}, "walk.steps is null, but without restart"),
         ({"prompts__content_share": 1.5}, "prompts.content_share is 1.5"),
@@ -122,7 +122,7 @@ def test_every_setting_can_be_changed_by_its_dotted_key():
     changed = {
         "prompts.grid": 6, "prompts.placement": "content", "affinity.kind": "intensity", "walk.steps": None,
         "walk.restart": 0.1, "walk.extent": "volume", "occlusion.weight": 0.5, "vote.when": "after",
-        "threshold.rule": "otsu", "views.stability": True,
+        "threshold.rule": "profile", "views.stability": True,
     }  # fmt: skip
     settings = Refinement().changed(changed)
     assert {key: dotted(settings)[key] for key in changed} == changed
@@ -155,7 +155,6 @@ def test_every_affinity_fills_the_box_and_stops_at_its_border():
         {"affinity__kind": "per_prompt", "vote__when": "after"},
         {"affinity__kind": "none", "vote__when": "alone"},
         {"vote__when": "alone", "vote__normalise": "coverage"},
-        {"threshold__rule": "otsu"},
     ):
         after = refine(BoxBackbone(), slices, pam_settings(SCENE, **changes), 4).after
         assert dice(after[0, 0] > 0.5, truth) > start + 0.2, changes
@@ -228,30 +227,17 @@ def test_classes_that_overlap_share_a_pixel_with_the_background():
     assert torch.allclose(single, plain, atol=1e-6)
 
 
-def test_otsu_needs_no_fixed_threshold():
-    slices = scene()
-    slices.cam[0, 0] = 0.2 * (slices.embedding[0, 0] == 1) + 0.1 * torch.rand(SIZE, SIZE)
-    slices.cam[0, 0, 0, 0] = 1.0  # one hot pixel scales all else below the fixed threshold
-    truth = slices.embedding[0, 0] == 1
-    settings = pam_settings(SCENE, walk__steps=0)
-    fixed = refine(BoxBackbone(), slices, settings, 4).before[0, 0] > 0.5
-    found = refine(BoxBackbone(), slices, pam_settings(settings, threshold__rule="otsu"), 4).before[0, 0] > 0.5
-    assert dice(fixed, truth) < 0.1
-    assert dice(found, truth) > 0.9
-
-
-def test_one_threshold_a_volume_or_one_a_slice():
-    slices = scene(3)
-    slices.cam[0] *= torch.linspace(0.2, 1.0, SIZE)
-    slices.label[2, 1] = 0
-    settings = pam_settings(SCENE, walk__steps=0, threshold__rule="otsu")
+def test_only_slices_with_the_class_have_thresholds_of_their_own():
+    slices = scene(5)
+    slices.label[:, 0] = torch.tensor([1.0, 1, 1, 1, 0])
+    slices.label[:, 1] = 0
+    settings = pam_settings(SCENE, walk__steps=0, threshold__rule="profile")
     mined = mine(BoxBackbone(), slices, settings, 4)
-    volume = find_levels(mined, slices, settings, whole=True).after
-    assert (volume[:, 0] == volume[0, 0]).all()
-    assert volume[2, 1].isnan()
-    single = find_levels(mined, slices, settings, whole=False).after
-    assert single[0, 0] != single[1, 0]
-    assert find_levels(mined, slices, SCENE, whole=True) is None
+    levels = find_levels(mined, slices, settings, torch.arange(5))
+    assert levels[:4, 0].isfinite().all()
+    assert levels[4, 0].isnan()
+    assert levels[:, 1].isnan().all()
+    assert find_levels(mined, slices, SCENE, torch.arange(5)) is None
 
 
 def volume(thick=0.3, **changes):
@@ -317,13 +303,13 @@ def test_a_slice_without_the_class_takes_no_part_in_its_walk():
 
 def test_confidence_is_that_of_the_own_threshold():
     slices = scene()
-    settings = pam_settings(SCENE, walk__steps=0, threshold__rule="otsu")
+    settings = pam_settings(SCENE, walk__steps=0)
     mined = mine(BoxBackbone(), slices, settings, 4)
-    levels = find_levels(mined, slices, settings, whole=True)
+    levels = torch.full_like(slices.label, 0.3)
     raw = score_maps(mined, slices, settings, None).after[:, :1]
     own = score_maps(mined, slices, settings, levels).after[:, :1]
     label, confidence = threshold_scores(own, settings.threshold.value)
-    expected = threshold_scores(raw, float(levels.after[0, 0]))
+    expected = threshold_scores(raw, 0.3)
     assert torch.equal(label, expected[0])
     assert torch.allclose(confidence, expected[1], atol=1e-5)
 

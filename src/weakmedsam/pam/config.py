@@ -17,7 +17,7 @@ from weakmedsam.pam.point_prompts import PLACEMENTS
 from weakmedsam.pam.volume_affinity import EXTENTS
 
 COMPETITIONS = ("none", "share")
-THRESHOLD_RULES = ("fixed", "otsu")
+THRESHOLD_RULES = ("fixed", "profile")
 VIEWS = ("plain", "mirrored")
 PRESENCE = ("given", "predicted")
 
@@ -168,9 +168,9 @@ class Threshold:
 
     Attributes:
         value: score above which a pixel belongs to a class, (0, 1); paper: 0.5.
-        rule: ``fixed`` (paper) | ``otsu``, each class's own of the volume (of the slice in validation) by Otsu's
-            criterion (1979) over 256 bins of the map's cells on the scan, no mask needed; ``value`` is then where none
-            is found (paper: -).
+        rule: ``fixed`` (paper) | ``profile``, of each slice, so that the areas of a class along a volume come nearer to
+            those of an ellipsoid's sections between its first and last slice (``thresholding.profile_levels``); their
+            volume is that at ``value``. Validation takes single slices: fixed there (paper: -).
         sigma: of the Gaussian smoothing before the threshold, pixels of the frame, 0 to 256; 0 = none.
         competition: ``none``, as published | ``share``, classes and background share a pixel (paper: -).
         background_power: exponent of the background's score in ``share``, above 0 and at most 1,000; paper: -.

@@ -21,10 +21,10 @@ from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.mask_voting import vote
 from weakmedsam.pam.occlusion import Drops, smallest_discriminative, with_discriminative_mask
 from weakmedsam.pam.prompt_masks import MASKS, Answers, PamBatch, decode_prompts, place_prompts
-from weakmedsam.pam.thresholding import UNREFINED, centre_scores, compete, gated_scores, otsu_threshold
+from weakmedsam.pam.thresholding import UNREFINED, centre_scores, compete, gated_scores, profile_levels
 from weakmedsam.pam.volume_affinity import half_ball, volume_weights
 
-__all__ = ["Levels", "Mined", "PamBatch", "Refined", "Refinement", "find_levels", "mine", "refine", "score_maps"]
+__all__ = ["Mined", "PamBatch", "Refined", "Refinement", "find_levels", "mine", "refine", "score_maps"]
 
 
 class Mined(NamedTuple):
@@ -58,7 +58,7 @@ class Refined(NamedTuple):
         before: (B, C, S, S) gated scores of the activation as it was, moved so that ``UNREFINED`` lies at the settings'
             ``threshold``: walks fill regions and want another than what is not walked.
         after: (B, C, S, S) gated scores after walk and vote. Both are to be held against the settings'
-            ``threshold``, under Otsu's rule too.
+            ``threshold``, under the profile's rule too.
     """
 
     cam: Tensor
@@ -68,29 +68,13 @@ class Refined(NamedTuple):
     after: Tensor
 
 
-class Levels(NamedTuple):
-    """Thresholds that Otsu's rule found, (B, C) each; NaN where there is none.
-
-    Attributes:
-        before: of the activation as it was.
-        after: of the refined one.
-    """
-
-    before: Tensor
-    after: Tensor
-
-    def rows(self, rows: Tensor | slice) -> Levels:
-        """Those of some slices."""
-        return Levels(self.before[rows], self.after[rows])
-
-
 @torch.no_grad()
 def refine(
     backbone: Backbone, slices: PamBatch, settings: Refinement, chunk: int, drops: Drops | None = None
 ) -> Refined:
     """Mine the affinity of slices, each by itself, and walk their activation along it.
 
-    Images are not encoded again, unless ``drops`` does. Otsu's rule takes each slice by itself.
+    Images are not encoded again, unless ``drops`` does. Single slices have no profile: the threshold is fixed.
 
     Args:
         backbone: answers the prompts; S is its ``image_size``, s the settings' ``map_size``.
@@ -103,8 +87,7 @@ def refine(
     for first in range(0, len(slices.cam), chunk):
         some = slices.rows(slice(first, first + chunk))
         mined = mine(backbone, some, settings, chunk, drops=drops)
-        levels = find_levels(mined, some, settings, whole=False)
-        parts.append(score_maps(mined, some, settings, levels))
+        parts.append(score_maps(mined, some, settings))
     return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -291,51 +274,51 @@ def _begun(
     return start
 
 
-def find_levels(mined: Mined, slices: PamBatch, settings: Refinement, whole: bool) -> Levels | None:
-    """Otsu's thresholds, over the map's cells on the scan of slices that have the class.
+def find_levels(mined: Mined, slices: PamBatch, settings: Refinement, positions: Tensor) -> Tensor | None:
+    """Thresholds of the refined maps of a volume, over the map's cells on the scan of slices that have the class.
 
     Args:
         mined: of the slices.
-        slices: the same.
+        slices: the same, of one volume, in their order.
         settings: the numbers of PAM.
-        whole: they are one volume, with one threshold a class; if not, each slice has its own.
+        positions: (B,) numbers of these slices in the volume.
 
     Returns:
-        None under the fixed rule.
+        (B, C), NaN where the fixed threshold holds; None under the fixed rule.
     """
-    if settings.threshold.rule != "otsu":
+    if settings.threshold.rule != "profile":
         return None
-    inside = inside_box(slices.box, slices.image.shape[-1], settings.walk.map_size)[:, 0]
-    found = []
-    for maps in (mined.start, mined.walked):
-        scores = _competed(maps * slices.label[:, :, None, None], settings)
-        levels = torch.full(slices.label.shape, torch.nan, device=scores.device)
-        for c in range(scores.shape[1]):
-            present = (slices.label[:, c] > 0).nonzero().flatten()
-            for rows in (present,) if whole else present.split(1):
-                levels[rows, c] = otsu_threshold(scores[rows, c][inside[rows]])
-        found.append(levels)
-    return Levels(*found)
+    size, cells = slices.image.shape[-1], settings.walk.map_size
+    inside = inside_box(slices.box, size, cells)[:, 0]
+    # Smoothed as on the frame: it lowers the peaks of small sections, whose thresholds would lie above them.
+    scores = gated_scores(mined.walked, slices.label, cells, settings.threshold.sigma * cells / size)
+    scores = _competed(scores, settings)
+    levels = torch.full(slices.label.shape, torch.nan, device=scores.device)
+    for c in range(scores.shape[1]):
+        rows = (slices.label[:, c] > 0).nonzero().flatten()
+        if len(rows):
+            levels[rows, c] = profile_levels(scores[rows, c], positions[rows], inside[rows], settings.threshold.value)
+    return levels
 
 
 def _competed(scores: Tensor, settings: Refinement) -> Tensor:
     return compete(scores, settings.threshold.background_power) if settings.threshold.competition == "share" else scores
 
 
-def score_maps(mined: Mined, slices: PamBatch, settings: Refinement, levels: Levels | None) -> Refined:
+def score_maps(mined: Mined, slices: PamBatch, settings: Refinement, levels: Tensor | None = None) -> Refined:
     """Bring maps to the frame: upsampled, smoothed, gated, in competition, about one threshold.
 
     Args:
         mined: of B slices.
         slices: the same.
         settings: the numbers of PAM.
-        levels: of ``find_levels``, for the same slices.
+        levels: (B, C) of ``find_levels``, for the same slices; None: the fixed threshold.
     """
     size = slices.image.shape[-1]
     frame = inside_box(slices.box, size, size)
     fixed = torch.full_like(slices.label, UNREFINED, dtype=torch.float32)
     both = []
-    for maps, level in zip((mined.cam, mined.walked), levels or (fixed, None), strict=True):
+    for maps, level in ((mined.cam, fixed), (mined.walked, levels)):
         scores = gated_scores(maps, slices.label, size, settings.threshold.sigma) * frame
         scores = _competed(scores, settings)
         both.append(scores if level is None else centre_scores(scores, level, settings.threshold.value))

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from weakmedsam.contracts import BACKGROUND
 
+_LEVELS = (0.01, 0.99)
+"""Of a slice's own threshold: within them all scores can be moved to the common one."""
+
 UNREFINED = 0.5
 """Threshold of an activation, or of a segmentation network's probability, that is not walked: the paper's."""
 
@@ -84,30 +87,36 @@ def compete(scores: Tensor, power: float = 1.0) -> Tensor:
     return scores / total.clamp_min(torch.finfo(scores.dtype).tiny)
 
 
-def otsu_threshold(values: Tensor, bins: int = 256) -> float:
-    """The threshold that parts values best into two: the largest variance between the parts.
+def profile_levels(scores: Tensor, positions: Tensor, inside: Tensor, threshold: float) -> Tensor:
+    """Thresholds with which the areas of a class along a volume come nearer to those of an ellipsoid's sections.
 
-    No mask is needed. Source: Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979) 62-66,
-    eq. 18.
+    Maps that are scaled slice by slice are cut too wide where the target is small: at its ends. The image-level labels
+    say where these are. In each run of slices with the class, a slice's area becomes the geometric mean of its area at
+    the common threshold and of its share of the run's volume in an ellipsoid, 1 - (2 t - 1) ** 2, t from 0 to 1 along
+    the run; the volume stays. Not in the paper.
 
     Args:
-        values: any shape, in [0, 1].
-        bins: of the histogram over [0, 1].
+        scores: (n, h, w) in [0, 1], one class of the slices that have it, in their order.
+        positions: (n,) numbers of these slices in the volume; a gap begins another run.
+        inside: (n, h, w) bool, the scan.
+        threshold: the common one, in (0, 1).
 
     Returns:
-        In (0, 1), the border between two bins; half-way where several are equally good. NaN where all
-        values lie in one bin.
+        (n,) a threshold a slice; NaN in runs where no cell reaches the common one.
     """
-    counts = torch.histc(values.float().flatten(), bins, 0, 1).double()
-    centres = (torch.arange(bins, dtype=torch.float64, device=values.device) + 0.5) / bins
-    below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
-    above = below[-1] - below
-    apart = sums / below - (sums[-1] - sums) / above
-    between = (below * above * apart**2).nan_to_num(0.0, 0.0, 0.0)[:-1]
-    if not between.max() > 0:
-        return float("nan")
-    best = (between >= between.max() * (1 - 1e-12)).nonzero()
-    return float((best[0] + best[-1]) / 2 + 1) / bins
+    levels = scores.new_full((len(scores),), torch.nan)
+    ordered = scores.where(inside, 0).flatten(1).sort(dim=1, descending=True).values
+    starts = ((positions.diff() != 1).nonzero().flatten() + 1).tolist()
+    for first, last in zip([0, *starts], [*starts, len(scores)], strict=True):
+        areas = (ordered[first:last] > threshold).sum(dim=1).double()
+        along = (torch.arange(last - first, device=scores.device, dtype=torch.float64) + 0.5) / (last - first)
+        section = 1 - (2 * along - 1) ** 2
+        wanted = (areas.clamp_min(1) * section).sqrt()
+        wanted = (wanted * (areas.sum() / wanted.sum())).round().long().clamp(1, ordered.shape[1] - 1)
+        if areas.sum() > 0:
+            rows = ordered[first:last]
+            levels[first:last] = rows.gather(1, torch.stack([wanted - 1, wanted], dim=1)).mean(dim=1)
+    return levels.clamp(*_LEVELS)
 
 
 def centre_scores(scores: Tensor, found: Tensor, threshold: float) -> Tensor:
