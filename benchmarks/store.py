@@ -18,8 +18,8 @@ from unittest import mock
 import nibabel as nib
 import numpy as np
 
-from data_modules import nifti
 from data_modules.cases import Case, Intensity
+from data_modules.formats import nifti
 from data_modules.prepare import prepare
 from data_modules.store import SliceReader
 from data_modules.store_index import StoreSpec

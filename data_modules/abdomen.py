@@ -21,7 +21,7 @@ from data_modules.cases import (
     warn_of_left_out,
     warn_of_passed_over,
 )
-from data_modules.nifti_files import NiftiFile, list_nifti, walk
+from data_modules.nifti_files import ScanFile, list_nifti, walk
 from data_modules.sources import Sources
 
 _log = logging.getLogger(__name__)
@@ -79,10 +79,10 @@ class AbdomenCT1K(SliceDataModule):
         return Sources(self.data_dir, pattern=NAME)
 
 
-def _by_number(root: Path) -> tuple[dict[str, list[NiftiFile]], dict[str, list[NiftiFile]]]:
+def _by_number(root: Path) -> tuple[dict[str, list[ScanFile]], dict[str, list[ScanFile]]]:
     """Images and masks below a folder, by the number in their names."""
-    images: dict[str, list[NiftiFile]] = {}
-    masks: dict[str, list[NiftiFile]] = {}
+    images: dict[str, list[ScanFile]] = {}
+    masks: dict[str, list[ScanFile]] = {}
     tree, passed_over = walk(root), []
     warn_of_left_out(tree, root)
     for folder in tree.folders:

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader
 from data_modules.augmentation import Augmentation, augment_batch
 from data_modules.cases import Case, DatasetInfo, choose_classes
 from data_modules.config import Labels, Preparation, Slices, Split
+from data_modules.formats.read import READING
+from data_modules.formats.volume import Reading
 from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
 from data_modules.prepare import lock_store, prepare
 from data_modules.slice_datasets import (
@@ -141,6 +143,10 @@ class SliceDataModule(LightningDataModule):
         """What else, beside the constructor's common arguments, tells the volumes apart: a modality."""
         return ""
 
+    def reading(self) -> Reading:
+        """What is taken of files that leave it open."""
+        return READING
+
     def other_values(self) -> tuple[int, ...]:
         """Mask values that are known and become background if not chosen."""
         return self.info.values
@@ -159,6 +165,7 @@ class SliceDataModule(LightningDataModule):
             intensity=self.intensity,
             classes=self.classes,
             values=self.other_values(),
+            reading=self.reading(),
         )
 
     @property

@@ -20,7 +20,7 @@ from data_modules.cases import (
     warn_of_left_out,
     warn_of_passed_over,
 )
-from data_modules.nifti_files import NiftiFile, list_nifti, only_one, walk
+from data_modules.nifti_files import ScanFile, list_nifti, only_one, walk
 from data_modules.sources import Sources
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
@@ -77,7 +77,7 @@ class BraTS2019(SliceDataModule):
             if not _is_case(folder):
                 passed_over += [file.path for file in listing.files.values()]
                 continue
-            named: dict[str, list[NiftiFile]] = {}
+            named: dict[str, list[ScanFile]] = {}
             for stem, file in listing.files.items():
                 named.setdefault(stem.lower(), []).append(file)
             found = {part: named.pop(f"{name}_{part}".lower(), []) for part in PARTS}

@@ -11,12 +11,65 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
-from data_modules.nifti_files import NiftiFile, Tree, describe_folder, name_paths
+from data_modules.nifti_files import ScanFile, Tree, case_name, describe_folder, name_paths
 from weakmedsam.contracts import BACKGROUND
 from weakmedsam.errors import ConfigError, DataError, check_range
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SliceRange:
+    """A row of a table of ranges.
+
+    Attributes:
+        first: slice, by its number along the *file's own* third axis.
+        last: slice, included.
+        number: position of the class among the chosen ones; None: no class is present.
+        where: table and line, for messages.
+    """
+
+    first: int
+    last: int
+    number: int | None
+    where: str
+
+
+@dataclass(frozen=True)
+class SliceRanges:
+    """What a table of ranges says of a case: a class is present in its ranges and absent elsewhere.
+
+    Attributes:
+        ranges: rows of the case.
+        classes: how many there are, C.
+    """
+
+    ranges: tuple[SliceRange, ...]
+    classes: int
+
+    def by_slice(self, depth: int) -> dict[int, tuple[int, ...]]:
+        """Slice -> 0 or 1 per class, of a case of ``depth`` slices.
+
+        Raises:
+            DataError: a range ends behind the last slice.
+        """
+        labels = [[0] * self.classes for _ in range(depth)]
+        for part in self.ranges:
+            if part.last >= depth:
+                raise DataError(
+                    f"{part.where}: slices {part.first} to {part.last}, but the scan has slices 0 to {depth - 1}. "
+                    "Correct the row."
+                )
+            for number in range(part.first, part.last + 1):
+                if part.number is not None:
+                    labels[number][part.number] = 1
+        return {number: tuple(slice_labels) for number, slice_labels in enumerate(labels)}
+
+
+SliceLabels: TypeAlias = Mapping[int, tuple[int, ...]] | SliceRanges
+"""Of a case: slice -> 0 or 1 per class, or ranges of slices."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +79,24 @@ class Case:
     Attributes:
         name: unique within the data set; also the name of its folder in the store.
         patient: who was scanned; cases of one patient are never split.
-        image: path of the volume.
+        image: path of the volume; of one that has several files, of their folder.
         mask: path of the expert mask, None where there is none.
         table: image-level labels per slice, by the slice's number along the *file's own* third axis,
-            one 0 or 1 per class in the order of the chosen classes. None: labels come from the mask.
+            one 0 or 1 per class in the order of the chosen classes; or the ranges of slices in which classes are
+            present. None: labels come from the mask.
         problem: what is already known to be wrong with it and how to mend it; it is then not read.
+        image_files: of a volume that has several, a DICOM series or numbered pictures.
+        mask_files: of a mask that has several.
     """
 
     name: str
     patient: str
     image: str
     mask: str | None = None
-    table: Mapping[int, tuple[int, ...]] | None = None
+    table: SliceLabels | None = None
     problem: str | None = None
+    image_files: tuple[str, ...] = ()
+    mask_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +221,7 @@ def require_cases(cases: list[Case], info: DatasetInfo, root: Path) -> list[Case
     scans: dict[str, Case] = {}
     for case in ordered:
         if case.image and case.problem is None:
-            first = scans.setdefault(os.path.realpath(case.image), case)
+            first = scans.setdefault(os.path.realpath(case.image_files[0] if case.image_files else case.image), case)
             if first.patient != case.patient:
                 raise DataError(
                     f"{first.image} and {case.image} are links to one scan, which would be two patients. Remove one."
@@ -173,11 +231,11 @@ def require_cases(cases: list[Case], info: DatasetInfo, root: Path) -> list[Case
 
 def case_of(
     name: str,
-    image: NiftiFile | None,
-    mask: NiftiFile | None,
+    image: ScanFile | None,
+    mask: ScanFile | None,
     problem: str | None = None,
     patient: str | None = None,
-    table: Mapping[int, tuple[int, ...]] | None = None,
+    table: SliceLabels | None = None,
 ) -> Case:
     """A case of the files that were found.
 
@@ -186,17 +244,19 @@ def case_of(
         image: None where there is none.
         mask: None where there is none.
         problem: what is wrong with the case where nothing is wrong with either file.
-        patient: None takes the case's name.
+        patient: None takes what the image's file says, else the case's name.
         table: see ``Case``.
     """
     found = [file.problem for file in (image, mask) if file is not None and file.problem]
     return Case(
         name=name,
-        patient=patient or name,
+        patient=patient or (case_name(image.patient) if image else "") or name,
         image=str(image.path) if image else "",
         mask=str(mask.path) if mask else None,
         table=table,
         problem=found[0] if found else problem,
+        image_files=tuple(map(str, image.files)) if image else (),
+        mask_files=tuple(map(str, mask.files)) if mask else (),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ OUTPUTS = ("prepare/settings.json", "provenance/predict.yaml", "phantom.json")
 LONGEST_NAME = 200
 """Bytes of a scan's name without ending: results are named after it, and a file's name has at most 255."""
 
+ANNEX = os.path.join(".git", "annex", "objects")
+"""Where git-annex keeps the content of files that are links."""
+
 DEPTH = 3
 """How deep folders named as a file are looked into, and how far below DATA_DIR the data set's own folder may lie."""
 
@@ -35,18 +38,24 @@ _LIKE_A_SCAN = re.compile(
 )
 
 
-class NiftiFile(NamedTuple):
+class ScanFile(NamedTuple):
     """What has been found under a name.
 
     Attributes:
-        path: the file; with a problem, the one it concerns.
+        path: the file, or the folder of several; with a problem, the one it concerns.
         problem: why it cannot be used, and the mend.
         twice: whether the problem is that there are several of the name.
+        files: of a scan that has several, a DICOM series or numbered pictures.
+        patient: who was scanned, as the file says; empty where it says nothing.
+        title: modality and description of a DICOM series.
     """
 
     path: Path
     problem: str | None = None
     twice: bool = False
+    files: tuple[Path, ...] = ()
+    patient: str = ""
+    title: str = ""
 
 
 class Listing(NamedTuple):
@@ -57,7 +66,7 @@ class Listing(NamedTuple):
         passed_over: what looks like a scan and is not read, sorted.
     """
 
-    files: dict[str, NiftiFile]
+    files: dict[str, ScanFile]
     passed_over: list[Path]
 
 
@@ -116,7 +125,7 @@ def list_nifti(folder: Path) -> Listing:
     Raises:
         DataError: the folder cannot be read.
     """
-    named: dict[str, list[NiftiFile]] = {}
+    named: dict[str, list[ScanFile]] = {}
     passed_over = []
     for path in entries(folder):
         stem = case_name(nifti_stem(path.name))
@@ -128,27 +137,36 @@ def list_nifti(folder: Path) -> Listing:
     return Listing({stem: only_one(named[stem]) for stem in sorted(named)}, passed_over)
 
 
-def look_at(path: Path, deep: int = 0) -> NiftiFile | None:
+def like_a_scan(name: str) -> bool:
+    """Whether a file of this name looks like a scan, of a format that is read or of another."""
+    return _LIKE_A_SCAN.search(name) is not None
+
+
+def look_at(path: Path, deep: int = 0) -> ScanFile | None:
     """What lies under the name of a NIfTI file; None for a folder that holds none."""
-    if problem := _name_problem(path):
-        return NiftiFile(path, problem)
+    if problem := name_problem(path, nifti_stem(path.name)):
+        return ScanFile(path, problem)
     if is_dead_link(path):
-        return NiftiFile(path, _say_dead_link(path))
+        return ScanFile(path, _say_dead_link(path))
     if os.path.isfile(path):
-        return NiftiFile(path)
+        return ScanFile(path)
     if not os.path.isdir(path):
-        return NiftiFile(path, f"{path}: is not a file that can be read. Correct it, or remove it.")
+        return ScanFile(path, f"{path}: is not a file that can be read. Correct it, or remove it.")
     inside = [p for p in _inside(path) if is_nifti(p.name)]
     if len(inside) == 1 and deep < DEPTH:
         return look_at(inside[0], deep + 1)
     if inside:
-        return NiftiFile(path, f"{path}: is a folder with several files, {name_paths(inside, path)}. Keep one.")
+        return ScanFile(path, f"{path}: is a folder with several files, {name_paths(inside, path)}. Keep one.")
     return None
 
 
-def _name_problem(path: Path) -> str | None:
-    """Why nothing can be named after a file."""
-    stem = nifti_stem(path.name)
+def name_problem(path: Path, stem: str) -> str | None:
+    """Why nothing can be named after a file or folder.
+
+    Args:
+        path: of it.
+        stem: its name without ending.
+    """
     if (name := _as_text(str(path))) != str(path):
         return f"{name}: the name is not UTF-8, or holds what cannot be seen. Rename it."
     if (length := len(os.fsencode(stem))) > LONGEST_NAME:
@@ -158,19 +176,23 @@ def _name_problem(path: Path) -> str | None:
     return None
 
 
-def only_one(found: list[NiftiFile]) -> NiftiFile:
+def only_one(found: list[ScanFile]) -> ScanFile:
     """The file of a name, or the problem that there are several."""
     if len(found) == 1:
         return found[0]
     *others, last = (file.path for file in found)
     said = f"{last}: {' and '.join(map(str, others))} has the same name. Keep one, or rename one."
-    return NiftiFile(found[0].path, said, twice=True)
+    return ScanFile(found[0].path, said, twice=True)
 
 
-def walk(root: Path) -> Tree:
+def walk(root: Path, follow: Callable[[Path], bool] = lambda path: True) -> Tree:
     """A folder and all below it: links are followed, and each folder is there once.
 
     Hidden folders are left out, and those named as a NIfTI file, which count as files.
+
+    Args:
+        root: the folder.
+        follow: whether a folder below it is looked into.
     """
     tree = Tree([], [], [])
     seen = set()
@@ -189,7 +211,7 @@ def walk(root: Path) -> Tree:
         else:
             tree.folders.append(folder)
             for path in entries(folder):
-                if os.path.isdir(path) and not is_nifti(path.name):
+                if is_folder(path) and follow(path):
                     (links if os.path.islink(path) else inside).append(path)
     return tree
 
@@ -269,6 +291,21 @@ def describe_folder(folder: Path) -> str:
 def name_paths(paths: Sequence[Path], root: Path) -> str:
     """The first names, for a message; those of folders end in a slash."""
     return name_first([_as_text(os.path.relpath(path, root)) + ("/" if os.path.isdir(path) else "") for path in paths])
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, and not one that counts as the NIfTI file in it."""
+    return os.path.isdir(path) and not is_nifti(path.name)
+
+
+def leaves(path: Path, tops: Iterable[Path]) -> bool:
+    """Whether it is a link, or lies below one, that leads out of these folders.
+
+    Links of git-annex and DataLad lead to the store of their repository, which may be above the folder.
+    """
+    real = os.path.realpath(path)
+    places = [os.path.realpath(top) for top in tops]
+    return ANNEX not in real and all(os.path.commonpath([real, place]) != place for place in places)
 
 
 def is_dead_link(path: Path) -> bool:

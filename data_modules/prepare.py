@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from data_modules.cases import Case
+from data_modules.cases import Case, SliceRanges
 from data_modules.config import OnBadCase
+from data_modules.formats.volume import NO_SPACING
 from data_modules.store import read_case, stamp, write_case
 from data_modules.store_index import Entry, Index, StoreSpec, read_entry, read_index, remove, write_index
 from data_modules.tables import name_first
@@ -32,6 +33,12 @@ from weakmedsam.system.progress import tracked
 
 SHOWN_CASES = 20
 """How many bad cases one error lists."""
+
+_SAID = {
+    "unknown": "%d header(s) state no unit of length, taken as mm: %s",
+    NO_SPACING: "%d scan(s) state no size of a voxel, taken as 1 mm (data.spacing tells it): %s",
+}
+"""Unit of a scan -> what is remarked of such scans."""
 
 _log = logging.getLogger(__name__)
 
@@ -93,20 +100,17 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
             skipped[case.name] = before.skipped[case.name]
         else:
             todo.append(case)
-    unitless = []
+    unitless: dict[str, list[str]] = {"unknown": [], NO_SPACING: []}
     for case, result in tracked(_run(todo, spec, store, workers), len(todo), "volume"):
         if isinstance(result, Entry):
             entries[case.name] = result
-            unitless += [case.name] if result.geometry.unit == "unknown" else []
+            unitless.get(result.geometry.unit, []).append(case.name)
         else:
             # What may pass is tried again by the next call, without a change of the file.
             skipped[case.name] = (stamp(case, spec.data_dir) if result.lasting else (), result.reason)
-    if unitless:
-        _log.warning(
-            "%d header(s) state no unit of length, taken as mm: %s",
-            len(unitless),
-            name_first(sorted(unitless)),
-        )
+    for unit, said in _SAID.items():
+        if unitless[unit]:
+            _log.warning(said, len(unitless[unit]), name_first(sorted(unitless[unit])))
     for case in cases:
         if case.name in entries:
             try:
@@ -159,8 +163,9 @@ def table_labels(case: Case, entry: Entry) -> tuple[tuple[int, ...], ...] | None
             f"{entry.geometry.plane} slices lie along axis {axis + 1}. Choose another plane, or "
             "store the file with that axis last."
         )
-    missing = sorted(set(range(entry.depth)) - set(case.table))
-    extra = sorted(set(case.table) - set(range(entry.depth)))
+    table = case.table.by_slice(entry.depth) if isinstance(case.table, SliceRanges) else case.table
+    missing = sorted(set(range(entry.depth)) - set(table))
+    extra = sorted(set(table) - set(range(entry.depth)))
     if missing or extra:
         faults = [
             said.format(name_first([str(number) for number in numbers]))
@@ -172,7 +177,7 @@ def table_labels(case: Case, entry: Entry) -> tuple[tuple[int, ...], ...] | None
             "Give every slice one row, counted from 0."
         )
     numbers = range(entry.depth - 1, -1, -1) if backwards else range(entry.depth)
-    return tuple(tuple(case.table[number]) for number in numbers)
+    return tuple(tuple(table[number]) for number in numbers)
 
 
 def _run(

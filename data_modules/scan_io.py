@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.cases import Case
-from data_modules.nifti import read_description, write_labels
+from data_modules.formats.nifti import read_description, write_labels
 from data_modules.nifti_files import (
     case_name,
     describe_folder,

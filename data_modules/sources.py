@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_modules.nifti_files import find_folder, find_root, find_table, folders_between, list_nifti, walk
+from data_modules.scan_files import files_below, head_of
 
 
 class Sources(NamedTuple):
@@ -20,6 +21,8 @@ class Sources(NamedTuple):
         pattern: regular expression of the names, without ending, that count.
         tables: names of the tables.
         files: paths of further files.
+        places: folders, or patterns of paths, in the data set's own folder, in which scans of any format lie at any
+            depth; images first.
     """
 
     root: str
@@ -28,6 +31,7 @@ class Sources(NamedTuple):
     pattern: str = ""
     tables: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
 
 
 def source_files(sources: Sources) -> list[Path]:
@@ -37,7 +41,10 @@ def source_files(sources: Sources) -> list[Path]:
         DataError: it is not clear which they are, or a folder cannot be read.
     """
     top = Path(sources.root)
-    if sources.folders:
+    if sources.places:
+        head = head_of(sources.places[0])
+        root, folders = (find_root(top, head) if head else top), []
+    elif sources.folders:
         root = find_root(top, sources.folders[0], sources.usual)
         folders = [find_folder(root, name) for name in sources.folders]
     else:
@@ -48,5 +55,6 @@ def source_files(sources: Sources) -> list[Path]:
         for name, file in list_nifti(folder).files.items()
         if re.match(sources.pattern, name, re.IGNORECASE)
     ]
+    found += [path for place in sources.places for path in files_below(root, place)]
     tables = [find_table(folders_between(top, root), name) for name in sources.tables]
-    return [*found, *(table for table in tables if table), *map(Path, sources.files)]
+    return [*dict.fromkeys(found), *(table for table in tables if table), *map(Path, sources.files)]

@@ -66,20 +66,21 @@ class CaseArrays:
 
 
 def stamp(case: Case, data_dir: str) -> tuple[tuple[str, int, int], ...]:
-    """(relative path, bytes, modification time in ns) of each of a case's files.
+    """(relative path, bytes, modification time in ns) of a case's image and mask; of several files sum and latest.
 
     Raises:
         DataError: a file is gone.
     """
     marks = []
-    for path in (case.image, case.mask):
+    for path, files in ((case.image, case.image_files), (case.mask, case.mask_files)):
         if path is None:
             continue
         try:
-            state = Path(path).stat()
+            states = [Path(file).stat() for file in files or (path,)]
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error}). Restore it, or remove its case.") from error
-        marks.append((os.path.relpath(path, data_dir), state.st_size, state.st_mtime_ns))
+        size, latest = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+        marks.append((os.path.relpath(path, data_dir), size, latest))
     return tuple(marks)
 
 
@@ -161,7 +162,7 @@ def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
     if case.problem is not None:
         raise DataError(case.problem)
     sources = stamp(case, spec.data_dir)
-    voxels, geometry = read_volume(case.image, spec.plane)
+    voxels, geometry = read_volume(case.image, spec.plane, case.image_files, spec.reading)
     if (needed := 2 * len(voxels) * spec.image_size**2) > MOST_BYTES:
         raise DataError(
             f"{case.image}: has {len(voxels):,} {spec.plane} slices of {voxels.shape[1]} x {voxels.shape[2]} pixels, "
@@ -172,7 +173,9 @@ def read_case(case: Case, spec: StoreSpec) -> CaseArrays:
     mask_native = counts = mask = None
     if case.mask is not None:
         ids = class_ids(spec.classes)
-        mask_native, mask_geometry = read_classes(case.mask, spec.plane, ids, spec.values)
+        mask_native, mask_geometry = read_classes(
+            case.mask, spec.plane, ids, spec.values, case.mask_files, spec.reading
+        )
         mask_native = lay_on_image(case.mask, mask_native, mask_geometry, case.image, geometry)
         counts = tuple(
             tuple(np.bincount(part.ravel(), minlength=len(spec.classes) + 1)[1:].tolist()) for part in mask_native

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.cases import Intensity
+from data_modules.formats.read import READING
+from data_modules.formats.volume import Reading
 from data_modules.volumes import Geometry
 from data_modules.wholeness import ENTRY, INDEX, Files
 from weakmedsam.contracts import Frame
@@ -44,6 +46,7 @@ class StoreSpec:
         intensity: how values become [0, 1].
         classes: class name -> mask values, in order.
         values: further mask values that are known and become background.
+        reading: what is taken of files that leave it open.
     """
 
     data_set: str
@@ -54,10 +57,14 @@ class StoreSpec:
     intensity: Intensity
     classes: Mapping[str, tuple[int, ...]]
     values: tuple[int, ...]
+    reading: Reading = READING
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the index; class order is kept as it decides the ids."""
         settings = {**asdict(self), "classes": [[name, list(v)] for name, v in self.classes.items()]}
+        settings["reading"] = self.reading.stated
+        if not self.reading.stated:  # a store of before there was a choice is still the same
+            del settings["reading"]
         return json.loads(json.dumps({"format": STORE_FORMAT, **settings}))
 
     @property

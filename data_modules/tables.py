@@ -82,6 +82,16 @@ def open_table(path: Path, columns: Sequence[str]) -> Table:
     return Table(path, _checked(path, header, columns), guess)
 
 
+def read_columns(path: Path) -> list[str]:
+    """Names of a table's columns, which tell what kind of table it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    found = _possible_headers(path, _decode(path)[0])
+    return max((header.names for header in found), key=len)
+
+
 def is_unseen(character: str) -> bool:
     """Whether a character cannot be seen or ends a line, and is no part of how a language is written."""
     return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in _JOINERS

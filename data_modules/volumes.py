@@ -17,7 +17,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.nifti import read_nifti
+from data_modules.formats.read import READING, read_scan
+from data_modules.formats.volume import Reading
 from weakmedsam.errors import ConfigError, DataError
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -45,8 +46,8 @@ class Geometry:
         shape: voxels along the file's own three axes.
         affine: (4, 4) voxel of the file -> mm.
         plane: which slices are taken, a key of ``PLANES``.
-        unit: of length, as the file states it: "mm", "m", "micron" or "unknown".
-        header: the file's, hexadecimal.
+        unit: of length, as the file states it: "mm", "m", "micron" or "unknown"; "pixel" where it states no size.
+        header: of a NIfTI file that lies on it, hexadecimal.
     """
 
     shape: tuple[int, int, int]
@@ -102,20 +103,29 @@ def check_plane(plane: str) -> None:
         raise ConfigError(f"plane: {plane!r} is unknown; it is one of {sorted(PLANES)}.")
 
 
-def read_volume(path: str | Path, plane: str = "axial") -> tuple[NDArray[Any], Geometry]:
-    """Read a NIfTI volume, once.
+def read_volume(
+    path: str | Path,
+    plane: str = "axial",
+    files: Sequence[str] = (),
+    reading: Reading = READING,
+    labels: bool = False,
+) -> tuple[NDArray[Any], Geometry]:
+    """Read a volume of any format, once.
 
     Args:
-        path: .nii or .nii.gz.
+        path: of its file; of several, of their folder.
         plane: which slices are taken, a key of ``PLANES``.
+        files: the files of a volume that has several.
+        reading: what is taken of files that leave it open.
+        labels: it is a mask.
 
     Returns:
         (D, H0, W0) voxels in the file's values, and the geometry.
 
     Raises:
-        DataError: see ``read_nifti``.
+        DataError: see ``read_scan``.
     """
-    voxels, affine, unit, header = read_nifti(path)
+    voxels, affine, unit, header = read_scan(path, files, reading, labels)
     shape = (int(voxels.shape[0]), int(voxels.shape[1]), int(voxels.shape[2]))
     rows = tuple(tuple(float(x) for x in row) for row in affine)
     geometry = Geometry(shape, rows, plane, unit, header.hex())
@@ -165,7 +175,12 @@ def lay_on_image(mask: str, slices: NDArray[Any], second: Geometry, image: str, 
 
 
 def read_classes(
-    path: str, plane: str, ids: dict[int, int], known: Sequence[int]
+    path: str,
+    plane: str,
+    ids: dict[int, int],
+    known: Sequence[int],
+    files: Sequence[str] = (),
+    reading: Reading = READING,
 ) -> tuple[NDArray[np.uint8], Geometry]:
     """Read an expert mask as class ids.
 
@@ -174,6 +189,8 @@ def read_classes(
         plane: which slices are taken.
         ids: mask value -> class id.
         known: further values that may occur; they become background.
+        files: the files of a mask that has several.
+        reading: the size of a voxel where files say nothing of it; a mask has one channel.
 
     Returns:
         (D, H0, W0) uint8 class ids, and the geometry.
@@ -181,7 +198,7 @@ def read_classes(
     Raises:
         DataError: unreadable, or holds values that are neither 0 nor known.
     """
-    raw, geometry = read_volume(path, plane)
+    raw, geometry = read_volume(path, plane, files, Reading(spacing=reading.spacing), labels=True)
     # NaN and out-of-range values must not survive the cast to small integers unnoticed.
     with np.errstate(invalid="ignore"):
         whole = np.rint(raw) if raw.dtype.kind == "f" else raw

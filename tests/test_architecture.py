@@ -28,7 +28,7 @@ TORCH_FREE = [
                 "prepare",
                 "phantom_drawing",
             ),
-            *("scan_io", "nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness"),
+            *("scan_io", "formats.nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness"),
         )
     ),
     *(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from data_settings import data_settings
 
-from data_modules.folder import Folder, read_labels
+from data_modules.folder import Folder
+from data_modules.label_tables import read_labels
 from data_modules.store import read_case
 from tests.fakes import draw_scan, fake_folder, save_nifti, write_table
 from weakmedsam.errors import DataError
@@ -150,12 +151,12 @@ def test_files_as_windows_and_datalad_leave_them(tmp_path, caplog):
         (root / part / "scan1.nii.gz").unlink()
         (root / part / "scan1.nii.gz").symlink_to("../.git/annex/objects/1")
     save_nifti(root / "masks/scan2.nii", draw_scan(0)[1])
-    (root / "images/scan9.nrrd").touch()
+    (root / "images/scan9.mgz").touch()
     (root / "Labels.xlsx").touch()
     (root / "images").rename(root / "Images")
     with pytest.raises(DataError, match=r"(?s)2 of 5 .*scan1\.nii\.gz: is a link to .*masks/scan2\.nii has the same"):
         make(tmp_path / "unpacked").prepare_data()
-    assert "2 name(s): Images/scan9.nrrd, Labels.xlsx" in caplog.text
+    assert "2 name(s): Images/scan9.mgz, Labels.xlsx" in caplog.text
     module = make(tmp_path / "unpacked", prepare__on_bad_case="skip")
     module.prepare_data()
     module.setup("fit")

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from terminals import Terminal
 
-from data_modules import nifti, wholeness
+from data_modules import wholeness
 from data_modules.cases import Case, Intensity
+from data_modules.formats import nifti
 from data_modules.prepare import _bare_workers, prepare, table_labels
 from data_modules.store import SliceReader
 from data_modules.store_index import StoreSpec, read_index

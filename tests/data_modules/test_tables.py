@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_modules.case_tables import check_cases, read_pairs
-from data_modules.folder import read_labels, read_patients
+from data_modules.folder_files import read_patients
+from data_modules.label_tables import read_labels
 from data_modules.splits import read_split
 from data_modules.tables import LARGEST, open_table
 from weakmedsam.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_modules.nifti_files import is_nifti
+from data_modules.scan_files import is_scan_file
 from data_modules.sources import Sources, source_files
 from data_modules.tables import LARGEST
 from weakmedsam.errors import DataError
@@ -29,7 +29,7 @@ def mark_inputs(
         prepared: of ``prepare``, its summary, which says where the data set's own files lie; None for other stages.
         known: earlier marks; a file of the settings with the same content keeps its mark.
     """
-    sources = _sources(prepared) if prepared else []
+    sources = dict.fromkeys(_sources(prepared) if prepared else [])
     named = [Path(word) for word in _words_in(settings["configs"], settings["options"]) if _is_file(word)]
     return {str(path): _mark_input(path, path in sources, (known or {}).get(str(path)))
             for path in sorted({*named, *sources})}  # fmt: skip
@@ -40,7 +40,7 @@ def _mark_input(path: Path, is_source: bool, known: Mark | None) -> Mark:
         found = path.stat()
         seen = Mark(found.st_size, found.st_mtime_ns, "")
         if is_source:
-            is_table = not is_nifti(path.name) and found.st_size <= LARGEST
+            is_table = not is_scan_file(path) and found.st_size <= LARGEST
             return seen._replace(digest=digest(path)) if is_table else seen
         if known is not None and known[:2] == seen[:2]:
             return known

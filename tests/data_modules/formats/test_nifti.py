@@ -17,12 +17,12 @@ from fakes import RAS, draw_scan, save_nifti
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_modules.nifti import read_description, read_nifti
+from data_modules.formats.nifti import read_description, read_nifti
 from data_modules.scan_io import write_segmentation
 from data_modules.volumes import lay_on_image, read_classes, read_volume
 from weakmedsam.errors import DataError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = settings(
     max_examples=150,
     deadline=None,
@@ -207,6 +207,26 @@ def test_a_geometry_that_cannot_be_is_refused_by_name(tmp_path, fields, reason):
         read_nifti(path)
 
 
+# Several volumes, and colour
+
+
+def test_a_volume_or_a_colour_is_chosen_by_its_number(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 99, (4, 3, 2, 3)).astype(np.int16)
+    path = put(tmp_path / "four.nii.gz", file_of(voxels, scl_slope=2, scl_inter=1))
+    for channel in range(3):
+        found = read_nifti(path, channel)
+        assert np.array_equal(found.voxels, voxels[..., channel] * 2 + 1)
+        assert nib.Nifti1Header(found.header).get_data_shape() == (4, 3, 2)
+    for channel, said in ((None, r"has 4 axes .*data\.channel: 0 to 2"), (3, r"data\.channel: 3 is not there")):
+        with pytest.raises(DataError, match=said):
+            read_nifti(path, channel)
+    colours = np.ascontiguousarray(voxels.astype(np.uint8)).view([(c, "u1") for c in "RGB"])[..., 0]
+    path = put(tmp_path / "colour.nii", file_of(colours))
+    assert np.array_equal(read_nifti(path, 1).voxels, voxels[..., 1])
+    with pytest.raises(DataError, match="has 3 channels of colour"):
+        read_nifti(path)
+
+
 # Content
 
 
@@ -287,7 +307,7 @@ def test_a_volume_beyond_the_memory_is_one_message(tmp_path):
     program = f"""
         import gzip, resource, numpy as np
         import nibabel as nib
-        from data_modules.nifti import read_nifti
+        from data_modules.formats.nifti import read_nifti
         header = nib.Nifti1Header()
         header.set_data_dtype(np.int16)
         header["dim"] = [3, 2048, 2048, 768, 1, 1, 1, 1]

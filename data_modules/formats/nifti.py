@@ -17,13 +17,23 @@ import os
 import stat
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from weakmedsam.errors import DataError, MemoryShortError
+from data_modules.formats.volume import (
+    READ_BYTES,
+    Volume,
+    check_affine,
+    not_given,
+    read_exactly,
+    take_channel,
+    unreadable,
+    useless,
+)
+from weakmedsam.errors import DataError
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header is a subclass
 
@@ -41,39 +51,17 @@ NO_UNIT = ("unknown", 1.0)
 DEFLATE_RATIO = 1032
 """Deflate makes nothing smaller than by this factor (zlib, technical details)."""
 
-VOXEL_SIZES = (1e-5, 1e5)
-"""Voxel sizes that are believed, mm: from 10 nm to 100 m."""
-
-PADDING = 2**20
-"""Bytes of zeros behind the voxels that are believed to be padding."""
-
-READ_BYTES = 2**24
-"""Bytes that are read at once; so much of a file that turns out to be cut is read in vain."""
+KIND = "NIfTI"
 
 
-class Nifti(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        voxels: (X, Y, Z) along the file's own axes, values as scaled by the header.
-        affine: (4, 4) float64, voxel -> mm.
-        unit: of length, as stated: "mm", "m", "micron" or "unknown".
-        header: its bytes, to write another file that lies on this one.
-    """
-
-    voxels: NDArray[Any]
-    affine: NDArray[np.float64]
-    unit: str
-    header: bytes
-
-
-def read_nifti(path: str | Path) -> Nifti:
+def read_nifti(path: str | Path, channel: int | None = None) -> Volume:
     """Read a volume, once.
 
-    A slice (two axes) is a volume of one slice; axes beyond the third have to be of length 1.
+    A slice (two axes) is a volume of one slice; further axes, and colours, are told apart by ``channel``.
 
     Args:
         path: NIfTI-1 or NIfTI-2 with header and voxels in one file, compressed by gzip or not.
+        channel: which volume, or which channel of colour; None: there has to be one.
 
     Raises:
         DataError: not such a file, damaged, cut, of several volumes or of no numbers, or its header's geometry cannot
@@ -84,13 +72,20 @@ def read_nifti(path: str | Path) -> Nifti:
         with _open(path) as file:
             stream, most = _decompressed(file)
             header = _read_header(stream, path)
-            shape, dtype = _shape(header, path), _number_type(header, path)
+            shape, dtype = _shape(header, channel, path), _number_type(header, path)
             voxels = _read_voxels(stream, header, shape, dtype, most, path)
     except (OSError, EOFError, zlib.error) as error:
-        raise _not_given(path, error) from error
+        raise not_given(path, error, KIND) from error
     affine, unit = _affine(header, len(shape), path)
-    shape = (*shape, 1)[:3] if len(shape) == 2 else shape[:3]
-    return Nifti(_scaled(voxels, header, path).reshape(shape, order="F"), affine, unit, header.binaryblock)
+    whole, volumes = (*shape, 1)[:3], math.prod(shape[3:])
+    if dtype.names:  # colours of a voxel lie beside each other
+        colours = voxels.view(dtype[0]).reshape((-1, len(dtype.names)))[:, :3]
+        voxels = take_channel(colours, channel, path, "channels of colour")
+    else:
+        voxels = _scaled(take_channel(voxels.reshape((-1, volumes), order="F"), channel, path), header, path)
+    if volumes > 1:  # what is written onto it is one
+        header["dim"][0], header["dim"][4:] = 3, 1
+    return Volume(voxels.reshape(whole, order="F"), affine, unit, header.binaryblock)
 
 
 def read_description(path: str | Path) -> str:
@@ -103,7 +98,7 @@ def read_description(path: str | Path) -> str:
         with _open(path) as file:
             header = _read_header(_decompressed(file)[0], path)
     except (OSError, EOFError, zlib.error) as error:
-        raise _not_given(path, error) from error
+        raise not_given(path, error, KIND) from error
     return bytes(header["descrip"].item()).decode("ascii", "replace")
 
 
@@ -127,14 +122,7 @@ def write_labels(voxels: NDArray[np.uint8], header: bytes, description: str) -> 
 
 
 def _unreadable(path: str | Path, reason: str) -> DataError:
-    return DataError(f"{path}: cannot be read ({reason}). It is truncated, damaged or no NIfTI file: get it again.")
-
-
-def _not_given(path: str | Path, error: OSError | EOFError | zlib.error) -> DataError:
-    """Of a file that the system does not give, or whose compressed stream is damaged."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return DataError(f"{path}: cannot be read ({error.strerror}). Look at its rights and its disk.")
-    return _unreadable(path, str(error))
+    return unreadable(path, reason, KIND)
 
 
 def _open(path: str | Path) -> BinaryIO:
@@ -178,15 +166,17 @@ def _parse(block: bytes) -> Header:
     return HEADERS[len(block)][0](block, "<" if little else ">", check=False)
 
 
-def _shape(header: Header, path: str | Path) -> tuple[int, ...]:
+def _shape(header: Header, channel: int | None, path: str | Path) -> tuple[int, ...]:
     axes = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : axes + 1])
     if not 1 <= axes <= 7 or min(shape) < 1:
         raise _unreadable(path, f"its header states {axes} axes {shape}")
-    if len(shape) < 2 or any(n != 1 for n in shape[3:]):
+    if len(shape) < 2:
+        raise DataError(f"{path}: has {len(shape)} axes {shape}, not 3. Store it as slices.")
+    if (volumes := math.prod(shape[3:])) > 1 and channel is None:
         raise DataError(
-            f"{path}: has {len(shape)} axes {shape}, not 3. "
-            + ("Store it as slices." if len(shape) < 2 else "Split it into one file a volume.")
+            f"{path}: has {len(shape)} axes {shape}, not 3. Say which volume of an image is taken, data.channel: 0 to "
+            f"{volumes - 1}; a mask has one."
         )
     return shape
 
@@ -196,7 +186,7 @@ def _number_type(header: Header, path: str | Path) -> np.dtype[Any]:
         dtype = header.get_data_dtype()
     except (nib.spatialimages.HeaderDataError, KeyError) as error:
         raise _unreadable(path, f"its header states the data type {int(header['datatype'])}") from error
-    if dtype.kind not in "iuf":
+    if dtype.kind not in "iuf" and not dtype.names:  # names are those of colours
         raise DataError(f"{path}: holds {dtype}, not one number a voxel. Export it as greyscale.")
     return dtype
 
@@ -226,33 +216,10 @@ def _read_voxels(
         raise _unreadable(
             path, f"its header states {shape} voxels, {needed:,} bytes; the file has no more than {most:,}"
         )
-    try:
-        # Not touched before it is filled: of a header that states too much, only what the file holds takes memory.
-        content = np.empty(needed, np.uint8)
-    except MemoryError as error:
-        raise MemoryShortError(
-            f"{path}: its {shape} voxels take {needed / 2**30:.1f} GiB, more memory than there is. Lower "
-            "data.prepare.workers, or leave it out."
-        ) from error
     skipped = len(header.binaryblock)
     while skipped < int(offset) and (part := stream.read(min(READ_BYTES, int(offset) - skipped))):
         skipped += len(part)
-    view, filled = content.data, 0
-    while filled < needed and (count := stream.readinto(view[filled : filled + READ_BYTES])):  # type: ignore[attr-defined]
-        filled += count
-    if filled < needed:
-        raise _unreadable(path, f"it ends after {filled:,} of {needed:,} bytes of voxels")
-    # gzip compares checksum and length when it comes to the end.
-    surplus = 0
-    while part := stream.read(READ_BYTES):
-        surplus += len(part)
-        # Padding is harmless; bytes that were inserted push voxels out.
-        if surplus > PADDING or part.count(0) < len(part):
-            raise DataError(
-                f"{path}: {surplus:,} bytes or more follow the {shape} voxels that its header states. If the voxels "
-                "are right, open the file and save it again; else get it again."
-            )
-    return content.view(dtype)
+    return read_exactly(stream, needed, path, shape, KIND).view(dtype)
 
 
 def _scaled(values: NDArray[Any], header: Header, path: str | Path) -> NDArray[Any]:
@@ -273,30 +240,19 @@ def _affine(header: Header, axes: int, path: str | Path) -> tuple[NDArray[np.flo
     header = header.copy()
     for name in ("sform_code", "qform_code") if header["sform_code"] == 0 else ("sform_code",):
         if not 0 <= header[name] <= 5:
-            raise _useless(path, f"{name} {int(header[name])} is unknown")
+            raise useless(path, f"{name} {int(header[name])} is unknown")
     handedness = header["pixdim"][0]
     if header["sform_code"] == 0 and handedness not in (-1, 0, 1):
-        raise _useless(path, f"pixdim[0] is {handedness:g}, not 1 or -1")
+        raise useless(path, f"pixdim[0] is {handedness:g}, not 1 or -1")
     header["pixdim"][0] = handedness if handedness in (-1, 1) else 1  # 0 is 1 in the standard
     header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])  # old programs write flips as negative sizes
     try:
         with np.errstate(all="ignore"):
             affine = np.array(header.get_best_affine(), np.float64)
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
-        raise _useless(path, str(error)) from error
+        raise useless(path, str(error)) from error
     if axes == 2 and not affine[:3, 2].any():  # a slice need not say how thick it is
         affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])
         affine[:3, 2] /= (np.linalg.norm(affine[:3, 2]) or 1.0) * length
     affine[:3] *= length
-    if not np.isfinite(affine).all():
-        raise _useless(path, "it holds NaN or infinity")
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not ((sizes >= VOXEL_SIZES[0]) & (sizes <= VOXEL_SIZES[1])).all():
-        raise _useless(path, f"voxels of {', '.join(f'{size:g}' for size in sizes)} mm")
-    if abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
-        raise _useless(path, "two of its axes are parallel")
-    return affine, unit
-
-
-def _useless(path: str | Path, reason: str) -> DataError:
-    return DataError(f"{path}: its header has no usable geometry ({reason}). Export it again.")
+    return check_affine(affine, path), unit

@@ -1,0 +1,1 @@
+"""One reader per format; ``read.read_scan`` chooses the right one."""
