@@ -85,6 +85,14 @@ def scan_stem(name: str) -> str:
     return name
 
 
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM, by name and content; not of one that cannot be read."""
+    try:
+        return looks_like_dicom(path) and is_dicom(path)
+    except DataError:
+        return False
+
+
 def is_scan_file(path: Path) -> bool:
     """Whether a file of this name may be a scan or a slice of one."""
     return not path.name.startswith(".") and (path.name.lower().endswith(FILE_ENDINGS) or looks_like_dicom(path))

@@ -1,0 +1,262 @@
+"""Where images and masks lie in a folder that nobody has described: guesses, each with its reason. Loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_modules.folder_files import TABLES, Layout, list_layout
+from data_modules.formats import pictures
+from data_modules.nifti_files import ScanFile, case_name, entries, find_table, leaves, walk
+from data_modules.scan_files import FILE_ENDINGS, READ, VOLUME_ENDINGS, is_dicom_file, scan_stem
+from data_modules.tables import name_first, open_table
+from weakmedsam.errors import DataError
+
+IMAGE_WORDS = (
+    "image",
+    "images",
+    "imagestr",
+    "img",
+    "imgs",
+    "scans",
+    "volumes",
+    "dicom",
+    "dicoms",
+    "data",
+    "ct",
+    "mr",
+    "mri",
+)
+MASK_WORDS = (
+    *("mask", "masks", "label", "labels", "labelstr", "seg", "segs", "segmentation", "segmentations", "gt", "roi"),
+    *("groundtruth", "annotation", "annotations", "manual", "truth", "labelmap", "contour"),
+)
+WORDS = (*IMAGE_WORDS, *MASK_WORDS)
+UNUSED_WORDS = ("imagests", "labelsts")
+"""Folders of cases that a challenge keeps to itself."""
+
+
+MOST_KINDS = 8
+"""How many modalities of a case there may be in one folder."""
+
+
+class Guess(NamedTuple):
+    """A setting.
+
+    Attributes:
+        value: of it.
+        reason: why it is taken.
+    """
+
+    value: Any
+    reason: str
+
+
+class Place(NamedTuple):
+    """Where files that look alike lie.
+
+    Attributes:
+        place: folder or pattern.
+        number: how many files there are.
+        is_mask: whether they look like masks.
+    """
+
+    place: str
+    number: int
+    is_mask: bool
+
+
+def guess_layout(folder: Path) -> tuple[Layout, dict[str, Guess]]:
+    """Where images and masks lie.
+
+    Args:
+        folder: with scans somewhere below it.
+
+    Returns:
+        The layout, and its keys with their reasons.
+
+    Raises:
+        DataError: there is no scan of a known format.
+    """
+    root = _unpacked(folder)
+    files = [path for path in _files(root) if not set(UNUSED_WORDS) & {part.lower() for part in path.parts}]
+    volumes = [path for path in files if path.name.lower().endswith(VOLUME_ENDINGS)]
+    flat = [path for path in files if path.name.lower().endswith(pictures.ENDINGS)]
+    dicom = [path for path in files if is_dicom_file(path)]
+    if not (volumes or flat or dicom):
+        raise DataError(f"{folder}: no scan is there that can be read. Read are {READ}. Give the folder they lie in.")
+    if dicom:
+        said = _of_folders(root, dicom, "DICOM files")
+        images, masks = said["images"], _masks_of(root, [*volumes, *flat])
+        series = _guess_series(root, images.value, masks.value)
+    elif volumes:
+        images, masks = _of_places(find_places(root, volumes, _names_in_tables(root)))
+        series = Guess(None, "of DICOM only: pattern of modality and description")
+    else:
+        images, masks = _of_folders(root, flat, "pictures")["images"], _masks_of(root, flat)
+        series = Guess(None, "of DICOM only: pattern of modality and description")
+    layout = Layout(str(root.resolve()), images.value, masks.value, series.value)
+    return layout, {"images": images, "masks": masks, "series": series}
+
+
+def _names_in_tables(root: Path) -> set[str]:
+    """Cases that ``labels.csv`` or ``patients.csv`` names; faults of these are told by whoever reads them."""
+    found: set[str] = set()
+    for name in TABLES:
+        with contextlib.suppress(DataError):
+            table = find_table([root], name)
+            found |= {case_name(row.cells[0]) for row in open_table(table, ("case",)).rows} if table else set()
+    return found
+
+
+def _files(root: Path) -> list[Path]:
+    tree = walk(root, lambda path: not leaves(path, [root]))
+    return [path for place in tree.folders for path in entries(place) if path.is_file()]
+
+
+def _unpacked(folder: Path) -> Path:
+    """The folder itself, or the only one in it, as archives unpack."""
+    root = folder
+    while len(inside := entries(root)) == 1 and inside[0].is_dir() and not _word(inside[0].name, IMAGE_WORDS):
+        if leaves(inside[0], [root]):
+            break
+        root = inside[0]
+    return root
+
+
+def _word(text: str, words: Sequence[str]) -> bool:
+    """Whether one of the words is in a name, as a word of its own."""
+    return any(part in words for part in re.split(r"[^a-z]+", text.lower()))
+
+
+def _of_folders(root: Path, files: Iterable[Path], what: str) -> dict[str, Guess]:
+    """The folder directly in the root that holds files of a kind, masks apart."""
+    tops = Counter(path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1)
+    named = [top for top in tops if _word(top, IMAGE_WORDS)]
+    if named:
+        best = max(named, key=lambda top: tops[top])
+        return {"images": Guess(best, f"the folder {best} holds {tops[best]} {what}")}
+    return {"images": Guess(".", f"{what} lie in the folder itself or in any folders below it")}
+
+
+def _masks_of(root: Path, files: Sequence[Path]) -> Guess:
+    places = [place for place in find_places(root, files) if place.is_mask]
+    tops = [top for top in entries(root) if top.is_dir() and _word(top.name, MASK_WORDS)]
+    if tops:
+        return Guess(tops[0].name, f"the folder {tops[0].name} is named as masks")
+    if places:
+        return Guess(places[0].place, f"{places[0].number} files are named as masks")
+    return Guess("masks", "no masks were found: put them there, named as the case, if there are any")
+
+
+def find_places(root: Path, files: Sequence[Path], names: Collection[str] = ()) -> list[Place]:
+    """Places of files that look alike, the largest first: a folder, or a pattern with ``*`` for the case.
+
+    Args:
+        root: the data's own folder.
+        files: scans of one file.
+        names: of cases, as tables have them.
+    """
+    of_masks = {scan_stem(path.name) for path in files if _word(path.parent.name, MASK_WORDS)}
+    others = {scan_stem(path.name) for path in files if not _word(path.parent.name, MASK_WORDS)}
+    whole = {*names, *(of_masks & others)}
+    stems = Counter(scan_stem(path.name) for path in files)
+    siblings = Counter(path.parent for path in files)
+    endings = Counter((path.parent, _suffix(scan_stem(path.name))) for path in files)
+    found: Counter[str] = Counter()
+    few = max(len(siblings) - 1, 6)
+    for path in files:
+        stem, folders = scan_stem(path.name), path.relative_to(root).parts[:-1]
+        ending, suffix = path.name[len(stem) :], _suffix(stem)
+        owner = next((name for name in reversed(folders) if name in stem), None)
+        if owner is not None:  # sub-01/anat/sub-01_T1w
+            parts = ["*" if name == owner else name for name in folders]
+            place = _after_star([*parts, stem.replace(owner, "*") + ending])
+        elif (
+            folders and stems[stem] > 1 and siblings[path.parent] <= few and not _word(folders[-1], WORDS)
+        ):  # case01/t1
+            place = _after_star([*folders[:-1], "*", path.name])
+        elif suffix and stem not in whole and _has_role(endings, path.parent, suffix, siblings):
+            place = "/".join([*folders, f"*{suffix}{ending}"])
+        else:
+            place = "/".join([*folders, f"*{ending}"])
+        found[place] += 1
+    return [Place(_simple(place), count, _is_mask(place)) for place, count in found.most_common()]
+
+
+def _suffix(stem: str) -> str:
+    """What follows the case in a stem: _t1, -label, _0000."""
+    said = re.search(r"[_-][A-Za-z0-9]+$", stem)
+    return said[0] if said else ""
+
+
+def _has_role(endings: Counter[Any], parent: Path, suffix: str, siblings: Counter[Path]) -> bool:
+    """Whether a suffix tells what a file is, not which: few suffixes, each of many files."""
+    if re.fullmatch("_000[0-9]", suffix) and endings[parent, "_0000"]:  # nnU-Net's channels
+        return True
+    kinds = sum(1 for place, _ in endings if place == parent)
+    few = endings[parent, suffix] > 1 and kinds <= min(MOST_KINDS, max(1, siblings[parent] // 2))
+    return few and (kinds > 1 or _word(suffix, MASK_WORDS))
+
+
+def _after_star(parts: Sequence[str]) -> str:
+    """A pattern without the folders above the case: what differs there is no part of its name."""
+    first = parts.index("*") if "*" in parts else len(parts) - 1
+    return "/".join([*(["**"] if first else []), *parts[first:]])
+
+
+def _simple(place: str) -> str:
+    """A folder, where a pattern takes all of it."""
+    folder, _, name = place.rpartition("/")
+    return (folder or ".") if re.fullmatch(r"\*(\.[a-z.]+)", name, re.IGNORECASE) and "*" not in folder else place
+
+
+def _is_mask(place: str) -> bool:
+    return any(_word(part, MASK_WORDS) for part in place.split("/"))
+
+
+def _of_places(places: Sequence[Place]) -> tuple[Guess, Guess]:
+    """Images and masks among places of volumes."""
+    images = [place for place in places if not place.is_mask] or list(places)
+    masks = [place for place in places if place.is_mask and place not in images]
+    best = max(images, key=lambda place: (place.number, place.place.endswith("_0000.nii.gz")))
+    others = [place.place for place in images if place.place != best.place]
+    said = f"{best.number} volume(s)" + (
+        f"; also there, of another modality or kind: {name_first(others)}; each can be taken instead" if others else ""
+    )
+    if not masks:
+        return Guess(best.place, said), Guess("masks", "no masks were found: put them there, named as the case")
+    more = [place.place for place in masks[1:]]
+    told = f"{masks[0].number} volume(s) named as masks" + (f"; also there: {name_first(more)}" if more else "")
+    return Guess(best.place, said), Guess(masks[0].place, told)
+
+
+def _guess_series(root: Path, images: str, masks: str) -> Guess:
+    """Which DICOM series: the description that most patients have, where a patient has several."""
+    found: list[ScanFile] = [*list_layout(Layout(str(root), images, masks))[1].files.values()]
+    series = [scan for scan in found if scan.title]
+    per_patient = Counter(scan.patient for scan in series)
+    titles = Counter(scan.title for scan in {(scan.patient, scan.title): scan for scan in series}.values())
+    if len(titles) <= 1 or max(per_patient.values(), default=0) <= 1:
+        return Guess(None, "all series are taken: a patient has one, or all are alike")
+    depth = Counter({title: sum(len(scan.files) for scan in series if scan.title == title) for title in titles})
+    title = max(titles, key=lambda name: (titles[name], depth[name], name))
+    others = name_first(sorted(f"{name} ({titles[name]} patient(s))" for name in titles if name != title))
+    return Guess(_as_pattern(title), f"{titles[title]} of {len(per_patient)} patients have it; also there: {others}")
+
+
+def _as_pattern(title: str) -> str:
+    return re.sub(r"[\[\]*?]", "?", case_name(title))
+
+
+def count_formats(paths: Iterable[Path]) -> str:
+    """How many files there are of each format, for people."""
+    found: Counter[str] = Counter()
+    for path in paths:
+        ending = next((e for e in FILE_ENDINGS if path.name.lower().endswith(e)), "DICOM")
+        found[ending.lstrip(".")] += 1
+    return ", ".join(f"{count} {name}" for name, count in found.most_common())
