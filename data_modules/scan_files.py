@@ -85,6 +85,11 @@ def scan_stem(name: str) -> str:
     return name
 
 
+def has_scan_ending(name: str) -> bool:
+    """Whether a file's name has the ending of a format that is read; DICOM may have none."""
+    return name.lower().endswith((*FILE_ENDINGS, *ENDINGS))
+
+
 def is_dicom_file(path: Path) -> bool:
     """Whether a file is DICOM, by name and content; not of one that cannot be read."""
     try:
@@ -98,7 +103,9 @@ def is_scan_file(path: Path) -> bool:
     return not path.name.startswith(".") and (path.name.lower().endswith(FILE_ENDINGS) or looks_like_dicom(path))
 
 
-def list_scans(root: Path, place: str, series: str | None = None, aside: Sequence[Path] = ()) -> Listing:
+def list_scans(
+    root: Path, place: str, series: str | None = None, aside: Sequence[Path] = (), anywhere: bool = False
+) -> Listing:
     """Scans of a place.
 
     Args:
@@ -106,6 +113,7 @@ def list_scans(root: Path, place: str, series: str | None = None, aside: Sequenc
         place: a folder in it, or a pattern of paths in it.
         series: pattern of modality and description of DICOM series; None takes all.
         aside: folders to leave out.
+        anywhere: links in a folder may lead out of it.
 
     Returns:
         Name -> files. In a folder: a file's stem, a folder's name where it holds one scan; else patient and
@@ -118,7 +126,8 @@ def list_scans(root: Path, place: str, series: str | None = None, aside: Sequenc
         return _list_pattern(root, place, series)
     folder = folder_of(root, place)
     left_out = [path.resolve() for path in aside]
-    return _Folder(folder, root, [path for path in entries(folder) if path.resolve() not in left_out]).listing(series)
+    tops = (Path("/"),) if anywhere else (root, folder)
+    return _Folder(folder, tops, [path for path in entries(folder) if path.resolve() not in left_out]).listing(series)
 
 
 def folder_of(root: Path, place: str) -> Path:
@@ -132,10 +141,10 @@ def folder_of(root: Path, place: str) -> Path:
 class _Folder:
     """What lies in a folder, gathered by kind."""
 
-    def __init__(self, folder: Path, root: Path, inside: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, tops: Sequence[Path], inside: Sequence[Path]) -> None:
         self.folder = folder
         self.passed_over: list[Path] = []
-        self._tops = (root, folder)
+        self._tops = tops
         self._direct: list[Path] = []
         self._below: list[tuple[Path, Path]] = []  # (folder directly in this one, file)
         seen = {os.path.realpath(path) for path in inside if not is_folder(path) or not self._stays(path)}
@@ -263,7 +272,7 @@ def _list_pattern(root: Path, pattern: str, series: str | None) -> Listing:
 def _only_scan(folder: Path, root: Path, series: str | None) -> ScanFile:
     """The one scan of a folder that a pattern fits."""
     try:
-        inside = [*_Folder(folder.parent, root, [folder]).listing(series).files.values()]
+        inside = [*_Folder(folder.parent, [root], [folder]).listing(series).files.values()]
     except DataError as error:
         return ScanFile(folder, str(error))
     if len(inside) == 1:
@@ -284,7 +293,7 @@ def _matches(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
     for folder in walk(root, lambda path: not leaves(path, [root])).folders:
         for path in entries(folder):
             said = wanted.fullmatch(os.path.relpath(path, root).replace(os.path.sep, "/"))
-            if said is None or not (is_folder(path) or path.name.lower().endswith((*FILE_ENDINGS, *ENDINGS))):
+            if said is None or not (is_folder(path) or has_scan_ending(path.name)):
                 continue
             if not is_folder(path) and path.suffix.lower() in ENDINGS:
                 raise DataError(

@@ -1,4 +1,4 @@
-"""Unlabelled scans: NIfTI files of which nothing is known, and their segmentations in the scans' own space.
+"""Unlabelled scans: files of which nothing is known, and their segmentations in the scans' own space.
 
 Without torch, so that a command that finds all of them segmented says so at once.
 """
@@ -20,10 +20,10 @@ from data_modules.nifti_files import (
     describe_folder,
     is_dead_link,
     is_nifti,
-    list_nifti,
     look_at,
     nifti_stem,
 )
+from data_modules.scan_files import READ, is_scan_file, list_scans, scan_stem
 from data_modules.store import stamp
 from data_modules.volumes import Geometry, read_volume
 from weakmedsam.errors import DataError
@@ -54,26 +54,32 @@ class Measure(NamedTuple):
 
 
 def find_scans(path: Path) -> list[Case]:
-    """The NIfTI files directly in a folder, or a single one, sorted by name.
+    """The scans in a folder, of any format and with any folders below it, or a single file, sorted by name.
+
+    Links are followed.
 
     Raises:
         DataError: none, or two of one name.
     """
-    if is_nifti(path.name) and (path.is_file() or is_dead_link(path)):
+    if path.is_dir() and not is_nifti(path.name):
+        files = {**list_scans(path, ".", anywhere=True).files}
+    elif is_scan_file(path) and (path.exists() or is_dead_link(path)):
         found = look_at(path)
-        files = {case_name(nifti_stem(path.name)): found} if found else {}
-    elif path.is_dir():
-        files = {**list_nifti(path).files}
+        files = {case_name(scan_stem(path.name)): found} if found else {}
     else:
-        raise DataError(f"{path}: there is no such folder, nor a .nii or .nii.gz file of that name. Correct SCANS.")
+        raise DataError(
+            f"{path}: there is no such folder, nor a file of that name that is read ({READ}). Correct SCANS."
+        )
     if not files:
         raise DataError(
-            f"{path}: holds no .nii or .nii.gz file ({describe_folder(path)}). Give the folder that the scans lie in "
-            "directly, one file a scan."
+            f"{path}: holds no scan that is read ({READ}; {describe_folder(path)}). Give the folder of the scans."
         )
     if twice := [str(file.problem) for file in files.values() if file.twice]:
         raise DataError("\n".join(twice))
-    return [Case(name, name, str(file.path), problem=file.problem) for name, file in files.items()]
+    return [
+        Case(name, name, str(file.path), problem=file.problem, image_files=tuple(map(str, file.files)))
+        for name, file in files.items()
+    ]
 
 
 def segmentation_path(folder: Path, case: str) -> Path:

@@ -35,7 +35,7 @@ class UnseenScans(LightningDataModule):
     segmented is not read again.
 
     Args:
-        scans: folder of NIfTI files, or one file.
+        scans: folder of scans of any format, or one file.
         out: folder for ``<scan>.nii.gz``.
         like: the data that the network has learnt from; its scans are not touched.
         made_by: names network and settings: segmentations by others are made again.

@@ -5,27 +5,24 @@ Some of the scans are read for it, as training would read them. Loads no torch.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.cases import Case, SliceRanges
-from data_modules.folder_files import TABLES, Layout, find_folder_cases, list_layout
+from data_modules.cases import Case
+from data_modules.folder_files import Layout, find_folder_cases, list_layout
 from data_modules.formats.read import read_scan
 from data_modules.formats.volume import NO_SPACING, Reading
-from data_modules.label_tables import NONE, RANGES
-from data_modules.nifti_files import find_table
+from data_modules.survey_classes import MOST_CLASSES, Look, classes_of_table, guess_classes
 from data_modules.survey_layout import Guess, guess_layout
-from data_modules.tables import open_table, read_columns
 from data_modules.volumes import PLANES, Geometry
 from weakmedsam.errors import DataError
 from weakmedsam.system.progress import tracked
@@ -36,9 +33,6 @@ MOST_READ = 12
 MOST_MASKS = 60
 """How many masks are read."""
 
-MOST_CLASSES = 32
-"""Mask values that can be classes; more are numbers of lesions, or grey values."""
-
 CT = (-500.0, 300.0)
 """Values on both sides of which only Hounsfield units lie: air, and bone."""
 
@@ -46,28 +40,6 @@ THICKER = 1.3
 """How much further apart slices lie than pixels, so that they are taken for those of the scanner."""
 
 SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt)([^a-z]|$)", re.IGNORECASE)
-
-
-class Look(NamedTuple):
-    """What a scan holds.
-
-    Attributes:
-        case: of the scan.
-        geometry: of its image.
-        low: its lowest value.
-        high: its highest value.
-        whole: whether its values are whole numbers.
-        channels: whether one of several had to be taken.
-        presence: mask value -> pixels of it in each slice along the file's third axis.
-    """
-
-    case: Case
-    geometry: Geometry
-    low: float
-    high: float
-    whole: bool
-    channels: bool
-    presence: Mapping[int, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -103,11 +75,11 @@ def look_into(folder: Path) -> Survey:
     """
     layout, guesses = guess_layout(folder)
     root, images, _ = list_layout(layout)
-    names, table = _classes_of_table(root)
+    names, table = classes_of_table(root)
     quiet = logging.getLogger("data_modules")
     before, quiet.disabled = quiet.disabled, True
     try:
-        cases = find_folder_cases(layout, names or ["?"]) if names or not table else []
+        cases = find_folder_cases(layout, names or ["target"])
     finally:
         quiet.disabled = before
     usable = [case for case in cases if case.image and images.files[case.name].problem is None]
@@ -117,7 +89,7 @@ def look_into(folder: Path) -> Survey:
         raise DataError("\n".join(["no scan can be read:", *(f"  {problem}" for problem in problems[:5])]))
     plane = _plane(looks, bool(table))
     looks = [look._replace(geometry=_in_plane(look.geometry, plane.value)) for look in looks]
-    classes = _classes(root, looks, names)
+    classes = guess_classes(root, looks, names)
     titles = Counter(scan.title for scan in images.files.values() if scan.title)
     found = {
         **guesses,
@@ -270,84 +242,3 @@ def _flip(classes: Mapping[str, Any], plane: str) -> Guess:
         return Guess(0.0, f"no left-right mirror: {sided[0]} is on one side")
     said = "front-back" if plane == "sagittal" else "left-right"
     return Guess(0.5, f"probability of a {said} mirror; 0 where a class can only be on one side")
-
-
-# Classes
-
-
-def _classes_of_table(root: Path) -> tuple[list[str], str]:
-    """Classes of ``labels.csv``, and what kind of table it is; none, and empty, where there is no table."""
-    path = find_table([root], TABLES[0])
-    if path is None:
-        return [], ""
-    columns = read_columns(path)
-    if set(RANGES) <= set(columns):
-        rows = open_table(path, RANGES).rows
-        return list(dict.fromkeys(row.cells[3] for row in rows if row.cells[3] != NONE)), ",".join(RANGES)
-    if "slice" not in columns:
-        return [], ",".join(columns[:6])
-    names = [name for name in columns if name not in ("case", "slice", "")]
-    values: dict[str, set[str]] = {name: set() for name in names}
-    for row in open_table(path, names).rows if names else ():
-        for name, cell in zip(names, row.cells, strict=True):
-            values[name].add(cell)
-    return [name for name in names if values[name] <= {"0", "1"}], "case,slice,..."
-
-
-def _classes(root: Path, looks: Sequence[Look], names: Sequence[str]) -> Guess:
-    values = sorted({value for look in looks for value in look.presence})
-    if names:
-        if not values:
-            said = "columns of labels.csv; mask values count once there are masks"
-            return Guess({name: [number] for number, name in enumerate(names, 1)}, said)
-        return _match(looks, names, values)
-    if not values:
-        return Guess({"target": [1]}, "no masks and no labels.csv: name what labels.csv will say is present")
-    if len(values) > MOST_CLASSES:
-        return Guess({"target": values}, f"masks hold {len(values)} values or more: numbers of objects? Name classes")
-    known = _named_values(root)
-    single = ["target"] if len(values) == 1 else []
-    chosen = {known.get(value, (single or [f"class_{value}"])[0]): [value] for value in values}
-    return Guess(chosen, "mask values, " + ("named by dataset.json" if known else "to be named: nothing names them"))
-
-
-def _match(looks: Sequence[Look], names: Sequence[str], values: Sequence[int]) -> Guess:
-    """Which mask value is which column of the table: by the slices in which they are present."""
-    agree = np.zeros((len(names), len(values)))
-    slices = 0
-    for look in looks:
-        table = look.case.table
-        if table is None or not look.presence:
-            continue
-        depth = look.geometry.shape[2]
-        rows = table.by_slice(depth) if isinstance(table, SliceRanges) else table
-        if set(rows) != set(range(depth)):
-            continue
-        said = np.array([rows[number] for number in range(depth)], bool)
-        seen = np.array([look.presence.get(value, np.zeros(depth)) for value in values]) > 0
-        agree += (said.T[:, None] == seen[None]).sum(axis=2)
-        slices += depth
-    chosen: dict[str, list[int]] = {}
-    left = set(range(len(values)))
-    for number, name in enumerate(names):
-        best = max(left, key=lambda place: (agree[number, place], -place), default=None)
-        if best is not None:
-            left.discard(best)
-            chosen[name] = [values[best]]
-    if len(chosen) < len(names):
-        free = (value for value in range(1, 256) if value not in values)
-        chosen |= {name: [next(free)] for name in names if name not in chosen}
-    shares = [agree[number, list(values).index(chosen[name][0])] / max(slices, 1) for number, name in enumerate(names)
-              if chosen[name][0] in values]  # fmt: skip
-    said_of = f"masks and labels.csv agree in {100 * min(shares):.0f} % of slices" if slices else "in order"
-    return Guess(chosen, f"columns of labels.csv -> mask values: {said_of}; check")
-
-
-def _named_values(root: Path) -> dict[int, str]:
-    """Names of mask values in ``dataset.json``, of the Decathlon or of nnU-Net."""
-    try:
-        labels = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["labels"]
-        pairs = [(key, value) if str(key).isdigit() else (value, key) for key, value in labels.items()]
-        return {int(value): re.sub(r"[\s/\\]+", "_", str(name).strip()) for value, name in pairs if int(value) > 0}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}

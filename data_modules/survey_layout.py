@@ -167,19 +167,24 @@ def find_places(root: Path, files: Sequence[Path], names: Collection[str] = ()) 
     stems = Counter(scan_stem(path.name) for path in files)
     siblings = Counter(path.parent for path in files)
     endings = Counter((path.parent, _suffix(scan_stem(path.name))) for path in files)
+    levels: dict[tuple[str, int], set[str]] = {}
+    for path in files:
+        for n, name in enumerate(path.relative_to(root).parts[:-1]):
+            levels.setdefault((scan_stem(path.name), n), set()).add(name)
     found: Counter[str] = Counter()
     few = max(len(siblings) - 1, 6)
     for path in files:
         stem, folders = scan_stem(path.name), path.relative_to(root).parts[:-1]
         ending, suffix = path.name[len(stem) :], _suffix(stem)
         owner = next((name for name in reversed(folders) if name in stem), None)
+        repeated = stems[stem] > 1 and siblings[path.parent] <= few and not _word(path.parent.name, WORDS)
         if owner is not None:  # sub-01/anat/sub-01_T1w
             parts = ["*" if name == owner else name for name in folders]
             place = _after_star([*parts, stem.replace(owner, "*") + ending])
-        elif (
-            folders and stems[stem] > 1 and siblings[path.parent] <= few and not _word(folders[-1], WORDS)
-        ):  # case01/t1
-            place = _after_star([*folders[:-1], "*", path.name])
+        elif folders and repeated:  # case01/anat/t1: the deepest folder that differs is the case
+            differ = [n for n in range(len(folders)) if len(levels[stem, n]) > 1]
+            star = max(differ, default=len(folders) - 1)
+            place = _after_star(["*" if n == star else name for n, name in enumerate((*folders, path.name))])
         elif suffix and stem not in whole and _has_role(endings, path.parent, suffix, siblings):
             place = "/".join([*folders, f"*{suffix}{ending}"])
         else:

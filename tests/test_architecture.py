@@ -28,7 +28,17 @@ TORCH_FREE = [
                 "prepare",
                 "phantom_drawing",
             ),
-            *("scan_io", "formats.nifti", "nifti_files", "sources", "tables", "case_tables", "wholeness"),
+            *(
+                "scan_io",
+                "scan_files",
+                "folder_files",
+                "label_tables",
+                "survey",
+                "survey_classes",
+                "survey_layout",
+                "formats.read",
+            ),
+            *("nifti_files", "sources", "tables", "case_tables", "wholeness"),
         )
     ),
     *(

@@ -63,7 +63,7 @@ def test_a_command_reaches_its_module_with_the_words_behind_it(reached, words, f
 
 
 def test_an_unknown_command_lists_those_that_there_are():
-    with pytest.raises(SystemExit, match="there is no command 'trian'; there are: train, prepare, "):
+    with pytest.raises(SystemExit, match="there is no command 'trian'; there are: init, train, prepare, "):
         command_line.main(["trian"])
 
 
@@ -81,7 +81,14 @@ except SystemExit:
     pass
 assert not {"torch", "lightning"} & sys.modules.keys()
 """
-    for words in (["status"], ["train", "--help"], ["predict", "--help"], ["compare", "--help"], ["study", "--help"]):
+    for words in (
+        ["init", "--help"],
+        ["status"],
+        ["train", "--help"],
+        ["predict", "--help"],
+        ["compare", "--help"],
+        ["study", "--help"],
+    ):
         subprocess.run([sys.executable, "-c", code, *words], check=True, cwd=tmp_path, capture_output=True)
 
 

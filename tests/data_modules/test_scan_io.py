@@ -54,8 +54,8 @@ def test_a_folder_or_one_file_is_found(scans):
     ("made", "asked", "message"),
     [
         ([], "nowhere", "no such folder.*Correct SCANS"),
-        (["notes.txt"], "notes.txt", "nor a .nii or .nii.gz file"),
-        (["notes.txt"], ".", "holds no .nii"),
+        (["notes.txt"], "notes.txt", "nor a file of that name that is read"),
+        (["notes.txt"], ".", "holds no scan that is read"),
         (["a.nii", "a.nii.gz"], ".", r"a\.nii\.gz: .*a\.nii has the same name"),
     ],
 )

@@ -119,11 +119,11 @@ def summarise(survey: Survey) -> list[tuple[str, str]]:
     if survey.passed_over:
         root = Path(survey.layout.data_dir)
         rows += [("not taken", f"{len(survey.passed_over)} files: {name_paths(survey.passed_over[:3], root)}")]
-    problems = [*survey.problems, *(c.problem for c in cases if c.problem and c.problem not in survey.problems)]
-    rows += [
-        (f"{len(problems)} fault(s)" if not number else "", problem) for number, problem in enumerate(problems[:3])
-    ]
-    return rows
+    labelled = bool(masked or survey.table)  # else each case lacks a label, which is said once
+    more = [case.problem for case in cases if case.problem and labelled]
+    problems = list(dict.fromkeys([*survey.problems, *more]))
+    told = [("faults", f"{len(problems)} case(s) cannot be used, the first {len(problems[:3])}:")] if problems else []
+    return [*rows, *told, *(("", problem) for problem in problems[:3])]
 
 
 def _names(survey: Survey) -> str:

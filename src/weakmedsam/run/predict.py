@@ -1,6 +1,6 @@
 """Segment unlabelled scans with a run's network: ``weakmedsam predict --scans FOLDER --dataset cardiac``.
 
-One NIfTI file a scan goes in, of which nothing need be known; one of class ids comes out, voxel for voxel beside it.
+A scan goes in, of which nothing need be known; a NIfTI file of class ids comes out, voxel for voxel beside it.
 The work is Lightning's ``predict`` with the run's own model and settings; this file puts its configuration together,
 and says what was found. It imports neither torch nor Lightning, so it says at once that all is segmented.
 """
@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_modules.cases import Case, warn_of_passed_over
-from data_modules.nifti_files import is_nifti, list_nifti, nifti_stem
+from data_modules.scan_files import READ, has_scan_ending, list_scans, scan_stem
 from data_modules.scan_io import find_scans, find_unsegmented, measure, segmentation_path
 from weakmedsam.errors import LESS_MEMORY, ConfigError
 from weakmedsam.run.cli_errors import ending_in_a_message, show_remarks
@@ -96,7 +96,7 @@ def check_place(scans: Path, out: Path) -> None:
             raise ConfigError(
                 f"{earlier} is damaged: remove it if OUT={out} holds segmentations of these scans, or name another"
             ) from error
-        before = held.parent if is_nifti(held.name) and not held.is_dir() else held
+        before = held.parent if has_scan_ending(held.name) and not held.is_dir() else held
         if before.exists() and before.resolve() != folder.resolve():
             raise ConfigError(f"OUT={out} holds segmentations of the scans in {before}: name another folder")
 
@@ -108,7 +108,7 @@ def predict(
 
     Args:
         run: folder of the run.
-        scans: folder of NIfTI files, or one.
+        scans: folder of scans, or one file.
         out: gets ``<scan>.nii.gz``, ``pictures/``, ``volumes.csv``, ``skipped.csv`` where scans were left out, and,
             under ``provenance/``, what made them.
         plain: as of ``find_network``.
@@ -124,7 +124,7 @@ def predict(
     made_by = name_maker(network, options)
     cases = find_scans(scans)
     if scans.is_dir():
-        warn_of_passed_over(list_nifti(scans).passed_over, scans, ".nii and .nii.gz directly in it")
+        warn_of_passed_over(list_scans(scans, ".", anywhere=True).passed_over, scans, READ)
     check_place(scans, out)
     print_line(f"network: {network.said}")
     with alone(out) as lock, relay_class([lock]).listening() as relay:
@@ -194,7 +194,7 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     parser = argparse.ArgumentParser(
         prog="weakmedsam predict", description="Segment unlabelled scans with the network of a run."
     )
-    parser.add_argument("--scans", type=Path, required=True, help="folder of .nii or .nii.gz files, or one file")
+    parser.add_argument("--scans", type=Path, required=True, help="folder of scans of any format, or one file")
     parser.add_argument(
         "--out",
         type=Path,
@@ -211,7 +211,7 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     show_remarks()
     run = args.runs / args.dataset / args.experiment
-    name = nifti_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
+    name = scan_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
     out = args.out or run / "segmentations" / name
     with ending_in_a_message("with the scans that are left", vars(args)):
         predict(run, args.scans, out, args.plain, words[split + 1 :], relay_class)
