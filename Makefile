@@ -37,7 +37,7 @@ SEEDS ?=
 NAME ?=
 ## Runs that `make report` puts on one page, e.g. "phantom/default phantom/k4"; empty: the report of one run
 COMPARE ?=
-## Scans that `make predict` segments: a folder of NIfTI files, or one
+## Scans that `make predict` segments: a folder of scans of any format, or one file
 SCANS ?=
 ## Folder of their segmentations; empty: segmentations/<name of SCANS> in the run's folder
 OUT ?=
@@ -67,7 +67,7 @@ pipeline = $(BIN)/python -m weakmedsam $(1) $(if $(strip $(V)),-v) --dataset $(c
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
-.PHONY: help setup sweep study docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
+.PHONY: help setup init sweep study docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -95,6 +95,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@
+
+## Look at the scans in DATA_DIR and write a commented YAML for them, experiments/data/<name of the folder>.yaml
+init: $(STAMP)
+	@test -n $(call quote,$(strip $(value DATA_DIR))) || { \
+		echo "init needs DATA_DIR, a folder of scans: make init DATA_DIR=/scans" >&2; exit 1; }
+	@$(BIN)/python -m weakmedsam init $(call given,DATA_DIR) $(ARGS)
 
 ## All stages of a run: prepare, classify, pseudo-labels, segment, evaluate, report; continues where it stopped
 train: $(STAMP)
@@ -139,7 +145,7 @@ status: $(STAMP)
 ## Segment unlabelled SCANS with a trained run's network, in their own space (docs/prediction.md)
 predict: $(STAMP)
 	@test -n $(call quote,$(strip $(value SCANS))) || { \
-		echo "predict needs SCANS, a folder of NIfTI files: make predict SCANS=/new/scans" >&2; exit 1; }
+		echo "predict needs SCANS, a folder of scans: make predict SCANS=/new/scans" >&2; exit 1; }
 	@$(BIN)/python -m weakmedsam predict $(if $(strip $(V)),-v) --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
 		--dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) --runs $(call given,RUNS) $(more)
 

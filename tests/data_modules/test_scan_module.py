@@ -7,6 +7,7 @@ import torch
 from classifiers import module, trainer
 from pam_settings import pam_callback
 from saved_segmenter import CLASSES, save
+from scan_formats import save_dicom, write_by_itk
 from tiny import tiny_phantom
 
 from data_modules.nifti_files import nifti_stem
@@ -89,6 +90,29 @@ def test_however_a_file_turns_its_axes_the_segmentation_is_the_same_in_space(dra
     assert np.array_equal(*canonical)
     assert straight["phantom_000"].shape != other["phantom_000"].shape
     assert canonical[0].any()
+
+
+def test_a_scan_of_another_format_is_segmented_in_the_same_place(drawn, images, tmp_path):
+    scans = tmp_path / "formats"
+    scans.mkdir()
+    first, second, third = sorted(images.glob("*.nii.gz"))[:3]
+    scan = nib.load(first)
+    voxels = np.asarray(scan.dataobj)
+    assert voxels.dtype == np.int16
+    save_dicom(scans / "phantom_000/series", voxels, scan.affine, PatientID="secret")
+    convert = (
+        "for source, target in zip(sys.argv[1::2], sys.argv[2::2]): sitk.WriteImage(sitk.ReadImage(source), target)"
+    )
+    write_by_itk(convert, second, scans / "phantom_001.nrrd", third, scans / "phantom_002.mha")
+    straight = segment(tmp_path / "one", drawn, images, save(tmp_path / "best.ckpt"))
+    other = segment(tmp_path / "two", drawn, scans, save(tmp_path / "best.ckpt"))
+    assert sorted(other) == sorted(straight)[:3]
+    for name in other:
+        ways = [nib.load(tmp_path / way / f"out/{name}.nii.gz") for way in ("one", "two")]
+        canonical = [nib.as_closest_canonical(way) for way in ways]
+        assert np.array_equal(*(np.asarray(way.dataobj) for way in canonical))
+        assert np.allclose(*(way.affine for way in canonical), atol=1e-4)
+        assert ways[1].get_qform(coded=True)[1] == ways[1].get_sform(coded=True)[1] == 1
 
 
 def refined(folder, drawn, scans, start, **settings):
