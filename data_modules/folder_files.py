@@ -110,9 +110,10 @@ def list_layout(layout: Layout) -> tuple[Path, Listing, Listing]:
     """The data's own folder, and what lies in it: images, masks."""
     top, head = Path(layout.data_dir), head_of(layout.images)
     root = find_root(top, head) if head else top
-    aside = [] if is_pattern(layout.masks) else [folder_of(root, layout.masks)]
-    images = list_scans(root, layout.images, layout.series, aside)
-    return root, images, list_scans(root, layout.masks)
+    masks = list_scans(root, layout.masks)
+    folders = [] if is_pattern(layout.masks) else [folder_of(root, layout.masks)]
+    aside = [path for mask in masks.files.values() for path in mask.files or (mask.path,)]
+    return root, list_scans(root, layout.images, layout.series, [*folders, *aside]), masks
 
 
 def _make_cases(

@@ -112,7 +112,7 @@ def list_scans(
         root: the data's own folder.
         place: a folder in it, or a pattern of paths in it.
         series: pattern of modality and description of DICOM series; None takes all.
-        aside: folders to leave out.
+        aside: files and folders to leave out.
         anywhere: links in a folder may lead out of it.
 
     Returns:
@@ -125,9 +125,8 @@ def list_scans(
     if is_pattern(place):
         return _list_pattern(root, place, series)
     folder = folder_of(root, place)
-    left_out = [path.resolve() for path in aside]
     tops = (Path("/"),) if anywhere else (root, folder)
-    return _Folder(folder, tops, [path for path in entries(folder) if path.resolve() not in left_out]).listing(series)
+    return _Folder(folder, tops, entries(folder), aside).listing(series)
 
 
 def folder_of(root: Path, place: str) -> Path:
@@ -141,18 +140,21 @@ def folder_of(root: Path, place: str) -> Path:
 class _Folder:
     """What lies in a folder, gathered by kind."""
 
-    def __init__(self, folder: Path, tops: Sequence[Path], inside: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, tops: Sequence[Path], inside: Sequence[Path], aside: Sequence[Path] = ()) -> None:
         self.folder = folder
         self.passed_over: list[Path] = []
         self._tops = tops
         self._direct: list[Path] = []
         self._below: list[tuple[Path, Path]] = []  # (folder directly in this one, file)
-        seen = {os.path.realpath(path) for path in inside if not is_folder(path) or not self._stays(path)}
+        left_out = {os.path.realpath(path) for path in aside}
+        inside = [path for path in inside if os.path.realpath(path) not in left_out]
+        seen = {os.path.realpath(path) for path in inside if not is_folder(path) or not self._stays(path)} | left_out
         for path in sorted(inside, key=lambda path: path.is_symlink()):  # a link may lead round
             if not is_folder(path) or not self._stays(path):
                 self._direct.append(path)
                 continue
-            for file in [file for place in walk(path, self._stays).folders for file in entries(place)]:
+            places = walk(path, lambda place: self._stays(place) and os.path.realpath(place) not in left_out).folders
+            for file in [file for place in places for file in entries(place)]:
                 real = os.path.realpath(file)
                 if real not in seen and (not is_folder(file) or not self._stays(file)):
                     seen.add(real)

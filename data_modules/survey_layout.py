@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_modules.folder_files import TABLES, Layout, list_layout
+from data_modules.folder_files import TABLES, Layout
 from data_modules.formats import pictures
 from data_modules.nifti_files import ScanFile, case_name, entries, find_table, leaves, walk
-from data_modules.scan_files import FILE_ENDINGS, READ, VOLUME_ENDINGS, is_dicom_file, scan_stem
+from data_modules.scan_files import FILE_ENDINGS, READ, VOLUME_ENDINGS, is_dicom_file, list_scans, scan_stem
 from data_modules.tables import name_first, open_table
 from weakmedsam.errors import DataError
 
@@ -89,16 +89,16 @@ def guess_layout(folder: Path) -> tuple[Layout, dict[str, Guess]]:
     dicom = [path for path in files if is_dicom_file(path)]
     if not (volumes or flat or dicom):
         raise DataError(f"{folder}: no scan is there that can be read. Read are {READ}. Give the folder they lie in.")
-    if dicom:
-        said = _of_folders(root, dicom, "DICOM files")
-        images, masks = said["images"], _masks_of(root, [*volumes, *flat])
-        series = _guess_series(root, images.value, masks.value)
-    elif volumes:
-        images, masks = _of_places(find_places(root, volumes, _names_in_tables(root)))
-        series = Guess(None, "of DICOM only: pattern of modality and description")
+    names = _names_in_tables(root)
+    if dicom or not volumes:
+        images = _guess_folder(root, dicom or flat, "DICOM files" if dicom else "pictures")
     else:
-        images, masks = _of_folders(root, flat, "pictures")["images"], _masks_of(root, flat)
-        series = Guess(None, "of DICOM only: pattern of modality and description")
+        images = _guess_images(find_places(root, volumes, names))
+    series = Guess(None, "of DICOM only: pattern of modality and description")
+    if dicom:
+        series = _guess_series([*list_scans(root, images.value).files.values()])
+    others = [*volumes, *flat] if dicom else volumes or flat
+    masks = _guess_masks(root, images.value, series.value, find_places(root, others, names))
     layout = Layout(str(root.resolve()), images.value, masks.value, series.value)
     return layout, {"images": images, "masks": masks, "series": series}
 
@@ -133,24 +133,31 @@ def _word(text: str, words: Sequence[str]) -> bool:
     return any(part in words for part in re.split(r"[^a-z]+", text.lower()))
 
 
-def _of_folders(root: Path, files: Iterable[Path], what: str) -> dict[str, Guess]:
+def _guess_folder(root: Path, files: Iterable[Path], what: str) -> Guess:
     """The folder directly in the root that holds files of a kind, masks apart."""
     tops = Counter(path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1)
     named = [top for top in tops if _word(top, IMAGE_WORDS)]
     if named:
         best = max(named, key=lambda top: tops[top])
-        return {"images": Guess(best, f"the folder {best} holds {tops[best]} {what}")}
-    return {"images": Guess(".", f"{what} lie in the folder itself or in any folders below it")}
+        return Guess(best, f"the folder {best} holds {tops[best]} {what}")
+    return Guess(".", f"{what} lie in the folder itself or in any folders below it")
 
 
-def _masks_of(root: Path, files: Sequence[Path]) -> Guess:
-    places = [place for place in find_places(root, files) if place.is_mask]
-    tops = [top for top in entries(root) if top.is_dir() and _word(top.name, MASK_WORDS)]
-    if tops:
-        return Guess(tops[0].name, f"the folder {tops[0].name} is named as masks")
-    if places:
-        return Guess(places[0].place, f"{places[0].number} files are named as masks")
-    return Guess("masks", "no masks were found: put them there, named as the case, if there are any")
+def _guess_masks(root: Path, images: str, series: str | None, places: Sequence[Place]) -> Guess:
+    """The place of masks whose names are those of images."""
+    tops = [top.name for top in entries(root) if top.is_dir() and _word(top.name, MASK_WORDS) and top.name != images]
+    tried = dict.fromkeys([*tops, *(place.place for place in places if place.is_mask and place.place != images)])
+    end = re.search(r"\*([^*/.]+)\.", images)
+    if end:  # case_ct, case_ct_label
+        tried |= dict.fromkeys([place.replace("*", f"*{end[1]}") for place in tried if place.count("*") == 1])
+    if not tried:
+        return Guess("masks", "no masks were found: put them there, named as the case, if there are any")
+    found = list_scans(root, images, series, [root / top for top in tops]).files
+    shared = {place: len(set(found) & set(list_scans(root, place).files)) for place in tried}
+    best = max(tried, key=lambda place: shared[place])
+    others = [place for place in tried if place != best and shared[place]]
+    more = f"; also there: {name_first(others)}" if others else ""
+    return Guess(best, f"named as masks; {shared[best]} have the name of an image{more}")
 
 
 def find_places(root: Path, files: Sequence[Path], names: Collection[str] = ()) -> list[Place]:
@@ -185,6 +192,8 @@ def find_places(root: Path, files: Sequence[Path], names: Collection[str] = ()) 
             differ = [n for n in range(len(folders)) if len(levels[stem, n]) > 1]
             star = max(differ, default=len(folders) - 1)
             place = _after_star(["*" if n == star else name for n, name in enumerate((*folders, path.name))])
+        elif folders and siblings[path.parent] == 1 and not _word(path.parent.name, WORDS):  # case01/IMG7
+            place = "/".join([*(folders[:1] if _word(folders[0], WORDS) else []), f"*{ending}"])
         elif suffix and stem not in whole and _has_role(endings, path.parent, suffix, siblings):
             place = "/".join([*folders, f"*{suffix}{ending}"])
         else:
@@ -224,25 +233,17 @@ def _is_mask(place: str) -> bool:
     return any(_word(part, MASK_WORDS) for part in place.split("/"))
 
 
-def _of_places(places: Sequence[Place]) -> tuple[Guess, Guess]:
-    """Images and masks among places of volumes."""
+def _guess_images(places: Sequence[Place]) -> Guess:
+    """The images among places of volumes."""
     images = [place for place in places if not place.is_mask] or list(places)
-    masks = [place for place in places if place.is_mask and place not in images]
     best = max(images, key=lambda place: (place.number, place.place.endswith("_0000.nii.gz")))
     others = [place.place for place in images if place.place != best.place]
-    said = f"{best.number} volume(s)" + (
-        f"; also there, of another modality or kind: {name_first(others)}; each can be taken instead" if others else ""
-    )
-    if not masks:
-        return Guess(best.place, said), Guess("masks", "no masks were found: put them there, named as the case")
-    more = [place.place for place in masks[1:]]
-    told = f"{masks[0].number} volume(s) named as masks" + (f"; also there: {name_first(more)}" if more else "")
-    return Guess(best.place, said), Guess(masks[0].place, told)
+    said = f"; also there, of another modality or kind: {name_first(others)}; each can be taken instead"
+    return Guess(best.place, f"{best.number} volume(s)" + (said if others else ""))
 
 
-def _guess_series(root: Path, images: str, masks: str) -> Guess:
+def _guess_series(found: Sequence[ScanFile]) -> Guess:
     """Which DICOM series: the description that most patients have, where a patient has several."""
-    found: list[ScanFile] = [*list_layout(Layout(str(root), images, masks))[1].files.values()]
     series = [scan for scan in found if scan.title]
     per_patient = Counter(scan.patient for scan in series)
     titles = Counter(scan.title for scan in {(scan.patient, scan.title): scan for scan in series}.values())

@@ -175,13 +175,29 @@ def _slice(path: Path, held: Any, number: int, pixels: NDArray[Any]) -> Slice:
         path,
         order=number if several else int(held.get("InstanceNumber") or 0),
         pixels=pixels,
-        position=None if position is None else np.array(position, np.float64),
-        directions=np.array(directions or (1, 0, 0, 0, 1, 0), np.float64).reshape(2, 3),
-        spacing=(float(spacing[1]), float(spacing[0])) if spacing else None,
+        position=None if position is None else _numbers(position, 3),
+        directions=_numbers(directions or (1, 0, 0, 0, 1, 0), 6).reshape(2, 3),
+        spacing=_sizes(spacing) if spacing else None,
         thickness=abs(float(thickness)),
         scale=(1.0 if slope is None else float(slope), float(intercept or 0)),
         stated=0 if several else int(held.get("ImagesInAcquisition") or 0),
     )
+
+
+def _numbers(values: Any, count: int) -> NDArray[np.float64]:
+    """So many finite numbers; else ValueError, as of any damaged file."""
+    found = np.array(values, np.float64)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise ValueError(f"{values} are not {count} numbers")
+    return found
+
+
+def _sizes(spacing: Any) -> tuple[float, float]:
+    """(between columns, between rows), of a tag that has rows first."""
+    down, across = _numbers(spacing, 2).tolist()
+    if min(down, across) <= 0:
+        raise ValueError(f"pixels of {spacing} mm")
+    return across, down
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:

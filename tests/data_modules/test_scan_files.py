@@ -159,3 +159,12 @@ def test_a_pattern_of_folders_takes_the_one_scan_in_each(tmp_path):
     with pytest.raises(DataError, match="a DICOM series is found by its folder, not file by file"):
         list_scans(tmp_path, "*/t1/*.dcm")
     assert len(files_below(tmp_path, "*/pictures")) == 4
+
+
+def test_what_is_left_out_is_no_scan_wherever_it_lies(tmp_path):
+    series(tmp_path / "p1/dicom", "P1")
+    mask = save_nifti(tmp_path / "p1/seg.nii.gz", draw_scan(0)[1])
+    save_nifti(tmp_path / "masks/more/p2.nii.gz", draw_scan(0)[1])
+    assert sorted(named(tmp_path, ".")) == ["P1", "masks"]
+    assert sorted(named(tmp_path, ".", aside=[mask, tmp_path / "masks"])) == ["p1"]
+    assert sorted(named(tmp_path, ".", aside=[mask, tmp_path / "masks/more"])) == ["p1"]

@@ -112,6 +112,9 @@ def test_the_usual_layout_with_masks_and_a_table_matches_values_and_columns(tmp_
         ("imagesTr/{c}.nii.gz labelsTr/{c}.nii.gz imagesTs/x{c}.nii.gz", "imagesTr", "labelsTr"),
         ("{c}_ct.nii.gz {c}_label.nii.gz", "*_ct.nii.gz", "*_label.nii.gz"),
         ("Images/{c}_0000.nii.gz Mask/{c}.nii.gz", "Images/*_0000.nii.gz", "Mask"),
+        ("{c}_ct.nii.gz {c}_ct_label.nii.gz", "*_ct.nii.gz", "*_ct_label.nii.gz"),
+        ("images/{c}.nii.gz labels/{c}_label.nii.gz", "images", "labels/*_label.nii.gz"),
+        ("{c}/x{c}y.nii.gz masks/{c}.nii.gz", "*/x*y.nii.gz", "masks"),
     ],
 )  # fmt: skip
 def test_layouts_of_public_data_sets_are_understood(tmp_path, layout, images, masks):

@@ -281,3 +281,20 @@ def test_rounded_positions_are_no_gap(tmp_path):
     for number, path in enumerate(paths):
         change(path, ImagePositionPatient=[0, 0, round(number * 1.2333, 2)])
     assert read_scan(tmp_path, paths).affine[2, 2] == pytest.approx(1.2333, abs=1e-3)
+
+
+@settings(QUICK, max_examples=150)
+@given(place=st.floats(0, 1), value=st.integers(0, 255), name=st.sampled_from(["IM0000.dcm", "e.dcm"]))
+def test_a_damaged_byte_gives_a_volume_or_one_line(tmp_path, place, value, name):
+    paths = save_dicom(tmp_path / "s", draw((3, 2, 2)), RAS, SeriesInstanceUID="1.5")
+    files = paths if name.startswith("IM") else [save_enhanced(tmp_path / "s" / name, draw((3, 2, 2)), RAS)]
+    (path,) = [file for file in files if file.name == name]
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] = value
+    path.write_bytes(content)
+    said = ""
+    try:
+        read_scan(tmp_path / "s", files)
+    except DataError as error:
+        said = str(error)
+    assert "\n" not in said
