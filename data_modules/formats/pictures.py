@@ -70,11 +70,17 @@ def sort_numbered(files: Sequence[Path]) -> list[Path]:
     """Pictures of a volume by the numbers in their names: 9 before 10.
 
     Raises:
-        DataError: the last numbers of their names, where all have one, do not count evenly: a slice is missing.
+        DataError: their names differ in more than numbers, or the last numbers do not count evenly: a slice is missing.
     """
     parts = {file: [int(part) for part in re.findall("[0-9]+", file.stem)] for file in files}
-    ordered = sorted(files, key=lambda file: (re.sub("[0-9]+", "0", file.stem), parts[file], file.name))
-    if len(files) < 3 or not all(parts.values()):
+    ordered = sorted(files, key=lambda file: (parts[file], file.name))
+    named = {file: re.sub("[0-9]+", "0", file.stem) for file in ordered}
+    if other := [file for file in ordered if named[file] != named[ordered[0]]]:
+        raise DataError(
+            f"{other[0]}: differs from {ordered[0].name} in more than numbers: they are not one volume. Put masks and "
+            "other volumes into folders of their own."
+        )
+    if len(files) < 3:
         return ordered
     numbers = [parts[file][-1] for file in ordered]
     steps = [after - before for before, after in pairwise(numbers)]

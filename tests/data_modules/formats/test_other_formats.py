@@ -232,6 +232,9 @@ def test_pictures_that_are_no_volume_are_refused(tmp_path):
         Image.new("L", (5, 4)).save(file)
     with pytest.raises(DataError, match=r"s4\.png: follows s2\.png, while other numbers are 1 apart: a slice"):
         read_scan(tmp_path, files)
+    Image.new("L", (5, 4)).save(tmp_path / "s1_mask.png")
+    with pytest.raises(DataError, match=r"s1_mask\.png: differs from s1\.png in more than numbers: .*Put masks"):
+        read_scan(tmp_path, [files[0], tmp_path / "s1_mask.png"])
     Image.new("L", (9, 4)).save(files[1])
     with pytest.raises(DataError, match=r"s2\.png: has 9 x 4 pixels, .*s1\.png has 5 x 4: they are not one volume"):
         read_scan(tmp_path, files[:2])
