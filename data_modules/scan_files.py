@@ -169,7 +169,7 @@ class _Folder:
             alone = unit.top is not None and per_top[unit.top] == 1
             if unit.named or alone:
                 name = case_name(unit.top.name) if unit.top and alone else unit.name
-                problem = unit.scan.problem or (name_problem(unit.top, name) if unit.top else None)
+                problem = unit.scan.problem or name_problem(unit.top or unit.scan.path, name)
                 named.setdefault(name, []).append(unit.scan._replace(problem=problem))
             else:
                 self.passed_over.append(unit.scan.path)
@@ -267,6 +267,8 @@ def _list_pattern(root: Path, pattern: str, series: str | None) -> Listing:
             found: ScanFile | None = ScanFile(path, say_leaving(path, root))
         else:
             found = _only_scan(path, root, series) if is_folder(path) else look_at(path)
+        if found is not None:
+            found = found._replace(problem=found.problem or name_problem(path, name))
         named.setdefault(name, []).extend([found] if found else [])
     return Listing({name: only_one(named[name]) for name in sorted(named) if named[name]}, [])
 
@@ -302,7 +304,8 @@ def _matches(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
                     f"{path}: a DICOM series is found by its folder, not file by file: name folders in {pattern!r}."
                 )
             words = dict.fromkeys(scan_stem(word) for word in said.groups() if word)
-            yield path, case_name("_".join(words).strip("_-. "))
+            if name := case_name("_".join(words).strip("_-. ")):
+                yield path, name
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

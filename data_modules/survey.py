@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ MOST_READ = 12
 
 MOST_MASKS = 60
 """How many masks are read."""
+
+MOST_SECONDS = 60.0
+"""After so long no more are read."""
 
 CT = (-500.0, 300.0)
 """Values on both sides of which only Hounsfield units lie: air, and bone."""
@@ -115,10 +119,14 @@ def _evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def _read_some(cases: Sequence[Case]) -> tuple[list[Look], list[str]]:
-    looks, problems = [], []
+    looks: list[Look] = []
+    problems: list[str] = []
     chosen = _evenly(cases, MOST_READ)
     masked = _evenly([case for case in cases if case.mask and case not in chosen], MOST_MASKS - MOST_READ)
+    started = time.monotonic()
     for case in tracked([*chosen, *masked], len(chosen) + len(masked), "scan", kept=False):
+        if looks and time.monotonic() - started > MOST_SECONDS:
+            continue
         try:
             looks.append(_read(case, None))
         except DataError as error:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.formats.read import READING, read_scan
-from data_modules.formats.volume import Reading
+from data_modules.formats.volume import NO_SPACING, Reading
 from weakmedsam.errors import ConfigError, DataError
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -165,7 +165,9 @@ def lay_on_image(mask: str, slices: NDArray[Any], second: Geometry, image: str, 
     if apart > SAME_PLACE * min(first.spacing):
         bare = np.allclose(np.abs(np.asarray(second.affine)[:3, :3]), np.eye(3))
         hint = " If it was saved without a geometry, save it again with the image's affine." if bare else ""
-        if first.unit != second.unit:
+        if second.unit == NO_SPACING != first.unit:
+            hint = " A picture has no place: save it as NIfTI or NRRD with the image's."
+        elif first.unit != second.unit:
             hint = f" The image's unit is {first.unit}, the mask's {second.unit}: correct the header if one is wrong."
         raise DataError(
             f"{mask}: lies up to {apart:.2f} mm away from its image {image}. "

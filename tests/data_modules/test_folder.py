@@ -3,12 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_settings import data_settings
+from PIL import Image
 
 from data_modules.folder import Folder
 from data_modules.label_tables import read_labels
+from data_modules.sources import source_files
 from data_modules.store import read_case
 from tests.fakes import draw_scan, fake_folder, save_nifti, write_table
-from weakmedsam.errors import DataError
+from weakmedsam.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "lgg-flair-64"
 
@@ -295,3 +297,52 @@ def test_no_data_says_the_layout(tmp_path):
     (tmp_path / "scans.zip").touch()
     with pytest.raises(DataError, match=r"(?s)there is: scans\.zip.*images/<case>.*labels\.csv"):
         Folder(str(tmp_path), {"tumour": [1]}).find_cases()
+
+
+def draw_pictures(root: Path, cases: int = 4) -> None:
+    """Colour pictures in a folder a case, and masks as pages of a TIFF."""
+    for number in range(cases):
+        image, mask = draw_scan(number)
+        (root / f"images/scan{number}").mkdir(parents=True)
+        (root / "masks").mkdir(exist_ok=True)
+        pages = [Image.fromarray(page) for page in mask.T]
+        pages[0].save(root / f"masks/scan{number}.tiff", save_all=True, append_images=pages[1:])
+        for place, page in enumerate((image.T // 4).astype(np.uint8)):
+            colours = np.stack([page, page // 2, 255 - page], axis=-1)
+            Image.fromarray(colours).save(root / f"images/scan{number}/{place}.png")
+
+
+def test_pictures_train_as_volumes_and_a_channel_and_a_spacing_are_taken(tmp_path, caplog):
+    draw_pictures(tmp_path)
+    with pytest.raises(DataError, match=r"(?s)4 of 4 .*0\.png: has 3 channels of colour"):
+        make(tmp_path).prepare_data()
+    module = make(tmp_path, channel=0, slices__min_pixels=1)
+    module.prepare_data()
+    module.setup("fit")
+    assert "4 scan(s) state no size of a voxel, taken as 1 mm (data.spacing tells it): scan0, scan1" in caplog.text
+    assert module.train_labels().sum() == 4 * len(module.cases("train"))
+    placed = make(tmp_path, channel=0, spacing=(0.5, 0.6, 3))
+    assert placed.store != module.store
+    placed.prepare_data()
+    placed.setup("fit")
+    assert placed.cases("val")[0].geometry.spacing == pytest.approx((3, 0.6, 0.5))
+    assert make(tmp_path).spec.key == Folder(str(tmp_path), {"tumour": [1]}, image_size=32).spec.key
+    save_nifti(tmp_path / "images/scan9.nii.gz", draw_scan(0)[0])
+    (tmp_path / "masks/scan0.tiff").rename(tmp_path / "masks/scan9.tiff")
+    with pytest.raises(DataError, match=r"scan9\.tiff: lies up to .* A picture has no place: save it as NIfTI"):
+        make(tmp_path, channel=0).prepare_data()
+
+
+def test_images_and_masks_by_patterns(tmp_path):
+    for number in range(4):
+        image, mask = draw_scan(number)
+        save_nifti(tmp_path / f"p{number}/p{number}_t1.nii.gz", image)
+        save_nifti(tmp_path / f"p{number}/p{number}_t2.nii.gz", image + 1)
+        save_nifti(tmp_path / f"p{number}/p{number}_seg.nii.gz", mask)
+    first, second = (make(tmp_path, images=f"*/*_{part}.nii.gz", masks="*/*_seg.nii.gz") for part in ("t1", "t2"))
+    assert [case.name for case in first.find_cases()] == ["p0", "p1", "p2", "p3"]
+    assert first.store != second.store
+    first.prepare_data()
+    assert {path.name[3:] for path in source_files(first.sources())} == {"t1.nii.gz", "seg.nii.gz"}
+    with pytest.raises(ConfigError, match=r"data\.masks: \.\./x is not below data_dir"):
+        make(tmp_path, masks="../x")

@@ -168,3 +168,14 @@ def test_what_is_left_out_is_no_scan_wherever_it_lies(tmp_path):
     assert sorted(named(tmp_path, ".")) == ["P1", "masks"]
     assert sorted(named(tmp_path, ".", aside=[mask, tmp_path / "masks"])) == ["p1"]
     assert sorted(named(tmp_path, ".", aside=[mask, tmp_path / "masks/more"])) == ["p1"]
+
+
+def test_a_case_has_a_name_that_can_be_a_folder(tmp_path):
+    for name in ("_seg.nii.gz", "a_seg.nii.gz", "index.json_seg.nii.gz"):
+        save_nifti(tmp_path / name, draw_scan(0)[0])
+    found = list_scans(tmp_path, "*_seg.nii.gz").files
+    assert sorted(found) == ["a", "index.json"]
+    assert "cannot be named as a table or a note" in (found["index.json"].problem or "")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/index.json.nrrd").touch()
+    assert "cannot be named as a table or a note" in (list_scans(tmp_path, "images").files["index.json"].problem or "")

@@ -233,6 +233,8 @@ def harm(paths: list[Path], kind: str) -> None:
         middle.write_text("<html>404</html>")
     elif kind == "bomb":
         change(middle, Rows=65000, Columns=65000)
+    elif kind == "mosaic":
+        change(middle, ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
     elif kind == "segmentation":
         change(middle, SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
 
@@ -254,6 +256,7 @@ def harm(paths: list[Path], kind: str) -> None:
         ("cut", "cannot be read .* It is truncated, damaged or no DICOM image: get it again"),
         ("page", "does not begin as a DICOM file"),
         ("bomb", r"states 1 frame\(s\) of 65000 x 65000 pixels, 7\.9 GiB"),
+        ("mosaic", r"is a mosaic of slices in one picture\. Convert the series to NIfTI"),
         ("segmentation", "is a DICOM segmentation object. Convert it to NIfTI"),
     ],
 )
