@@ -113,9 +113,7 @@ def _read_file(path: Path) -> list[Slice]:
             if held.get("SOPClassUID") == SEGMENTATION:
                 raise DataError(f"{path}: is a DICOM segmentation object. Convert it to NIfTI (dcmqi, highdicom).")
             if "MOSAIC" in str(held.get("ImageType")).upper():
-                raise DataError(
-                    f"{path}: is a mosaic of slices in one picture. Convert the series to NIfTI (dcm2niix)."
-                )
+                raise DataError(f"{path}: is a mosaic, slices in one picture. Convert the series to NIfTI (dcm2niix).")
             frames = _decode(pydicom, path, held)
             return [_slice(path, held, number, pixels) for number, pixels in enumerate(frames)]
         except (DataError, MemoryError):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless
-from scan_formats import SECONDARY, place_of, same_places, save, save_dicom, save_enhanced, slice_of
+from scan_formats import SECONDARY, place_of, same_places, save, save_dicom, save_enhanced, slice_of, write_by_itk
 
 from data_modules.formats.read import read_scan
 from data_modules.formats.volume import NO_SPACING, Reading, make_volume
@@ -76,6 +76,18 @@ def test_every_orientation_code(tmp_path, code):
     assert "".join(nib.aff2axcodes(affine)) == code
     found = read_scan(tmp_path, save_dicom(tmp_path, voxels, affine))
     assert same_places(make_volume(voxels, affine, "x"), found)
+
+
+def test_itk_finds_the_same_voxels_at_the_same_places(tmp_path):
+    voxels, affine = draw((7, 6, 5)), turned(3, (0.7, 0.9, 2.5), (1, -1, 1))
+    paths = save_dicom(tmp_path / "s", voxels, affine, RescaleSlope=2, RescaleIntercept=-7)
+    write_by_itk(
+        "reader = sitk.ImageSeriesReader()\n"
+        "reader.SetFileNames(reader.GetGDCMSeriesFileNames(sys.argv[1]))\n"
+        "sitk.WriteImage(reader.Execute(), sys.argv[2])",
+        *(tmp_path / "s", tmp_path / "itk.nii.gz"),
+    )
+    assert same_places(read_scan(tmp_path / "itk.nii.gz"), read_scan(tmp_path / "s", paths))
 
 
 def test_slices_are_counted_along_their_normal_and_columns_come_first(tmp_path):
@@ -256,7 +268,7 @@ def harm(paths: list[Path], kind: str) -> None:
         ("cut", "cannot be read .* It is truncated, damaged or no DICOM image: get it again"),
         ("page", "does not begin as a DICOM file"),
         ("bomb", r"states 1 frame\(s\) of 65000 x 65000 pixels, 7\.9 GiB"),
-        ("mosaic", r"is a mosaic of slices in one picture\. Convert the series to NIfTI"),
+        ("mosaic", r"is a mosaic, slices in one picture\. Convert the series to NIfTI"),
         ("segmentation", "is a DICOM segmentation object. Convert it to NIfTI"),
     ],
 )
