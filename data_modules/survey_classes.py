@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,11 +63,11 @@ def classes_of_table(root: Path) -> tuple[list[str], str]:
     if "slice" not in columns:
         return [], ",".join(columns[:6])
     names = [name for name in columns if name not in ("case", "slice", "")]
-    values: dict[str, set[str]] = {name: set() for name in names}
+    labels, rows = Counter[str](), 0
     for row in open_table(path, names).rows if names else ():
-        for name, cell in zip(names, row.cells, strict=True):
-            values[name].add(cell)
-    classes = [name for name in names if values[name] <= {"0", "1"}]
+        rows += 1
+        labels.update(name for name, cell in zip(names, row.cells, strict=True) if cell in ("0", "1"))
+    classes = [name for name in names if labels[name] > rows / 2]  # a typing error is told by whoever reads it
     if not classes:
         raise DataError(
             f"{path}: has no column of 0 and 1 beside case and slice: {name_first(columns)}. Add the classes."

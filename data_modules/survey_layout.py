@@ -83,22 +83,28 @@ def guess_layout(folder: Path) -> tuple[Layout, dict[str, Guess]]:
         DataError: there is no scan of a known format.
     """
     root = _unpacked(folder)
-    files = [path for path in _files(root) if not set(UNUSED_WORDS) & {part.lower() for part in path.parts}]
+    files = _files(root)
     volumes = [path for path in files if path.name.lower().endswith(VOLUME_ENDINGS)]
     flat = [path for path in files if path.name.lower().endswith(pictures.ENDINGS)]
     dicom = [path for path in files if is_dicom_file(path)]
     if not (volumes or flat or dicom):
         raise DataError(f"{folder}: no scan is there that can be read. Read are {READ}. Give the folder they lie in.")
     names = _names_in_tables(root)
-    if dicom or not volumes:
-        images = _guess_folder(root, dicom or flat, "DICOM files" if dicom else "pictures")
+    places = find_places(root, volumes, names)
+    named = [place for place in places if not place.is_mask and _word(place.place, IMAGE_WORDS)]
+    if dicom and not named:
+        images = _guess_folder(root, dicom, "DICOM files")
+    elif volumes:
+        images = _guess_images(named or places, f"; also there: {len(dicom)} DICOM files" if dicom else "")
     else:
-        images = _guess_images(find_places(root, volumes, names))
+        images = _guess_folder(root, flat, "pictures")
+    dicom = [] if named else dicom
     series = Guess(None, "of DICOM only: pattern of modality and description")
     if dicom:
         series = _guess_series([*list_scans(root, images.value).files.values()])
-    others = [*volumes, *flat] if dicom else volumes or flat
-    masks = _guess_masks(root, images.value, series.value, find_places(root, others, names))
+    if flat and (dicom or not volumes):
+        places += find_places(root, flat, names)
+    masks = _guess_masks(root, images.value, series.value, places)
     layout = Layout(str(root.resolve()), images.value, masks.value, series.value)
     return layout, {"images": images, "masks": masks, "series": series}
 
@@ -114,15 +120,16 @@ def _names_in_tables(root: Path) -> set[str]:
 
 
 def _files(root: Path) -> list[Path]:
-    tree = walk(root, lambda path: not leaves(path, [root]))
+    """All files but those of cases that a challenge keeps to itself."""
+    tree = walk(root, lambda path: path.name.lower() not in UNUSED_WORDS and not leaves(path, [root]))
     return [path for place in tree.folders for path in entries(place) if path.is_file()]
 
 
 def _unpacked(folder: Path) -> Path:
     """The folder itself, or the only one in it, as archives unpack."""
     root = folder
-    while len(inside := entries(root)) == 1 and inside[0].is_dir() and not _word(inside[0].name, IMAGE_WORDS):
-        if leaves(inside[0], [root]):
+    while len(inside := entries(root)) == 1 and inside[0].is_dir() and not leaves(inside[0], [root]):
+        if _word(inside[0].name, IMAGE_WORDS[:-1]) or not any(path.is_dir() for path in entries(inside[0])):
             break
         root = inside[0]
     return root
@@ -233,13 +240,13 @@ def _is_mask(place: str) -> bool:
     return any(_word(part, MASK_WORDS) for part in place.split("/"))
 
 
-def _guess_images(places: Sequence[Place]) -> Guess:
-    """The images among places of volumes."""
+def _guess_images(places: Sequence[Place], beside: str) -> Guess:
+    """The images among places of volumes; ``beside`` says what else is there."""
     images = [place for place in places if not place.is_mask] or list(places)
     best = max(images, key=lambda place: (place.number, place.place.endswith("_0000.nii.gz")))
     others = [place.place for place in images if place.place != best.place]
     said = f"; also there, of another modality or kind: {name_first(others)}; each can be taken instead"
-    return Guess(best.place, f"{best.number} volume(s)" + (said if others else ""))
+    return Guess(best.place, f"{best.number} volume(s)" + (said if others else "") + beside)
 
 
 def _guess_series(found: Sequence[ScanFile]) -> Guess:

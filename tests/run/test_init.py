@@ -1,7 +1,6 @@
 """``weakmedsam init``: what it finds in folders of many kinds, and that its YAML prepares."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fakes import RAS, draw_scan, fake_folder, save_nifti
-from PIL import Image
-from scan_formats import LPS, save, save_dicom, slice_of
+from fakes import draw_scan, fake_folder, save_nifti
+from scan_formats import save, save_dicom, slice_of
 
-from data_modules.folder import Folder
 from weakmedsam.cli import prepare_command
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.init import dataset_name, init, main
@@ -102,68 +99,6 @@ def test_the_usual_layout_with_masks_and_a_table_matches_values_and_columns(tmp_
     assert (held["image_size"], held["flip_columns"], held["percentiles"]) == (32, 0.5, [0.5, 99.5])
 
 
-@pytest.mark.parametrize(
-    ("layout", "images", "masks"),
-    [
-        ("{c}/{c}_t1.nii.gz {c}/{c}_flair.nii.gz {c}/{c}_seg.nii.gz", "*/*_flair.nii.gz", "*/*_seg.nii.gz"),
-        ("{c}/anat/t1.nii.gz {c}/anat/t1_mask.nii.gz", "*/anat/t1.nii.gz", "*/anat/t1_mask.nii.gz"),
-        ("s-{c}/anat/s-{c}_T1w.nii.gz s-{c}/anat/s-{c}_label.nii.gz", "*/anat/*_T1w.nii.gz", "*/anat/*_label.nii.gz"),
-        ("imagesTr/{c}_0000.nii.gz imagesTr/{c}_0001.nii.gz labelsTr/{c}.nii.gz", "imagesTr/*_0000.nii.gz", "labelsTr"),
-        ("imagesTr/{c}.nii.gz labelsTr/{c}.nii.gz imagesTs/x{c}.nii.gz", "imagesTr", "labelsTr"),
-        ("{c}_ct.nii.gz {c}_label.nii.gz", "*_ct.nii.gz", "*_label.nii.gz"),
-        ("Images/{c}_0000.nii.gz Mask/{c}.nii.gz", "Images/*_0000.nii.gz", "Mask"),
-        ("{c}_ct.nii.gz {c}_ct_label.nii.gz", "*_ct.nii.gz", "*_ct_label.nii.gz"),
-        ("images/{c}.nii.gz labels/{c}_label.nii.gz", "images", "labels/*_label.nii.gz"),
-        ("{c}/x{c}y.nii.gz masks/{c}.nii.gz", "*/x*y.nii.gz", "masks"),
-    ],
-)  # fmt: skip
-def test_layouts_of_public_data_sets_are_understood(tmp_path, layout, images, masks):
-    root = tmp_path / "d"
-    for number in range(4):
-        case = f"pat{'abcd'[number]}"
-        for name in layout.format(c=case).split():
-            is_mask = re.search("seg|mask|label", name.lower()) is not None
-            save_nifti(root / name, draw_scan(number)[1 if is_mask else 0])
-    held = described(root)
-    assert (held["images"], held["masks"]) == (images, masks)
-    module = Folder(str(root), held["classes"], images=images, masks=masks)
-    cases = module.find_cases()
-    assert len(cases) == 4
-    assert [case.problem for case in cases] == [None] * 4
-    assert all(case.mask for case in cases)
-
-
-def test_the_plane_is_that_of_the_finest_pixels_and_sides_are_not_mirrored(tmp_path):
-    for number in range(3):
-        image, mask = draw_scan(number)
-        save_nifti(tmp_path / f"d/images/s{number}.nii.gz", image, np.diag([1, 5, 1, 1.0]))
-        save_nifti(tmp_path / f"d/masks/s{number}.nii.gz", mask, np.diag([1, 5, 1, 1.0]))
-    (tmp_path / "d/dataset.json").write_text('{"labels": {"background": 0, "left kidney": 1}}')
-    held = described(tmp_path / "d")
-    assert (held["plane"], held["classes"], held["flip_columns"]) == ("coronal", {"left_kidney": [1]}, 0.0)
-
-
-def test_several_volumes_and_pictures(tmp_path):
-    for number in range(3):
-        image, mask = draw_scan(number)
-        save_nifti(tmp_path / f"four/images/s{number}.nii.gz", np.stack([image, image + 1], axis=-1))
-        save_nifti(tmp_path / f"four/masks/s{number}.nii.gz", mask)
-        for place in range(3):
-            path = tmp_path / f"pictures/images/s{number}/{place}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[:, :, place].astype(np.uint8)).save(path)
-    assert described(tmp_path / "four")["channel"] == 0
-    held = described(tmp_path / "pictures")
-    assert (held["images"], held["channel"], held["spacing"], held["classes"]) == (
-        "images",
-        None,
-        None,
-        {"target": [1]},
-    )
-    text = (tmp_path / "pictures.yaml").read_text()
-    assert "spacing: null                   # files do not say it" in text
-
-
 def test_it_is_written_once_and_says_what_is_wrong_in_one_line(tmp_path, capsys):
     root = fake_folder(tmp_path / "scans", 3)
     (root / "images/scan0.nii.gz").write_bytes(b"damaged")
@@ -196,4 +131,3 @@ def test_the_command_shows_no_trace_back_and_loads_no_torch(tmp_path):
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
     assert "ConfigError: nowhere: there is no such folder" in done.stderr
-    assert LPS.shape == RAS.shape
