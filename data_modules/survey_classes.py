@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -63,16 +64,22 @@ def classes_of_table(root: Path) -> tuple[list[str], str]:
     if "slice" not in columns:
         return [], ",".join(columns[:6])
     names = [name for name in columns if name not in ("case", "slice", "")]
-    labels, rows = Counter[str](), 0
-    for row in open_table(path, names).rows if names else ():
-        rows += 1
-        labels.update(name for name, cell in zip(names, row.cells, strict=True) if cell in ("0", "1"))
-    classes = [name for name in names if labels[name] > rows / 2]  # a typing error is told by whoever reads it
+    deque(open_table(path, ("case", "slice")).rows, maxlen=0)  # faults of its form
+    classes = [name for name in names if _holds_labels(path, name)]
     if not classes:
         raise DataError(
             f"{path}: has no column of 0 and 1 beside case and slice: {name_first(columns)}. Add the classes."
         )
     return classes, "case,slice,..."
+
+
+def _holds_labels(path: Path, name: str) -> bool:
+    """Whether most cells of a column are 0 or 1; a mistyped one is told by whoever reads the table."""
+    cells: Counter[bool] = Counter()
+    with contextlib.suppress(DataError):
+        for row in open_table(path, (name,)).rows:
+            cells[row.cells[0] in ("0", "1")] += 1
+    return cells[True] > cells[False]
 
 
 def guess_classes(root: Path, looks: Sequence[Look], names: Sequence[str]) -> Guess:

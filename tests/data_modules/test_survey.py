@@ -60,6 +60,7 @@ def test_values_tell_ct_and_small_targets_lower_the_bar(tmp_path):
     ("table", "said"),
     [
         ("case,slice,note\ns0,0,x\n", "has no column of 0 and 1 beside case and slice"),
+        ("case,slice,tumour\ns0,0\n", "line 2 has 2 cell"),
         ("case,slice,tumour\ns0,0,1\ns0,1,yes\ns0,2,0\n", "line 3, column tumour: 'yes' is no label"),
         ("case;slice;tumour\ns0;0;1\ns0;0;1\n", "line 3: case 's0' slice 0 has two rows"),
         ("case,class\ns0,tumour\n", "Labels of whole scans are not read yet"),
@@ -71,3 +72,10 @@ def test_a_table_with_faults_is_refused_as_in_training(tmp_path, table, said):
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(DataError, match=rf"labels\.csv: .*{said}"):
         look_into(tmp_path)
+
+
+def test_a_column_of_remarks_is_no_class(tmp_path):
+    save_nifti(tmp_path / "images/s0.nii.gz", draw_scan(0)[0])
+    rows = [f"s0,{k},{'' if k else 'blurred'},{k % 2}" for k in range(6)]
+    (tmp_path / "labels.csv").write_text("\n".join(["case,slice,remark,tumour", *rows]))
+    assert guessed(tmp_path)["classes"] == {"tumour": [1]}
