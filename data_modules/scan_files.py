@@ -162,7 +162,15 @@ class _Folder:
 
     def listing(self, pattern: str | None) -> Listing:
         """All scans by their names; see ``list_scans``."""
-        found = [*self.files(), *self.series(pattern)]
+        series = [*self.series(pattern)]
+        of_dicom = {unit.top for unit in series if unit.top}
+        found = []
+        for unit in self.files():  # pictures and volumes beside DICOM are previews and masks
+            if unit.top in of_dicom:
+                self.passed_over.append(unit.scan.path)
+            else:
+                found.append(unit)
+        found += series
         per_top = Counter(unit.top for unit in found)
         named: dict[str, list[ScanFile]] = {}
         for unit in found:

@@ -78,6 +78,15 @@ def test_pictures_of_x_ray_are_scans_of_their_own_and_scouts_are_left_out(tmp_pa
     assert [path.name for path in found.passed_over] == ["report.dcm", "scout.dcm"]
 
 
+def test_previews_beside_dicom_are_passed_over(tmp_path):
+    series(tmp_path / "images/p1/dicom", "P1")
+    for name in ("preview.png", "mask.nii.gz"):
+        (tmp_path / "images/p1" / name).touch()
+    found = list_scans(tmp_path, "images")
+    assert list(found.files) == ["p1"]
+    assert sorted(path.name for path in found.passed_over) == ["mask.nii.gz", "p1"]
+
+
 def test_what_is_wrong_with_a_series_is_a_problem_of_its_case(tmp_path):
     root = tmp_path / "images"
     for path in series(root / "a"):
@@ -165,7 +174,7 @@ def test_what_is_left_out_is_no_scan_wherever_it_lies(tmp_path):
     series(tmp_path / "p1/dicom", "P1")
     mask = save_nifti(tmp_path / "p1/seg.nii.gz", draw_scan(0)[1])
     save_nifti(tmp_path / "masks/more/p2.nii.gz", draw_scan(0)[1])
-    assert sorted(named(tmp_path, ".")) == ["P1", "masks"]
+    assert sorted(named(tmp_path, ".")) == ["masks", "p1"]
     assert sorted(named(tmp_path, ".", aside=[mask, tmp_path / "masks"])) == ["p1"]
     assert sorted(named(tmp_path, ".", aside=[mask, tmp_path / "masks/more"])) == ["p1"]
 
