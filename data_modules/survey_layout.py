@@ -143,10 +143,9 @@ def _word(text: str, words: Sequence[str]) -> bool:
 def _guess_folder(root: Path, files: Iterable[Path], what: str) -> Guess:
     """The folder directly in the root that holds files of a kind, masks apart."""
     tops = Counter(path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1)
-    named = [top for top in tops if _word(top, IMAGE_WORDS)]
-    if named:
-        best = max(named, key=lambda top: tops[top])
-        return Guess(best, f"the folder {best} holds {tops[best]} {what}")
+    named = [top for top in tops if top.lower() in IMAGE_WORDS]
+    if len(named) == 1:
+        return Guess(named[0], f"the folder {named[0]} holds {tops[named[0]]} {what}")
     return Guess(".", f"{what} lie in the folder itself or in any folders below it")
 
 
@@ -175,53 +174,61 @@ def find_places(root: Path, files: Sequence[Path], names: Collection[str] = ()) 
         files: scans of one file.
         names: of cases, as tables have them.
     """
-    of_masks = {scan_stem(path.name) for path in files if _word(path.parent.name, MASK_WORDS)}
-    others = {scan_stem(path.name) for path in files if not _word(path.parent.name, MASK_WORDS)}
-    whole = {*names, *(of_masks & others)}
-    stems = Counter(scan_stem(path.name) for path in files)
-    siblings = Counter(path.parent for path in files)
-    endings = Counter((path.parent, _suffix(scan_stem(path.name))) for path in files)
-    levels: dict[tuple[str, int], set[str]] = {}
-    for path in files:
-        for n, name in enumerate(path.relative_to(root).parts[:-1]):
-            levels.setdefault((scan_stem(path.name), n), set()).add(name)
-    found: Counter[str] = Counter()
-    few = max(len(siblings) - 1, 6)
-    for path in files:
-        stem, folders = scan_stem(path.name), path.relative_to(root).parts[:-1]
+    known = _Names(root, files, names)
+    found = Counter(known.place_of(path) for path in files)
+    return [Place(_simple(place), count, _is_mask(place)) for place, count in found.most_common()]
+
+
+class _Names:
+    """How often names are there, by which a file's case and its role are told apart."""
+
+    def __init__(self, root: Path, files: Sequence[Path], names: Collection[str]) -> None:
+        self.root = root
+        self.stems = Counter(scan_stem(path.name) for path in files)
+        self.siblings = Counter(path.parent for path in files)
+        self.suffixes = Counter((path.parent, _suffix(scan_stem(path.name))) for path in files)
+        of_masks = {scan_stem(path.name) for path in files if _word(path.parent.name, MASK_WORDS)}
+        others = {scan_stem(path.name) for path in files if not _word(path.parent.name, MASK_WORDS)}
+        self.cases = {*names, *(of_masks & others)}
+        self.levels: dict[tuple[str, int], set[str]] = {}  # (stem, depth) -> names of folders
+        for path in files:
+            for n, name in enumerate(path.relative_to(root).parts[:-1]):
+                self.levels.setdefault((scan_stem(path.name), n), set()).add(name)
+
+    def place_of(self, path: Path) -> str:
+        """A pattern of the files that look like this one."""
+        stem, folders = scan_stem(path.name), path.relative_to(self.root).parts[:-1]
         ending, suffix = path.name[len(stem) :], _suffix(stem)
         owner = next((name for name in reversed(folders) if name in stem), None)
-        repeated = stems[stem] > 1 and siblings[path.parent] <= few and not _word(path.parent.name, WORDS)
+        own_folder = bool(folders) and not _word(path.parent.name, WORDS)
+        few = max(len(self.siblings) - 1, 6)
         if owner is not None:  # sub-01/anat/sub-01_T1w
             parts = ["*" if name == owner else name for name in folders]
-            place = _after_star([*parts, stem.replace(owner, "*") + ending])
-        elif folders and repeated:  # case01/anat/t1: the deepest folder that differs is the case
-            differ = [n for n in range(len(folders)) if len(levels[stem, n]) > 1]
+            return _after_star([*parts, stem.replace(owner, "*") + ending])
+        if own_folder and self.stems[stem] > 1 and self.siblings[path.parent] <= few:
+            # case01/anat/t1: the deepest folder that differs is the case
+            differ = [n for n in range(len(folders)) if len(self.levels[stem, n]) > 1]
             star = max(differ, default=len(folders) - 1)
-            place = _after_star(["*" if n == star else name for n, name in enumerate((*folders, path.name))])
-        elif folders and siblings[path.parent] == 1 and not _word(path.parent.name, WORDS):  # case01/IMG7
-            place = "/".join([*(folders[:1] if _word(folders[0], WORDS) else []), f"*{ending}"])
-        elif suffix and stem not in whole and _has_role(endings, path.parent, suffix, siblings):
-            place = "/".join([*folders, f"*{suffix}{ending}"])
-        else:
-            place = "/".join([*folders, f"*{ending}"])
-        found[place] += 1
-    return [Place(_simple(place), count, _is_mask(place)) for place, count in found.most_common()]
+            return _after_star(["*" if n == star else name for n, name in enumerate((*folders, path.name))])
+        if own_folder and self.siblings[path.parent] == 1:  # case01/IMG7
+            return "/".join([*(folders[:1] if _word(folders[0], WORDS) else []), f"*{ending}"])
+        if suffix and stem not in self.cases and self._has_role(path.parent, suffix):
+            return "/".join([*folders, f"*{suffix}{ending}"])
+        return "/".join([*folders, f"*{ending}"])
+
+    def _has_role(self, parent: Path, suffix: str) -> bool:
+        """Whether a suffix tells what a file is, not which: few suffixes, each of many files."""
+        if re.fullmatch("_000[0-9]", suffix) and self.suffixes[parent, "_0000"]:  # nnU-Net's channels
+            return True
+        kinds = sum(1 for place, _ in self.suffixes if place == parent)
+        few = kinds <= min(MOST_KINDS, max(1, self.siblings[parent] // 2))
+        return few and self.suffixes[parent, suffix] > 1 and (kinds > 1 or _word(suffix, MASK_WORDS))
 
 
 def _suffix(stem: str) -> str:
     """What follows the case in a stem: _t1, -label, _0000."""
     said = re.search(r"[_-][A-Za-z0-9]+$", stem)
     return said[0] if said else ""
-
-
-def _has_role(endings: Counter[Any], parent: Path, suffix: str, siblings: Counter[Path]) -> bool:
-    """Whether a suffix tells what a file is, not which: few suffixes, each of many files."""
-    if re.fullmatch("_000[0-9]", suffix) and endings[parent, "_0000"]:  # nnU-Net's channels
-        return True
-    kinds = sum(1 for place, _ in endings if place == parent)
-    few = endings[parent, suffix] > 1 and kinds <= min(MOST_KINDS, max(1, siblings[parent] // 2))
-    return few and (kinds > 1 or _word(suffix, MASK_WORDS))
 
 
 def _after_star(parts: Sequence[str]) -> str:
@@ -254,12 +261,18 @@ def _guess_series(found: Sequence[ScanFile]) -> Guess:
     series = [scan for scan in found if scan.title]
     per_patient = Counter(scan.patient for scan in series)
     titles = Counter(scan.title for scan in {(scan.patient, scan.title): scan for scan in series}.values())
+    kinds = Counter(scan.title.partition(" ")[0] for scan in series)
+    if len(titles) > 1 and len(kinds) > 1 and max(per_patient.values()) <= 1:
+        (kind, count), *others = kinds.most_common()
+        return Guess(
+            f"{kind}*", f"{count} patients have this modality; also there: {name_first([k for k, _ in others])}"
+        )
     if len(titles) <= 1 or max(per_patient.values(), default=0) <= 1:
         return Guess(None, "all series are taken: a patient has one, or all are alike")
     depth = Counter({title: sum(len(scan.files) for scan in series if scan.title == title) for title in titles})
     title = max(titles, key=lambda name: (titles[name], depth[name], name))
-    others = name_first(sorted(f"{name} ({titles[name]} patient(s))" for name in titles if name != title))
-    return Guess(_as_pattern(title), f"{titles[title]} of {len(per_patient)} patients have it; also there: {others}")
+    more = name_first(sorted(f"{name} ({titles[name]} patient(s))" for name in titles if name != title))
+    return Guess(_as_pattern(title), f"{titles[title]} of {len(per_patient)} patients have it; also there: {more}")
 
 
 def _as_pattern(title: str) -> str:

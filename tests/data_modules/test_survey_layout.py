@@ -68,3 +68,12 @@ def test_masks_beside_dicom_and_the_series_of_most_patients(tmp_path):
     assert reasons["series"].reason == "3 of 3 patients have it; also there: MR T2 (2 patient(s))"
     cases = find_folder_cases(layout, ["target"])
     assert [(case.name, case.patient, case.problem) for case in cases] == [(f"p{n}", f"p{n}", None) for n in range(3)]
+
+
+def test_folders_of_cases_are_no_folder_of_images_and_modalities_are_not_mixed(tmp_path):
+    for number, modality in enumerate(("CT", "MR", "CT")):
+        said = {"PatientID": f"p{number}", "SeriesDescription": f"s{number}", "Modality": modality}
+        save_dicom(tmp_path / f"CT{number}", draw_scan(number)[0], AXIAL, **said)
+    layout, reasons = guess_layout(tmp_path)
+    assert (layout.images, layout.series) == (".", "CT*")
+    assert reasons["series"].reason == "2 patients have this modality; also there: MR"
