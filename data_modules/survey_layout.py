@@ -175,8 +175,8 @@ def find_places(root: Path, files: Sequence[Path], names: Collection[str] = ()) 
         names: of cases, as tables have them.
     """
     known = _Names(root, files, names)
-    found = Counter(known.place_of(path) for path in files)
-    return [Place(_simple(place), count, _is_mask(place)) for place, count in found.most_common()]
+    found = Counter(_simple(known.place_of(path)) for path in files)
+    return [Place(place, count, _is_mask(place)) for place, count in found.most_common()]
 
 
 class _Names:

@@ -22,6 +22,7 @@ AXIAL = np.diag([-1.5, -2.0, 3.0, 1.0])
         ("imagesTr/{c}_0000.nii.gz imagesTr/{c}_0001.nii.gz labelsTr/{c}.nii.gz", "imagesTr/*_0000.nii.gz", "labelsTr"),
         ("imagesTr/{c}.nii.gz labelsTr/{c}.nii.gz imagesTs/x{c}.nii.gz", "imagesTr", "labelsTr"),
         ("{c}_ct.nii.gz {c}_label.nii.gz", "*_ct.nii.gz", "*_label.nii.gz"),
+        ("images/{c}.nii images/x{c}.nii.gz masks/{c}.nii masks/x{c}.nii.gz", "images", "masks"),
         ("Images/{c}_0000.nii.gz Mask/{c}.nii.gz", "Images/*_0000.nii.gz", "Mask"),
         ("{c}_ct.nii.gz {c}_ct_label.nii.gz", "*_ct.nii.gz", "*_ct_label.nii.gz"),
         ("images/{c}.nii.gz labels/{c}_label.nii.gz", "images", "labels/*_label.nii.gz"),
@@ -39,8 +40,8 @@ def test_layouts_of_public_data_sets_are_understood(tmp_path, layout, images, ma
     assert (found.images, found.masks, found.series) == (images, masks, None)
     assert all(guess.reason for guess in reasons.values())
     cases = find_folder_cases(found, ["target"])
-    assert len(cases) == 4
-    assert [case.problem for case in cases] == [None] * 4
+    assert len(cases) == (8 if "images/x{c}" in layout else 4)
+    assert [case.problem for case in cases] == [None] * len(cases)
     assert all(case.mask for case in cases)
 
 

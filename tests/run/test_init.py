@@ -120,6 +120,16 @@ def test_it_is_written_once_and_says_what_is_wrong_in_one_line(tmp_path, capsys)
     assert dataset_name(Path("/x/My scans (2)")) == "my_scans_2"
 
 
+def test_cases_of_one_anonymous_patient_need_a_table(tmp_path, capsys):
+    for number in range(3):
+        save_dicom(tmp_path / f"d/{number}", draw_scan(number)[0], AXIAL, PatientID="ANON")
+    init(tmp_path / "d", tmp_path / "d.yaml")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "all cases are of 'ANON': give patients.csv" in said
+    assert "no labels.csv: write one (case,from,to,class) before you train" in said
+    assert "cannot be used" not in said
+
+
 def test_the_command_shows_no_trace_back_and_loads_no_torch(tmp_path):
     fake_folder(tmp_path / "scans", 3)
     code = "import sys; from weakmedsam.__main__ import main; main(['init', *sys.argv[1:]]); "

@@ -114,6 +114,9 @@ def summarise(survey: Survey) -> list[tuple[str, str]]:
     rows += [("classes", ", ".join(f"{name} {values[:6]}" for name, values in found["classes"].value.items()))]
     taken = "window" if found["window"].value else "percentiles"
     rows += [("values", f"{taken} {found[taken].value}: {found['window'].reason}")]
+    if len(cases) > 2 and len(patients := {case.patient for case in cases}) == 1:
+        said = f"all cases are of {patients.pop()!r}: give patients.csv (case,patient), or there is no split"
+        rows += [("patients", said)]
     if any(look.channels for look in looks):
         rows += [("channel", found["channel"].reason)]
     if survey.passed_over:
