@@ -57,6 +57,9 @@ def test_every_voxel_lies_where_it_does_as_nifti(tmp_path_factory, seed, shape, 
         found = read_scan(folder, save_dicom(folder, voxels, affine, seed))
     assert same_places(make_volume(voxels, affine, "x"), found)
     assert found.unit == "mm"
+    header = nib.Nifti1Header(found.header)
+    for way in (header.get_sform(), header.get_qform()):  # of what is written onto it, whichever a viewer takes
+        assert np.allclose(way, found.affine, atol=1e-3)
 
 
 CODES = [
