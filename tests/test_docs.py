@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +74,13 @@ def test_every_option_table_is_between_its_markers():
         assert all(mark.startswith("options") for mark in marks[::2])
         assert set(marks[1::2]) == {"end options"}
         assert len(set(marks[::2])) == len(marks[::2])
+
+
+def test_the_python_page_runs_and_the_walk_fills_the_square():
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert "run.predict(" in first  # tests/test_end_to_end.py runs it
+    held: dict[str, Any] = {}
+    exec(second, held)
+    found = held["refined"][0, 0] > 0.75
+    assert found[20:40, 25:45].all()
+    assert found.sum() == 20 * 20

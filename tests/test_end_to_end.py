@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import yaml
@@ -21,6 +22,9 @@ from terminals import run_in_terminal, seen
 from trainings import assert_same_training
 from wandb_server import KEY, Server
 
+from data_modules.volumes import read_volume
+from weakmedsam import load_run
+from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.system.atomic_io import read_table
 
 pytestmark = pytest.mark.slow
@@ -288,6 +292,28 @@ def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, capsys, stag
     assert not (tmp_path / "out/.slices").exists()
     segment_new(folder, tmp_path / "out", *words)
     assert "all 5 scans are segmented already" in capsys.readouterr().out
+    check_python(folder, tmp_path / "out", stage)
+
+
+def check_python(folder, out, stage):
+    """``load_run`` segments as the command has, files and arrays."""
+    run = load_run(folder / "runs/phantom/default", refined=stage == "refined", device="cpu")
+    assert run.class_names == ["lesion", "cyst"]
+    for path in sorted((folder / "scans").rglob("images/*.nii.gz"))[:2]:
+        mask = run.predict(path)
+        assert mask.dtype == np.uint8
+        assert np.array_equal(mask, np.asanyarray(nib.load(out / path.name).dataobj))
+        voxels, geometry = read_volume(path, run.plane)
+        slices = run.predict(voxels, spacing=geometry.spacing)
+        assert np.array_equal(geometry.from_slices(slices), mask)
+    with pytest.raises(ConfigError, match="spacing: an array does not say it"):
+        run.predict(voxels)
+    with pytest.raises(ConfigError, match="says its own"):
+        run.predict(path, spacing=(1, 1, 1))
+    with pytest.raises(DataError, match="scan: an array of 2 axes"):
+        run.predict(voxels[0], spacing=(1, 1, 1))
+    with pytest.raises(DataError, match="holds 5 scans"):
+        run.predict(path.parent)
 
 
 @pytest.fixture(scope="module")
