@@ -26,6 +26,7 @@ COMMANDS = {
     "status": ("weakmedsam.run.status", "show which stages of a run are done, and why others are not"),
     "compare": ("weakmedsam.report.compare_cli", "write one page about several runs"),
     "predict": ("weakmedsam.run.predict", "segment unlabelled scans (with --config: LightningCLI's predict)"),
+    "export": ("weakmedsam.inference.export", "write the segmentation network of a run as ONNX or torch.export"),
     "sweep": ("weakmedsam.sweep.cli", "sweep over settings"),
     "study": ("weakmedsam.study.cli", "run data sets, variants and seeds, and write one page about them"),
     "weights": ("weakmedsam.backbones.weights", "find or fetch the official weights of backbones"),

@@ -45,6 +45,9 @@ class TrainedRun:
     Attributes:
         class_names: names of the classes, id 1 first.
         plane: of the slices in which the network looks: axial, coronal or sagittal.
+        image_size: S, side of the frame that it sees, pixels.
+        intensity: how values become [0, 1].
+        module: the Lightning module: of the classification, refined by PAM; else of the segmentation.
         said: which network it is, and how it is refined.
     """
 
@@ -52,12 +55,14 @@ class TrainedRun:
         model, data = _instantiate(network.config, names)
         self.class_names = names
         self.plane = data.slices.plane
+        self.image_size = data.image_size
+        self.intensity = data.intensity
         self.said = network.said
         self._spec = data.spec
         self._precision = str(network.config["trainer"].get("precision"))
         self._device = device
-        self._model = _with_weights(model, network.checkpoint).to(device).eval().requires_grad_(False)
-        self._pam = _callback(self._model) if isinstance(self._model, WeakMedSAM) else None
+        self.module = _with_weights(model, network.checkpoint).to(device).eval().requires_grad_(False)
+        self._pam = _callback(self.module) if isinstance(self.module, WeakMedSAM) else None
 
     @torch.no_grad()
     def predict(self, scan: str | Path | NDArray[Any], spacing: Spacing | None = None) -> NDArray[np.uint8]:
@@ -94,9 +99,9 @@ class TrainedRun:
         batch["image"], batch["box"] = batch["image"].to(self._device), batch["box"].to(self._device)
         with self._autocast():
             if self._pam is None:
-                ids = cast(Segmenter, self._model).segment_volume(batch["image"], batch["frame"])
+                ids = cast(Segmenter, self.module).segment_volume(batch["image"], batch["frame"])
             else:
-                module = cast(WeakMedSAM, self._model)
+                module = cast(WeakMedSAM, self.module)
                 activation = module.look_at_volume(batch)
                 ids = segment_volume(module, activation, batch, self._pam.settings)
         return ids.cpu().numpy()

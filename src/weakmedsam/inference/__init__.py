@@ -1,0 +1,1 @@
+"""Trained runs used from Python and by other programs."""
