@@ -316,6 +316,21 @@ def check_python(folder, out, stage):
         run.predict(path.parent)
 
 
+def test_the_notebook_runs_on_a_run(whole, monkeypatch):
+    folder, _ = whole
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((ROOT / "docs/notebooks/trained_run.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    held = {}
+    for cell in cells:
+        exec(cell.replace('"runs/', f'"{folder}/runs/').replace('"data/scans"', f'"{folder}/scans"'), held)
+    assert held["mask"].shape == held["truth"].shape
+    assert held["dice"].keys() == {"lesion", "cyst"}
+    assert held["walked"].shape == (1, 2, 64, 64)
+    assert held["walked"].amax() == 1
+    assert sorted(np.bincount(held["clusters"].ids[:, 0])[1:]) == [100, 100]
+
+
 @pytest.fixture(scope="module")
 def sent(whole):
     """A W&B server on this machine, after the offline runs of all stages have been synced to it."""
