@@ -43,6 +43,8 @@ SCANS ?=
 OUT ?=
 ## Not empty: without PAM refinement
 PLAIN ?=
+## Not empty: `make predict` writes the scores behind the segmentations, too
+SCORES ?=
 ## Folder of all runs
 RUNS ?= runs
 ## Interpreter that .venv is made from, 3.10 to 3.13
@@ -146,7 +148,7 @@ status: $(STAMP)
 predict: $(STAMP)
 	@test -n $(call quote,$(strip $(value SCANS))) || { \
 		echo "predict needs SCANS, a folder of scans: make predict SCANS=/new/scans" >&2; exit 1; }
-	@$(BIN)/python -m weakmedsam predict $(if $(strip $(V)),-v) --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) \
+	@$(BIN)/python -m weakmedsam predict $(if $(strip $(V)),-v) --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) $(if $(SCORES),--scores) \
 		--dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) --runs $(call given,RUNS) $(more)
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/sweeps.md)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.cases import Case
+from data_modules.formats.dicom_files import safe_name
 from data_modules.formats.nifti import read_description, write_labels
 from data_modules.nifti_files import (
     case_name,
@@ -87,6 +88,11 @@ def segmentation_path(folder: Path, case: str) -> Path:
     return folder / f"{case}.nii.gz"
 
 
+def scores_path(folder: Path, case: str, number: int, class_name: str) -> Path:
+    """Where the scores of a class go; two names may be one as part of a file's name, hence the class's id."""
+    return folder / "scores" / f"{case}_{number}_{safe_name(class_name)}.nii.gz"
+
+
 def mark_of(sources: SourceStamps, made_by: str) -> str:
     """What the header of a segmentation says: a short hash of the scan's file and of what segments it.
 
@@ -143,6 +149,21 @@ def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, m
     if voxels.shape != geometry.shape:
         raise DataError(f"A result of {voxels.shape} voxels is not of this scan, which has {geometry.shape}.")
     write_whole(path, write_labels(voxels, bytes.fromhex(geometry.header), mark), SEGMENTATIONS)
+
+
+def write_scores(path: Path, scores: NDArray[np.float32], geometry: Geometry) -> None:
+    """Write a class's scores in the scan's own space, atomically.
+
+    Args:
+        path: .nii.gz.
+        scores: (D, H0, W0) in [0, 1] on the scan's own slices.
+        geometry: of the scan.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    voxels = geometry.from_slices(scores.astype(np.float32, copy=False))
+    write_whole(path, write_labels(voxels, bytes.fromhex(geometry.header), MARK), SEGMENTATIONS)
 
 
 def measure(path: Path, class_names: Sequence[str], plane: str) -> list[Measure]:

@@ -19,7 +19,9 @@ from data_modules.scan_io import (
     find_scans,
     find_unsegmented,
     mark_of,
+    scores_path,
     segmentation_path,
+    write_scores,
     write_segmentation,
 )
 from data_modules.slice_datasets import VolumeDataset
@@ -39,6 +41,7 @@ class UnseenScans(LightningDataModule):
         out: folder for ``<scan>.nii.gz``.
         like: the data that the network has learnt from; its scans are not touched.
         made_by: names network and settings: segmentations by others are made again.
+        scores: write the scores behind them, too, ``scores/<scan>_<id>_<class>.nii.gz``.
 
     Attributes:
         class_names: names of the classes, id 1 first.
@@ -47,12 +50,13 @@ class UnseenScans(LightningDataModule):
         augment: of ``like``.
     """
 
-    def __init__(self, scans: str, out: str, like: SliceDataModule, made_by: str) -> None:
+    def __init__(self, scans: str, out: str, like: SliceDataModule, made_by: str, scores: bool = False) -> None:
         super().__init__()
         self.scans = scans
         self.out = out
         self.like = like
         self.made_by = made_by
+        self.scores = scores
         self.class_names = list(like.class_names)
         self.batch_size = like.batch_size
         self.num_workers = like.num_workers
@@ -105,6 +109,17 @@ class UnseenScans(LightningDataModule):
         )
         place = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return volume_loader(dataset, *place, self.num_workers)
+
+    def save_scores(self, case: str, scores: NDArray[np.float32]) -> None:
+        """Write a scan's scores, one file a class, in the scan's own space.
+
+        Args:
+            case: the scan.
+            scores: (D, C, H0, W0) in [0, 1] on its own slices.
+        """
+        geometry = self._entries[case].geometry
+        for number, name in enumerate(self.class_names, start=1):
+            write_scores(scores_path(Path(self.out), case, number, name), scores[:, number - 1], geometry)
 
     def save_segmentation(self, case: str, ids: NDArray[np.uint8]) -> None:
         """Write a scan's segmentation, ``<scan>.nii.gz``, in the scan's own space.

@@ -292,7 +292,31 @@ def test_new_scans_are_segmented_as_test_cases_are(whole, tmp_path, capsys, stag
     assert not (tmp_path / "out/.slices").exists()
     segment_new(folder, tmp_path / "out", *words)
     assert "all 5 scans are segmented already" in capsys.readouterr().out
+    check_scores(folder, tmp_path / "out", *words)
     check_python(folder, tmp_path / "out", stage)
+
+
+def check_scores(folder, out, *words):
+    """What is thresholded lies on the segmentation: by the network the largest probability wins, by PAM from 0.4 on."""
+    segment_new(folder, out.parent / "scored", *words, "--scores")
+    assert {path.name for path in (out.parent / "scored/scores").iterdir()} == {
+        f"{path.name[:-7]}_{number}_{name}.nii.gz"
+        for path in out.glob("*.nii.gz")
+        for number, name in enumerate(("lesion", "cyst"), start=1)
+    }
+    for path in out.glob("*.nii.gz"):
+        parts = [
+            nib.load(out.parent / "scored/scores" / f"{path.name[:-7]}_{name}.nii.gz")
+            for name in ("1_lesion", "2_cyst")
+        ]
+        ids, again = (nib.load(folder / path.name) for folder in (out, out.parent / "scored"))
+        scores = np.stack([part.get_fdata() for part in parts])
+        assert np.array_equal(np.asanyarray(ids.dataobj), np.asanyarray(again.dataobj))
+        assert all(np.array_equal(part.affine, ids.affine) and part.get_data_dtype() == np.float32 for part in parts)
+        rest = np.full(ids.shape, 0.4) if not words else 1 - scores.sum(0)
+        decided = np.abs(np.diff(np.sort(np.stack([rest, *scores]), axis=0)[-2:], axis=0))[0] > 1e-5
+        assert decided.mean() > 0.99
+        assert np.array_equal(np.stack([rest, *scores]).argmax(0)[decided], np.asanyarray(ids.dataobj)[decided])
 
 
 def check_python(folder, out, stage):

@@ -102,23 +102,24 @@ def read_description(path: str | Path) -> str:
     return bytes(header["descrip"].item()).decode("ascii", "replace")
 
 
-def write_labels(voxels: NDArray[np.uint8], header: bytes, description: str) -> bytes:
-    """A compressed file of class ids that lies on a scan in any viewer; the same ids give the same bytes.
+def write_labels(voxels: NDArray[np.uint8 | np.float32], header: bytes, description: str) -> bytes:
+    """A compressed file of class ids, or of scores, that lies on a scan in any viewer; the same give the same bytes.
 
     Shape, qform, sform, their codes, units and voxel sizes are the scan's own bytes.
 
     Args:
-        voxels: (X, Y, Z) class ids along the scan's own axes.
+        voxels: (X, Y, Z) uint8 class ids, or float32, along the scan's own axes.
         header: the scan's.
         description: up to 79 ASCII characters.
     """
     own = _parse(header)
-    own["datatype"], own["bitpix"] = 2, 8
+    own["datatype"], own["bitpix"] = (2, 8) if voxels.dtype == np.uint8 else (16, 32)
     own["scl_slope"], own["scl_inter"], own["cal_max"], own["cal_min"] = 1, 0, 0, 0
     own["intent_code"], own["intent_p1"], own["intent_p2"], own["intent_p3"] = 0, 0, 0, 0
     own["intent_name"], own["descrip"] = b"", description.encode("ascii")
     own["vox_offset"] = len(header) + 4
-    return gzip.compress(own.binaryblock + bytes(4) + voxels.tobytes(order="F"), mtime=0)
+    stored = voxels.astype(voxels.dtype.newbyteorder(own.endianness), copy=False)
+    return gzip.compress(own.binaryblock + bytes(4) + stored.tobytes(order="F"), mtime=0)
 
 
 def _unreadable(path: str | Path, reason: str) -> DataError:

@@ -336,8 +336,11 @@ class PromptAffinityMining(Callback):
         folder, case = Path(trainer.default_root_dir), batch["case"]
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
         if self.predicted:
-            ids = segment_volume(module, activation, batch, self.settings)
-            save_segmentation(check_new_scans(trainer.datamodule), batch, ids)  # type: ignore[attr-defined]
+            scans, frame = check_new_scans(trainer.datamodule), batch["frame"]  # type: ignore[attr-defined]
+            shape = (len(batch["image"]), len(module.class_names), frame.height, frame.width)
+            scores = torch.zeros(shape) if scans.scores else None
+            ids = segment_volume(module, activation, batch, self.settings, scores)
+            save_segmentation(scans, batch, ids, scores)
             return
 
         def look(part: VolumeBatch) -> Activation:

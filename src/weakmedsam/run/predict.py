@@ -109,8 +109,8 @@ def predict(
     Args:
         run: folder of the run.
         scans: folder of scans, or one file.
-        out: gets ``<scan>.nii.gz``, ``pictures/``, ``volumes.csv``, ``skipped.csv`` where scans were left out, and,
-            under ``provenance/``, what made them.
+        out: gets ``<scan>.nii.gz``, ``pictures/``, ``volumes.csv``, ``scores/`` where they are asked for,
+            ``skipped.csv`` where scans were left out, and, under ``provenance/``, what made them.
         plain: as of ``find_network``.
         options: further ones of LightningCLI's ``predict``.
         relay_class: what runs it.
@@ -202,6 +202,7 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
         help="default: RUN/segmentations/<name of scans>, with -plain behind it if so",
     )
     parser.add_argument("--plain", action="store_true", help="the network's own segmentations, not refined by PAM")
+    parser.add_argument("--scores", action="store_true", help="write what is thresholded, too: a volume a class")
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -214,7 +215,8 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     name = scan_stem(args.scans.resolve().name) + ("-plain" if args.plain else "")
     out = args.out or run / "segmentations" / name
     with ending_in_a_message("with the scans that are left", vars(args)):
-        predict(run, args.scans, out, args.plain, words[split + 1 :], relay_class)
+        options = [*(("--data.scores", "true") if args.scores else ()), *words[split + 1 :]]
+        predict(run, args.scans, out, args.plain, options, relay_class)
 
 
 if __name__ == "__main__":

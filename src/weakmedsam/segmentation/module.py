@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -282,6 +283,19 @@ class Segmenter(LightningModule):
 
     # Test
 
+    def native_probabilities(self, image: Tensor, frame: Frame) -> Iterator[Tensor]:
+        """Probabilities of a volume on its own slices, a few slices at a time.
+
+        Args:
+            image: (D, 1, S, S) float in [0, 1], the working frame.
+            frame: how it lies on the scan's own slices.
+
+        Yields:
+            (d, C + 1, H0, W0) float32, background first.
+        """
+        for part in image.split(self.slices_per_step):
+            yield to_native(self(part).float().softmax(1), frame)
+
     def segment_volume(self, image: Tensor, frame: Frame) -> Tensor:
         """Segment a volume on its own slices: probabilities are brought back, then the largest wins.
 
@@ -292,11 +306,7 @@ class Segmenter(LightningModule):
         Returns:
             (D, H0, W0) uint8 class ids.
         """
-        parts = [
-            to_native(self(part).float().softmax(1), frame).argmax(1).to(torch.uint8)
-            for part in image.split(self.slices_per_step)
-        ]
-        return torch.cat(parts)
+        return torch.cat([part.argmax(1).to(torch.uint8) for part in self.native_probabilities(image, frame)])
 
     def on_test_epoch_start(self) -> None:
         """Begin a table."""
@@ -321,6 +331,12 @@ class Segmenter(LightningModule):
         Returns:
             (D, H0, W0) uint8 class ids on the scan's own slices.
         """
-        ids = self.segment_volume(batch["image"], batch["frame"])
-        save_segmentation(check_new_scans(self.trainer.datamodule), batch, ids)  # type: ignore[attr-defined]
-        return ids
+        scans = check_new_scans(self.trainer.datamodule)  # type: ignore[attr-defined]
+        ids, scores = [], []
+        for part in self.native_probabilities(batch["image"], batch["frame"]):
+            ids.append(part.argmax(1).to(torch.uint8))
+            if scans.scores:
+                scores.append(part[:, 1:].cpu())
+        found = torch.cat(ids)
+        save_segmentation(scans, batch, found, torch.cat(scores) if scores else None)
+        return found

@@ -23,10 +23,15 @@ class NewScans(Protocol):
     Attributes:
         out: folder of the segmentations.
         class_names: names of the classes, id 1 first.
+        scores: whether the scores behind the segmentations are written, too.
     """
 
     out: str
     class_names: list[str]
+    scores: bool
+
+    def save_scores(self, case: str, scores: NDArray[np.float32]) -> None:
+        """Write (D, C, H0, W0) scores of a scan's own slices."""
 
     def save_segmentation(self, case: str, ids: NDArray[np.uint8]) -> None:
         """Write (D, H0, W0) class ids of a scan's own slices."""
@@ -46,8 +51,8 @@ def check_new_scans(data: object) -> NewScans:
     return data
 
 
-def save_segmentation(scans: NewScans, batch: VolumeBatch, ids: Tensor) -> None:
-    """Draw ``pictures/<case>.png``, the slice of the largest area, then write the segmentation.
+def save_segmentation(scans: NewScans, batch: VolumeBatch, ids: Tensor, scores: Tensor | None = None) -> None:
+    """Draw ``pictures/<case>.png``, the slice of the largest area, write scores, then the segmentation.
 
     In this order: a scan whose segmentation is there is not looked at again.
 
@@ -55,6 +60,7 @@ def save_segmentation(scans: NewScans, batch: VolumeBatch, ids: Tensor) -> None:
         scans: the data module.
         batch: the volume.
         ids: (D, H0, W0) uint8 class ids on the scan's own slices.
+        scores: (D, C, H0, W0) float32 in [0, 1], the classes' probabilities or PAM's scores; None: not wanted.
     """
     ids, case = ids.cpu(), batch["case"]
     z = most_telling_slice(ids, ids)
@@ -65,4 +71,6 @@ def save_segmentation(scans: NewScans, batch: VolumeBatch, ids: Tensor) -> None:
         draw_segmentation(image, ids[z], scans.class_names, batch["spacing"], title),
         SEGMENTATIONS,
     )
+    if scores is not None:
+        scans.save_scores(case, scores.numpy())
     scans.save_segmentation(case, ids.numpy())
