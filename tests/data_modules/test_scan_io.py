@@ -15,7 +15,9 @@ from data_modules.scan_io import (
     find_unsegmented,
     mark_of,
     measure,
+    scores_path,
     segmentation_path,
+    write_scores,
     write_segmentation,
 )
 from data_modules.store import stamp
@@ -172,6 +174,22 @@ def test_ids_of_another_shape_are_refused_and_leave_nothing(scans, tmp_path):
     with pytest.raises(DataError, match="not of this scan"):
         write_segmentation(tmp_path / "out/b.nii.gz", np.zeros((1, 2, 3), np.uint8), geometry, "x")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_scores_lie_on_a_scan_of_either_byte_order(tmp_path, order):
+    voxels = np.arange(60).reshape(SHAPE).astype(np.int16)
+    header = nib.Nifti1Header(endianness=order)
+    nib.save(nib.Nifti1Image(voxels, TURNED, header), tmp_path / "scan.nii.gz")
+    slices, geometry = read_volume(tmp_path / "scan.nii.gz")
+    path = scores_path(tmp_path, "scan", 2, "right / left")
+    write_scores(path, slices / 100, geometry)
+    found = nib.load(path)
+    assert path == tmp_path / "scores/scan_2_right_left.nii.gz"
+    assert found.header.endianness == order
+    assert found.get_data_dtype() == np.dtype(f"{order}f4")
+    assert np.allclose(found.get_fdata(), voxels / 100)
+    assert np.array_equal(found.affine, TURNED)
 
 
 def test_a_mark_fits_into_a_header(scans):
