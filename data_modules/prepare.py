@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -67,18 +67,48 @@ def prepare(
         DataError: bad cases, or none that is good.
         MemoryShortError: a worker process was ended.
     """
-    store = spec.folder(store_dir)
-    store.mkdir(parents=True, exist_ok=True)
-    with lock_store(store):
-        for leftover in store.glob(".part-*"):
-            remove(leftover)
-        index = _fill(cases, spec, store, workers, retry=on_bad_case == "raise")
-        write_index(store, spec, index)
+    index = fill_store(cases, spec, store_dir, workers, retry=on_bad_case == "raise")
     if index.skipped and (on_bad_case == "raise" or not index.entries):
         raise DataError(_list_problems(index, len(cases), on_bad_case))
     for name, (_, reason) in index.skipped.items():
         _log.warning("left out %s: %s", name, reason)
     return index
+
+
+def fill_store(
+    cases: Sequence[Case], spec: StoreSpec, store_dir: str | Path, workers: int | None = None, retry: bool = False
+) -> Index:
+    """Bring a store up to date with its cases, whatever is wrong with some of them; see ``prepare``.
+
+    Args:
+        cases: all cases of the data set.
+        spec: how they are stored.
+        store_dir: the folder of stores.
+        workers: as of ``prepare``.
+        retry: read again what could not be used and has not changed since.
+
+    Returns:
+        The index, with what is wrong with the cases left out.
+
+    Raises:
+        MemoryShortError: a worker process was ended.
+    """
+    store = spec.folder(store_dir)
+    store.mkdir(parents=True, exist_ok=True)
+    with lock_store(store):
+        for leftover in store.glob(".part-*"):
+            remove(leftover)
+        index = _fill(cases, spec, store, workers, retry)
+        write_index(store, spec, index)
+    return index
+
+
+def remark_units(entries: Iterable[Entry]) -> list[str]:
+    """What is to be said of scans whose files state no unit, or no size of a voxel: a sentence each."""
+    found: dict[str, list[str]] = {unit: [] for unit in _SAID}
+    for entry in entries:
+        found.get(entry.geometry.unit, []).append(entry.name)
+    return [_SAID[unit] % (len(names), name_first(sorted(names))) for unit, names in found.items() if names]
 
 
 def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | None, retry: bool) -> Index:
@@ -100,17 +130,16 @@ def _fill(cases: Sequence[Case], spec: StoreSpec, store: Path, workers: int | No
             skipped[case.name] = before.skipped[case.name]
         else:
             todo.append(case)
-    unitless: dict[str, list[str]] = {"unknown": [], NO_SPACING: []}
+    read: list[Entry] = []
     for case, result in tracked(_run(todo, spec, store, workers), len(todo), "volume"):
         if isinstance(result, Entry):
             entries[case.name] = result
-            unitless.get(result.geometry.unit, []).append(case.name)
+            read.append(result)
         else:
             # What may pass is tried again by the next call, without a change of the file.
             skipped[case.name] = (stamp(case, spec.data_dir) if result.lasting else (), result.reason)
-    for unit, said in _SAID.items():
-        if unitless[unit]:
-            _log.warning(said, len(unitless[unit]), name_first(sorted(unitless[unit])))
+    for remark in remark_units(read):
+        _log.warning(remark)
     for case in cases:
         if case.name in entries:
             try:

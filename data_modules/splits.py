@@ -98,15 +98,29 @@ def keep_patients(split: Mapping[str, str], patients: Mapping[str, str], path: P
     Raises:
         DataError: a patient is in two splits.
     """
+    for _, sentence in find_torn_patients(split, patients):
+        raise DataError(f"{path}: {sentence}")
+    return {case: split[case] for case in patients}
+
+
+def find_torn_patients(split: Mapping[str, str], patients: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(case, sentence) of each patient who is in two splits; none as it should be.
+
+    Args:
+        split: case -> split, of all these cases.
+        patients: case -> patient.
+    """
     seen: dict[str, tuple[str, str]] = {}
+    torn: dict[str, tuple[str, str]] = {}
     for case, patient in patients.items():
         first = seen.setdefault(patient, (split[case], case))
-        if first[0] != split[case]:
-            raise DataError(
-                f"{path}: patient {patient} is in both {first[0]} ({first[1]}) and {split[case]} ({case}). "
+        if first[0] != split[case] and patient not in torn:
+            sentence = (
+                f"patient {patient} is in both {first[0]} ({first[1]}) and {split[case]} ({case}). "
                 "All scans of a patient must be in one split."
             )
-    return {case: split[case] for case in patients}
+            torn[patient] = (case, sentence)
+    return list(torn.values())
 
 
 def split_cases(

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_modules.formats.text_header import (
     Layout,
+    find_place,
     lack,
     lps_affine,
     read_fields,
@@ -16,7 +17,7 @@ from data_modules.formats.text_header import (
     to_numbers,
     to_shape,
 )
-from data_modules.formats.volume import Reading, Volume, not_given
+from data_modules.formats.volume import Place, Reading, Volume, not_given
 from weakmedsam.errors import DataError
 
 ENDINGS = (".mha", ".mhd")
@@ -39,6 +40,19 @@ def read_metaimage(path: str | Path, reading: Reading) -> Volume:
         with Path(path).open("rb") as file:
             fields = read_fields(file, path, KIND, "=", "elementdatafile")
             return read_voxels(file, _layout(fields, path), path, reading)
+    except OSError as error:
+        raise not_given(path, error, KIND) from error
+
+
+def read_metaimage_place(path: str | Path, reading: Reading) -> Place:
+    """Where a volume lies; no voxel is read.
+
+    Raises:
+        DataError: what ``read_metaimage`` refuses by the header alone.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return find_place(_layout(read_fields(file, path, KIND, "=", "elementdatafile"), path), path, reading)
     except OSError as error:
         raise not_given(path, error, KIND) from error
 

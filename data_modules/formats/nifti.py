@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from data_modules.formats.volume import (
     READ_BYTES,
+    Place,
     Volume,
     check_affine,
     not_given,
@@ -86,6 +87,27 @@ def read_nifti(path: str | Path, channel: int | None = None) -> Volume:
     if volumes > 1:  # what is written onto it is one
         header["dim"][0], header["dim"][4:] = 3, 1
     return Volume(voxels.reshape(whole, order="F"), affine, unit, header.binaryblock)
+
+
+def read_nifti_place(path: str | Path, channel: int | None = None) -> Place:
+    """Where a volume lies; no voxel is read.
+
+    Args:
+        path: as of ``read_nifti``.
+        channel: as of ``read_nifti``.
+
+    Raises:
+        DataError: what ``read_nifti`` refuses by the header alone.
+    """
+    try:
+        with _open(path) as file:
+            header = _read_header(_decompressed(file)[0], path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise not_given(path, error, KIND) from error
+    shape = _shape(header, channel, path)
+    _number_type(header, path)
+    affine, unit = _affine(header, len(shape), path)
+    return Place((shape[0], shape[1], (*shape, 1)[2]), affine, unit)
 
 
 def read_description(path: str | Path) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from data_modules.formats.text_header import (
     Layout,
+    find_place,
     lack,
     lps_affine,
     read_fields,
@@ -18,7 +19,7 @@ from data_modules.formats.text_header import (
     to_numbers,
     to_shape,
 )
-from data_modules.formats.volume import LPS_TO_RAS, Reading, Volume, not_given, place_picture, unreadable
+from data_modules.formats.volume import LPS_TO_RAS, Place, Reading, Volume, not_given, place_picture, unreadable
 from weakmedsam.errors import DataError
 
 ENDINGS = (".nrrd", ".nhdr")
@@ -50,12 +51,28 @@ def read_nrrd(path: str | Path, reading: Reading) -> Volume:
     """
     try:
         with Path(path).open("rb") as file:
-            if not re.match(rb"NRRD000\d", file.readline(16)):
-                raise unreadable(path, "it does not begin as an NRRD file", KIND)
-            fields = read_fields(file, path, KIND, ":", "")
-            return read_voxels(file, _layout(fields, path), path, reading)
+            return read_voxels(file, _read_layout(file, path), path, reading)
     except OSError as error:
         raise not_given(path, error, KIND) from error
+
+
+def read_nrrd_place(path: str | Path, reading: Reading) -> Place:
+    """Where a volume lies; no voxel is read.
+
+    Raises:
+        DataError: what ``read_nrrd`` refuses by the header alone.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return find_place(_read_layout(file, path), path, reading)
+    except OSError as error:
+        raise not_given(path, error, KIND) from error
+
+
+def _read_layout(file: BinaryIO, path: str | Path) -> Layout:
+    if not re.match(rb"NRRD000\d", file.readline(16)):
+        raise unreadable(path, "it does not begin as an NRRD file", KIND)
+    return _layout(read_fields(file, path, KIND, ":", ""), path)
 
 
 def _layout(fields: dict[str, str], path: str | Path) -> Layout:

@@ -9,8 +9,8 @@ from pathlib import Path
 from data_modules.formats import metaimage, nrrd, pictures
 from data_modules.formats.dicom import read_dicom
 from data_modules.formats.dicom_files import is_dicom, looks_like_dicom
-from data_modules.formats.nifti import read_nifti
-from data_modules.formats.volume import Reading, Volume, unreadable
+from data_modules.formats.nifti import read_nifti, read_nifti_place
+from data_modules.formats.volume import Place, Reading, Volume, unreadable
 from weakmedsam.errors import DataError
 
 READING = Reading()
@@ -48,3 +48,28 @@ def read_scan(
     if ending in metaimage.ENDINGS:
         return metaimage.read_metaimage(path, reading)
     return read_nifti(path, reading.channel)
+
+
+def read_place(path: str | Path, files: Sequence[str | Path] = (), reading: Reading = READING) -> Place | None:
+    """Where a scan lies, by its header alone; no voxel is read.
+
+    Args:
+        path: as of ``read_scan``.
+        files: as of ``read_scan``.
+        reading: as of ``read_scan``.
+
+    Returns:
+        None of DICOM and pictures: the headers of a series are compared where its files are found.
+
+    Raises:
+        DataError: what ``read_scan`` refuses by the header alone.
+    """
+    first = Path(files[0] if files else path)
+    ending = first.suffix.lower()
+    if ending in pictures.ENDINGS or len(files) > 1 or (looks_like_dicom(first) and is_dicom(first)):
+        return None
+    if ending in nrrd.ENDINGS:
+        return nrrd.read_nrrd_place(path, reading)
+    if ending in metaimage.ENDINGS:
+        return metaimage.read_metaimage_place(path, reading)
+    return read_nifti_place(path, reading.channel)

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from data_modules.formats.volume import (
     LPS_TO_RAS,
     NO_SPACING,
+    Place,
     Reading,
     Volume,
+    check_affine,
     make_volume,
     not_given,
     place_picture,
@@ -162,10 +164,26 @@ def read_voxels(file: BinaryIO, layout: Layout, path: str | Path, reading: Readi
     several = stored.reshape(order, order="F")
     chosen = take_channel(several.T if layout.channels_first else several, reading.channel, path, "channels or volumes")
     voxels = chosen.reshape((*layout.shape, 1, 1)[:3], order="F")
+    affine, unit = _affine_of(layout, reading)
+    return make_volume(voxels, affine, path, unit)
+
+
+def find_place(layout: Layout, path: str | Path, reading: Reading) -> Place:
+    """Where the volume behind a header lies; no voxel is read.
+
+    Raises:
+        DataError: its geometry cannot be used.
+    """
+    affine, unit = _affine_of(layout, reading)
+    shape = (*layout.shape, 1, 1)
+    return Place((shape[0], shape[1], shape[2]), check_affine(affine, path), unit)
+
+
+def _affine_of(layout: Layout, reading: Reading) -> tuple[NDArray[np.float64], str]:
+    """Voxel -> mm, and its unit: of the header, else of the settings."""
     if layout.affine is not None:
-        return make_volume(voxels, layout.affine, path, layout.unit)
-    unit = NO_SPACING if reading.spacing is None else "mm"
-    return make_volume(voxels, place_picture(reading.spacing or (1.0, 1.0, 1.0)), path, unit)
+        return layout.affine, layout.unit
+    return place_picture(reading.spacing or (1.0, 1.0, 1.0)), NO_SPACING if reading.spacing is None else "mm"
 
 
 def _data_file(path: Path, layout: Layout) -> Path:

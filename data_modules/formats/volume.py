@@ -48,6 +48,20 @@ class Volume(NamedTuple):
     header: bytes
 
 
+class Place(NamedTuple):
+    """Where a scan lies, by its header alone.
+
+    Attributes:
+        shape: voxels along the file's own three axes.
+        affine: (4, 4) float64, voxel -> mm, as of ``Volume``.
+        unit: as of ``Volume``.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    unit: str
+
+
 @dataclass(frozen=True)
 class Reading:
     """What is taken of files that leave it open.
