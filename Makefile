@@ -69,7 +69,7 @@ pipeline = $(BIN)/python -m weakmedsam $(1) $(if $(strip $(V)),-v) --dataset $(c
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
-.PHONY: help setup init sweep study docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
+.PHONY: help setup init check sweep study docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
 	test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
@@ -103,6 +103,11 @@ init: $(STAMP)
 	@test -n $(call quote,$(strip $(value DATA_DIR))) || { \
 		echo "init needs DATA_DIR, a folder of scans: make init DATA_DIR=/scans" >&2; exit 1; }
 	@$(BIN)/python -m weakmedsam init $(call given,DATA_DIR) $(ARGS)
+
+## Look at a data set before training: faults, duplicates, splits, outliers, a page with pictures; status 1: mend something
+check: $(STAMP)
+	@$(BIN)/python -m weakmedsam check --dataset $(call given,DATASET) --runs $(call given,RUNS) \
+		$(call option,--data-dir,DATA_DIR) $(more)
 
 ## All stages of a run: prepare, classify, pseudo-labels, segment, evaluate, report; continues where it stopped
 train: $(STAMP)

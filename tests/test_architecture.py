@@ -37,6 +37,7 @@ TORCH_FREE = [
                 "survey_classes",
                 "survey_layout",
                 "formats.read",
+                "findings",
             ),
             *("nifti_files", "sources", "tables", "case_tables", "wholeness"),
         )

@@ -51,6 +51,8 @@ def test_every_target_of_the_pipeline_is_a_command():
         ("prepare --config a --data.x 1", ("lightning", "prepare", "--config", "a", "--data.x", "1")),
         ("predict --scans s", ("weakmedsam.run.predict", "--scans", "s")),
         ("predict --config=a", ("lightning", "predict", "--config=a")),
+        ("check --dataset x -- --data.a 1", ("weakmedsam.run.check", "--dataset", "x", "--", "--data.a", "1")),
+        ("check --config a --output b", ("lightning", "check", "--config", "a", "--output", "b")),
         ("compare a b", ("weakmedsam.report.compare_cli", "a", "b")),
         ("status", ("weakmedsam.run.status",)),
         ("study sets --seeds 0", ("weakmedsam.study.cli", "sets", "--seeds", "0")),
@@ -63,7 +65,7 @@ def test_a_command_reaches_its_module_with_the_words_behind_it(reached, words, f
 
 
 def test_an_unknown_command_lists_those_that_there_are():
-    with pytest.raises(SystemExit, match="there is no command 'trian'; there are: init, train, prepare, "):
+    with pytest.raises(SystemExit, match="there is no command 'trian'; there are: init, check, train, prepare, "):
         command_line.main(["trian"])
 
 
@@ -84,6 +86,7 @@ assert not {"torch", "lightning"} & sys.modules.keys()
     for words in (
         ["init", "--help"],
         ["status"],
+        ["check", "--help"],
         ["train", "--help"],
         ["predict", "--help"],
         ["compare", "--help"],

@@ -14,6 +14,7 @@ from weakmedsam.system.fast_import import interruptible, many_imports, wait_asle
 PIPELINE = "weakmedsam.run.pipeline"
 COMMANDS = {
     "init": ("weakmedsam.run.init", "look at a folder of scans and write a commented YAML for it"),
+    "check": ("weakmedsam.run.check", "look at a data set before training (with --config: of a YAML anywhere)"),
     "train": (PIPELINE, "run all stages and write the report; continues where it stopped"),
     "prepare": (PIPELINE, "turn the scans into a slice store (with --config: LightningCLI's data alone)"),
     "classify": (PIPELINE, "train the classification network (SCE)"),

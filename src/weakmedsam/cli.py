@@ -17,6 +17,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from data_modules.base import SliceDataModule
+from data_modules.check import check
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
 from weakmedsam.callbacks.divergence import EndDiverged
 from weakmedsam.callbacks.preemption import Preemption
@@ -46,6 +48,8 @@ from weakmedsam.cli_parser import MODE, Parser, PrepareParser, check_nulls, chec
 from weakmedsam.config_diff import check_version, deciding
 from weakmedsam.errors import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.loggers import use_wandb_offline_unless_asked
+from weakmedsam.report.check_page import write_check
+from weakmedsam.report.check_summary import summary_lines, wrapped
 from weakmedsam.run.cli_errors import AboveBars, show_remarks
 from weakmedsam.system.atomic_io import replacing, write_whole
 from weakmedsam.system.file_lock import alone
@@ -270,25 +274,47 @@ def prepare_command(words: list[str]) -> None:
     Options are those of ``data`` in the other commands; ``--summary FILE`` gets what was prepared as JSON. It ends with
     what the labels say too little of.
     """
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--summary", type=Path)
-    known, rest = own.parse_known_args(words)
-    PrepareParser.words = ["prepare", *words]
-    parser = PrepareParser(prog="python -m weakmedsam prepare", parser_mode=MODE)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
-    parser.add_argument("--summary", type=Path, help="file to write a summary to")
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    options = parser.parse_args(rest)
-    check_nulls(options.as_dict())
+    data, _, target = _parse_data("prepare", words, "--summary", "file to write a summary to")
     show_remarks()
-    data = parser.instantiate_classes(options).data
     data.prepare_data()
     summary = data.summary()
-    if known.summary is not None:
-        write_whole(known.summary, json.dumps(summary, indent=2) + "\n")
+    if target is not None:
+        write_whole(target, json.dumps(summary, indent=2) + "\n")
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
     for sentence in summary["label_warnings"]:
         print(textwrap.fill(f"warning: {sentence}", width, subsequent_indent="  "), file=sys.stderr)
+
+
+def check_command(words: list[str]) -> int:
+    """``check --config experiments/data/<dataset>.yaml``: look at a data set, and write a page about it.
+
+    Options are those of ``prepare``; ``--output FOLDER`` gets the page, ``check`` by default.
+
+    Returns:
+        The exit status: 1 where something must be mended, else 0.
+    """
+    data, name, folder = _parse_data("check", words, "--output", "folder of the page")
+    checked = check(data, lambda line: print("\n".join(wrapped("headers", line, 2)), flush=True))
+    checked = replace(checked, data_set=name or checked.data_set)
+    page = write_check(checked, folder or Path("check"))
+    print("\n".join(summary_lines(checked, page)))
+    return 0 if checked.passed else 1
+
+
+def _parse_data(command: str, words: list[str], option: str, meaning: str) -> tuple[SliceDataModule, str, Path | None]:
+    """The data module of a command on data alone, its YAML's name, and the path that its one further option names."""
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument(option, type=Path, dest="path")
+    known, rest = own.parse_known_args(words)
+    PrepareParser.words = [command, *words]
+    parser = PrepareParser(prog=f"python -m weakmedsam {command}", parser_mode=MODE)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML of a data set")
+    parser.add_argument(option, type=Path, help=meaning)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    options = parser.parse_args(rest)
+    check_nulls(options.as_dict())
+    name = Path(str(options.config[-1])).stem if options.config else ""
+    return parser.instantiate_classes(options).data, name, known.path
 
 
 def quieten() -> None:
@@ -342,6 +368,8 @@ def main(words: list[str] | None = None) -> None:
         check_words(words)
         if words[:1] == ["prepare"]:
             prepare_command(words[1:])
+        elif words[:1] == ["check"]:
+            sys.exit(check_command(words[1:]))
         else:
             WeakMedSAMCLI(words)
     except SIGTERMException:  # before Preemption listened: Lightning would end with status 0

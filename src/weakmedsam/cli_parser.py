@@ -160,10 +160,10 @@ class Parser(LightningArgumentParser):
 
 
 class PrepareParser(ArgumentParser):
-    """Of ``prepare``; see ``Parser``."""
+    """Of ``prepare`` and ``check``; see ``Parser``."""
 
     words: ClassVar[Sequence[str]] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See ``refuse``."""
-        refuse(message, "prepare", self.words)
+        refuse(message, next(iter(self.words), "prepare"), self.words)

@@ -34,6 +34,7 @@ from weakmedsam.run.stage_state import (
     state_of,
 )
 from weakmedsam.run.stages import (
+    CHECK,
     TARGETS,
     Request,
     Stage,
@@ -245,8 +246,9 @@ def run(target: str, request: Request, relay_class: Callable[[Sequence[int]], Re
         WeakMedSAMError: a setting or file that is wrong.
         SystemExit: a stage failed, with its status; or a signal has come, with ``REQUEUE``.
     """
-    if request.experiment == "sweeps":
-        raise ConfigError("EXPERIMENT=sweeps: sweeps lie in a folder of that name; choose another")
+    if request.experiment in ("sweeps", CHECK):
+        what = "the check lies" if request.experiment == CHECK else "sweeps lie"
+        raise ConfigError(f"EXPERIMENT={request.experiment}: {what} in a folder of that name; choose another")
     check_rounds(request.options, request.rounds)
     chosen = chosen_stages(target, request.rounds)
     for stage in chosen:  # a file that cannot be read ends the run before the first stage, not before its own

@@ -23,6 +23,8 @@ REFINED = "refined.yaml"
 """What PAM sets otherwise on predictions of test cases."""
 REQUEST = "request.json"
 """In the folder of a run."""
+CHECK = "check"
+"""Beside the runs of a data set: what ``weakmedsam check`` leaves."""
 _RECORDED = ("backbone", "data_dir", "options", "trainer", "logger", "rounds")
 
 
