@@ -75,8 +75,8 @@ class Checked:
         entries: case -> what the index says of it, of those that can be used.
         split: case -> "train", "val" or "test"; empty where there is no valid one.
         counts: as of ``summary.count_splits``; empty likewise.
-        positives: case -> numbers of its slices with each class; those with any are listed in ``labelled``.
-        labelled: case -> numbers of its slices that show a class.
+        positives: case -> how many of its slices show each class.
+        labelled: case -> which of its slices show a class, in the order of the store.
         findings: all of them, what must be mended first.
     """
 

@@ -20,7 +20,7 @@ from weakmedsam.errors import DataError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
-OUTPUTS = ("prepare/settings.json", "provenance/predict.yaml", "phantom.json")
+OUTPUTS = ("prepare/settings.json", "provenance/predict.yaml", "phantom.json", "check.json")
 """Files by which a folder that this program has written is known: a run, segmentations, a drawn set."""
 
 LONGEST_NAME = 200

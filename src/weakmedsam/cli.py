@@ -48,7 +48,7 @@ from weakmedsam.cli_parser import MODE, Parser, PrepareParser, check_nulls, chec
 from weakmedsam.config_diff import check_version, deciding
 from weakmedsam.errors import DIVERGED, ConfigError, DivergenceError
 from weakmedsam.loggers import use_wandb_offline_unless_asked
-from weakmedsam.report.check_page import write_check
+from weakmedsam.report.check_page import short_text, write_check
 from weakmedsam.report.check_summary import summary_lines, wrapped
 from weakmedsam.run.cli_errors import AboveBars, show_remarks
 from weakmedsam.system.atomic_io import replacing, write_whole
@@ -294,7 +294,7 @@ def check_command(words: list[str]) -> int:
         The exit status: 1 where something must be mended, else 0.
     """
     data, name, folder = _parse_data("check", words, "--output", "folder of the page")
-    checked = check(data, lambda line: print("\n".join(wrapped("headers", line, 2)), flush=True))
+    checked = check(data, lambda line: print(*wrapped("headers", short_text(line, data.data_dir), 2), sep="\n"))
     checked = replace(checked, data_set=name or checked.data_set)
     page = write_check(checked, folder or Path("check"))
     print("\n".join(summary_lines(checked, page)))

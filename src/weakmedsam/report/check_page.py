@@ -14,6 +14,7 @@ from data_modules.store_index import Entry
 from weakmedsam.report.check_pictures import COLOURS, MOST_DRAWN, draw_sheet
 from weakmedsam.report.run_page import templates
 from weakmedsam.system.atomic_io import write_table, write_whole
+from weakmedsam.system.file_lock import alone
 
 PAGE = "check.html"
 
@@ -33,8 +34,6 @@ def write_check(checked: Checked, folder: Path) -> Path:
     """
     cases = [case_row(checked, name) for name in checked.entries]
     findings = [asdict(finding) for finding in checked.findings]
-    write_table(folder / "check.csv", ("must", "kind", "case", "text"), findings)
-    write_table(folder / "cases.csv", tuple(cases[0]) if cases else ("case",), cases)
     held = {
         "data_set": checked.data_set,
         "data_dir": checked.data_dir,
@@ -45,9 +44,14 @@ def write_check(checked: Checked, folder: Path) -> Path:
         "findings": findings,
         "scans": cases,
     }
-    write_whole(folder / "check.json", json.dumps(held, indent=1, ensure_ascii=False) + "\n")
-    pictures = draw_sheet(checked, folder)
-    write_whole(folder / PAGE, _render(checked, cases, pictures))
+    with alone(folder, wait=True):
+        for part in [*folder.glob(".*.part"), *folder.glob("pictures/.*.part")]:  # of a call that was killed
+            part.unlink()
+        write_table(folder / "check.csv", ("must", "kind", "case", "text"), findings)
+        write_table(folder / "cases.csv", tuple(cases[0]) if cases else ("case",), cases)
+        write_whole(folder / "check.json", json.dumps(held, indent=1, ensure_ascii=False) + "\n")
+        pictures = draw_sheet(checked, folder)
+        write_whole(folder / PAGE, _render(checked, cases, pictures))
     return folder / PAGE
 
 
@@ -55,7 +59,6 @@ def case_row(checked: Checked, name: str) -> dict[str, Any]:
     """A case's row of the tables: sizes in pixels and mm, values of the file that become 0 and 1."""
     entry: Entry = checked.entries[name]
     apart, row, column = entry.geometry.spacing
-    found = [finding.must for finding in checked.findings if finding.case == name]
     return {
         "case": name,
         "patient": entry.patient,
@@ -71,14 +74,14 @@ def case_row(checked: Checked, name: str) -> dict[str, Any]:
         "high": round(entry.high, 4),
         "mean": round(entry.mean, 4),
         "mask": "yes" if entry.has_mask else "no",
-        **dict(zip(checked.classes, checked.positives[name], strict=True)),
-        "findings": len(found),
+        **{f"with {label}": count for label, count in zip(checked.classes, checked.positives[name], strict=True)},
+        "findings": sum(finding.case == name for finding in checked.findings),
     }
 
 
-def short_text(checked: Checked, text: str) -> str:
+def short_text(text: str, data_dir: str) -> str:
     """A finding's text with paths from the folder of the scans on."""
-    for folder in {checked.data_dir, str(Path(checked.data_dir).resolve())}:
+    for folder in {data_dir, str(Path(data_dir).resolve())}:
         text = text.replace(f"{folder.rstrip('/')}/", "")
     return text
 
@@ -93,7 +96,7 @@ def _render(checked: Checked, cases: list[dict[str, Any]], pictures: Mapping[str
             cases=cases,
             mend=kinds[True],
             look=kinds[False],
-            short=lambda text: short_text(checked, text),
+            short=lambda text: short_text(text, checked.data_dir),
             pictures=[(name, quote(f"pictures/{name}.png"), said) for name, said in pictures.items()],
             noted={finding.case for finding in checked.findings},
             colours=dict(zip(checked.classes, COLOURS * len(checked.classes), strict=False)),

@@ -50,6 +50,9 @@ def draw_sheet(checked: Checked, folder: Path) -> Mapping[str, str]:
         shown = f"{checked.split[name]}, " if checked.split else ""
         of_file = entry.depth - 1 - number if entry.geometry.slice_axis[1] else number
         captions[name] = f"{shown}slice {of_file}{'' if slices else ', no class'}"
+    for path in (folder / "pictures").glob("*.png"):  # of cases that are no more: they are patients' pictures
+        if path.stem not in captions and _mark_of(path):
+            path.unlink()
     return captions
 
 

@@ -37,7 +37,9 @@ def summary_lines(checked: Checked, page: Path) -> list[str]:
         kinds, most = SHOWN_KINDS[must]
         for number, (kind, some) in enumerate(list(found.items())[:kinds]):
             count = f" ({len(some)})" if len(some) > 1 else ""
-            lines += wrapped(what if not number else "", f"{kind}{count}: {short_text(checked, some[0].text)}", most)
+            lines += wrapped(
+                what if not number else "", f"{kind}{count}: {short_text(some[0].text, checked.data_dir)}", most
+            )
         if len(found) > kinds:
             lines += wrapped("", f"and {len(found) - kinds} more kinds", 1)
     mend = sum(finding.must for finding in checked.findings)

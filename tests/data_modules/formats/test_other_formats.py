@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_formats import same_places, write_by_itk
 
-from data_modules.formats.read import read_scan
+from data_modules.formats.read import read_place, read_scan
 from data_modules.formats.volume import NO_SPACING, Reading, make_volume
 from weakmedsam.errors import DataError
 
@@ -61,6 +61,22 @@ def test_it_is_the_same_volume_as_itks_nifti(by_itk, name, ending):
     assert np.array_equal(found.voxels, wanted.voxels)
     assert found.voxels.dtype == wanted.voxels.dtype
     assert np.allclose(found.affine, wanted.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "nhdr", "mha", "mhd", "nii.gz"])
+@pytest.mark.parametrize("name", ["int16_0", "float64_1", "flat"])
+def test_the_header_alone_says_where_a_volume_lies(by_itk, name, ending):
+    if name == "flat" and ending in ("nhdr", "mhd"):
+        return
+    place, scan = read_place(by_itk / f"{name}.{ending}"), read_scan(by_itk / f"{name}.{ending}")
+    assert place is not None
+    assert place.shape == scan.voxels.shape
+    assert np.array_equal(place.affine, scan.affine)
+    assert place.unit == scan.unit
+
+
+def test_pictures_say_nothing_of_a_place(tmp_path):
+    assert read_place(tmp_path / "x.png") is None
 
 
 @pytest.mark.parametrize("ending", ["nrrd", "mha", "nii.gz"])
