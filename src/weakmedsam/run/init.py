@@ -179,9 +179,9 @@ def init(folder: Path, output: Path | None) -> Path:
         print("\n".join(f"{what if not n else '':<11}{line}" for n, line in enumerate(wrapped)))
     print(f"{'written':<11}{path}")
     if path.parent == EXPERIMENTS / "data":
-        print(f"{'next':<11}look at it, then: make train DATASET={shlex.quote(path.stem)}")
+        print(f"{'next':<11}look at it, then: make check DATASET={shlex.quote(path.stem)}")
     else:
-        print(f"{'next':<11}look at it, then: weakmedsam prepare --config {shlex.quote(str(path))}")
+        print(f"{'next':<11}look at it, then: weakmedsam check --config {shlex.quote(str(path))}")
     return path
 
 
