@@ -135,6 +135,9 @@ class SliceDataModule(LightningDataModule):
         """
         raise NotImplementedError
 
+    def draw_scans(self) -> None:
+        """Draw the scans that are missing, of a data set that the program draws; of all others nothing."""
+
     def sources(self) -> Sources:
         """Where ``find_cases`` looks: by default at the NIfTI files in all folders of ``data_dir``."""
         return Sources(self.data_dir)
@@ -179,6 +182,7 @@ class SliceDataModule(LightningDataModule):
         Raises:
             DataError: no data, bad cases, or an empty split.
         """
+        self.draw_scans()
         cases = self.find_cases()
         if self.split_settings.file:  # its faults are told before volumes are read for hours
             names = [case.name for case in cases]

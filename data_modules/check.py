@@ -52,6 +52,7 @@ def check(data: SliceDataModule, say: Callable[[str], None] = lambda line: None)
     checked = Checked(data.info.name, data.data_dir, data.store, data.class_names)
     with _remarks() as remarks:
         try:
+            data.draw_scans()
             cases = find_header_faults(data.find_cases(), data.spec)
         except DataError as error:
             return replace(checked, findings=[Finding("data set", "", one_line(error), must=True)])

@@ -161,11 +161,11 @@ def find_duplicates(entries: Mapping[str, Entry], split: Mapping[str, str], stor
 def _duplicate(first: str, second: str, split: Mapping[str, str]) -> Finding:
     if split and split[first] != split[second]:
         text = (
-            f"{second} ({split[second]}) and {first} ({split[first]}) are one image in two splits. Remove one, or give "
-            "both one patient (patients.csv) or one split"
+            f"{second} ({split[second]}) and {first} ({split[first]}) are one image in two splits, as the network sees "
+            "them. Remove one, or give both one patient (patients.csv) or one split"
         )
         return Finding("duplicate", second, text, must=True)
-    return Finding("duplicate", second, f"{second} and {first} are one image. Remove one, if it is not meant twice")
+    return Finding("duplicate", second, f"{second} and {first} are one image, as the network sees them. Remove one")
 
 
 def find_unusual(entries: Mapping[str, Entry]) -> list[Finding]:

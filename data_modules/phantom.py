@@ -114,10 +114,9 @@ class Phantom(SliceDataModule):
         self.num_volumes = num_volumes
         self.phantom = phantom
 
-    def prepare_data(self) -> None:
-        """Draw the volumes that are missing, then prepare them as any others."""
+    def draw_scans(self) -> None:
+        """Draw the volumes that are missing; they are then prepared as any others."""
         write_phantom(Path(self.data_dir).parent, self.phantom, self.num_volumes)
-        super().prepare_data()
 
     def find_cases(self) -> list[Case]:
         """Cases of the drawn set, sorted by name; each volume is a patient of its own.

@@ -10,6 +10,7 @@ import pytest
 from data_modules.check import check
 from data_modules.findings import Checked
 from data_modules.folder import Folder
+from data_modules.phantom import Phantom
 from data_modules.store_index import read_index
 from tests.data_settings import data_settings
 from tests.fakes import RAS, SHAPE, draw_scan, fake_folder, save_nifti
@@ -89,7 +90,7 @@ def test_an_image_in_two_splits_must_be_mended_and_one_in_a_split_is_worth_a_loo
     checked = check(module_of(root, split__file=file))
     across, within = found(checked, "duplicate")
     assert across.startswith("must scan5 (test) and scan0 (train) are one image in two splits")
-    assert within.startswith("scan3 and scan2 are one image")
+    assert within == "scan3 and scan2 are one image, as the network sees them. Remove one"
     assert not checked.passed
 
 
@@ -170,3 +171,10 @@ def test_the_index_of_the_store_is_that_of_prepare(root):
     index = read_index(data.store)
     data.prepare_data()
     assert read_index(data.store) == index
+
+
+def test_a_drawn_set_is_drawn_first(tmp_path):
+    settings = data_settings(prepare__store_dir=str(tmp_path / "store"), prepare__workers=1)
+    checked = check(Phantom(str(tmp_path / "scans"), num_volumes=3, image_size=16, **settings))
+    assert len(checked.entries) == 3
+    assert not found(checked, "data set")
