@@ -21,7 +21,7 @@ from weakmedsam.errors import DataError
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 OUTPUTS = ("prepare/settings.json", "provenance/predict.yaml", "phantom.json", "check.json")
-"""Files by which a folder that this program has written is known: a run, segmentations, a drawn set."""
+"""Files by which a folder that this program has written is known: a run, segmentations, a drawn set, a check."""
 
 LONGEST_NAME = 200
 """Bytes of a scan's name without ending: results are named after it, and a file's name has at most 255."""

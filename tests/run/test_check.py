@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import draw_scan, fake_folder, save_nifti
-from weakmedsam.cli import check_command
+from weakmedsam.data_commands import check_command
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.check import check_words, main
 from weakmedsam.run.init import init

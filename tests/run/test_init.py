@@ -11,7 +11,7 @@ import yaml
 from fakes import draw_scan, fake_folder, save_nifti
 from scan_formats import save, save_dicom, slice_of
 
-from weakmedsam.cli import prepare_command
+from weakmedsam.data_commands import prepare_command
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.init import dataset_name, init, main
 
