@@ -53,11 +53,11 @@ def check(data: SliceDataModule, say: Callable[[str], None] = lambda line: None)
     with _remarks() as remarks:
         try:
             data.draw_scans()
-            cases = find_header_faults(data.find_cases(), data.spec)
+            cases = data.find_cases()
+            faults = find_header_faults(cases, data.spec)
         except DataError as error:
             return replace(checked, findings=[Finding("data set", "", one_line(error), must=True)])
-    faults = [case.problem for case in cases if case.problem]
-    say(f"{len(cases)} case(s), {len(faults)} with a fault{': ' + faults[0] if faults else ''}")
+    say(f"{len(cases)} case(s), {len(faults)} with a fault{''.join(f': {text}' for text in [*faults.values()][:1])}")
     with _remarks():  # they are found again in what is stored
         index = fill_store(cases, data.spec, data.prepare.store_dir, data.prepare.workers)
     refused = data.prepare.on_bad_case == "raise" or not index.entries

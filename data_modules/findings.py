@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,29 +98,28 @@ class Checked:
         return not any(finding.must for finding in self.findings)
 
 
-def find_header_faults(cases: Sequence[Case], spec: StoreSpec) -> list[Case]:
-    """Look at the headers of images and masks, no voxel is read.
+def find_header_faults(cases: Sequence[Case], spec: StoreSpec) -> dict[str, str]:
+    """Case -> what is wrong with it, by the headers of image and mask alone: no voxel is read.
 
-    Returns:
-        The cases; of one with a fault ``problem`` says so. Headers of DICOM series have been compared when they were
-        found, those of pictures say nothing.
+    Headers of DICOM series have been compared when they were found, those of pictures say nothing.
     """
-    return [_look_at_headers(case, spec) for case in tracked(cases, len(cases), "header", kept=False)]
+    found = {case.name: _header_fault(case, spec) for case in tracked(cases, len(cases), "header", kept=False)}
+    return {name: fault for name, fault in found.items() if fault}
 
 
-def _look_at_headers(case: Case, spec: StoreSpec) -> Case:
+def _header_fault(case: Case, spec: StoreSpec) -> str | None:
     if case.problem is not None:
-        return case
+        return case.problem
     try:
         image = _geometry(case.image, case.image_files, spec.plane, spec.reading)
         if image is None or case.mask is None:
-            return case
+            return None
         mask = _geometry(case.mask, case.mask_files, spec.plane, Reading(spacing=spec.reading.spacing))
         if mask is not None:
             lay_on_image(case.mask, mask.to_slices(np.broadcast_to(0, mask.shape)), mask, case.image, image)
     except DataError as error:
-        return replace(case, problem=str(error))
-    return case
+        return str(error)
+    return None
 
 
 def _geometry(path: str, files: Sequence[str], plane: str, reading: Reading) -> Geometry | None:

@@ -19,6 +19,7 @@ from weakmedsam.cli_parser import MODE, PrepareParser, check_nulls
 from weakmedsam.report.check_page import short_text, write_check
 from weakmedsam.report.check_summary import summary_lines, wrapped
 from weakmedsam.run.cli_errors import show_remarks
+from weakmedsam.run.stages import CHECK
 from weakmedsam.system.atomic_io import write_whole
 
 
@@ -42,7 +43,7 @@ def prepare_command(words: list[str]) -> None:
 def check_command(words: list[str]) -> int:
     """``check --config experiments/data/<dataset>.yaml``: look at a data set, and write a page about it.
 
-    Options are those of ``prepare``; ``--output FOLDER`` gets the page, ``check`` by default.
+    Options are those of ``prepare``; ``--output FOLDER`` gets the page, by default ``runs/<dataset>/check``.
 
     Returns:
         The exit status: 1 where something must be mended, else 0.
@@ -50,7 +51,7 @@ def check_command(words: list[str]) -> int:
     data, name, folder = _parse_data("check", words, "--output", "folder of the page")
     checked = check(data, lambda line: print(*wrapped("headers", short_text(line, data.data_dir), 2), sep="\n"))
     checked = replace(checked, data_set=name or checked.data_set)
-    page = write_check(checked, folder or Path("check"))
+    page = write_check(checked, folder or Path("runs", checked.data_set, CHECK))
     print("\n".join(summary_lines(checked, page)))
     return 0 if checked.passed else 1
 

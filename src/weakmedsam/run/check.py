@@ -11,10 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from weakmedsam.errors import LESS_MEMORY
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.overrides import options_for, parse_options, wanted_settings
 from weakmedsam.run.stages import CHECK, STAGES, Request, stage_configs
 from weakmedsam.system.progress import VERBOSE
+from weakmedsam.system.signals import KILLED
 
 
 def check_words(request: Request, output: Path) -> list[str]:
@@ -57,6 +59,8 @@ def main(words: list[str] | None = None) -> None:
         request = Request(args.dataset, CHECK, "pocket", args.data_dir, args.runs, options)
         looked = check_words(request, args.output or request.folder)
         done = subprocess.run([sys.executable, "-m", "weakmedsam", *looked], check=False)
+    if done.returncode in KILLED:
+        sys.exit(f"\nweakmedsam: the process that looks was killed: {LESS_MEMORY}")
     sys.exit(done.returncode)
 
 
