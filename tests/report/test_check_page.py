@@ -36,7 +36,9 @@ def test_the_page_holds_counts_findings_cases_and_pictures(checked, tmp_path):
     assert str(checked.data_dir) not in mend
     assert "its mask has no class" in section(page, "look")
     assert '<th class="n"><button>with tumour</button></th>' in section(page, "cases")
+    assert '<a href="#case-scan1">scan1</a>' in section(page, "look")
     sheet = section(page, "pictures")
+    assert '<figure id="case-scan1">' in sheet
     assert sheet.index("scan1") < sheet.index("scan0")  # those with findings first
     assert sheet.count('loading="lazy"') == 5
     assert "http" not in page.replace("http-equiv", "")

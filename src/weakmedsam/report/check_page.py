@@ -98,6 +98,7 @@ def _render(checked: Checked, cases: list[dict[str, Any]], pictures: Mapping[str
             look=kinds[False],
             short=lambda text: short_text(text, checked.data_dir),
             pictures=[(name, quote(f"pictures/{name}.png"), said) for name, said in pictures.items()],
+            drawn=set(pictures),
             noted={finding.case for finding in checked.findings},
             colours=dict(zip(checked.classes, COLOURS * len(checked.classes), strict=False)),
             most=MOST_DRAWN,
