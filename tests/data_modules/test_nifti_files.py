@@ -153,7 +153,7 @@ def test_what_the_program_has_written_is_left_out(tmp_path):
     touch(tmp_path, "scans/x", *(f"runs/{n}/{mark}" for n, mark in enumerate(OUTPUTS)))
     tree = walk(tmp_path)
     assert [p.name for p in tree.folders] == [tmp_path.name, "runs", "scans"]
-    assert [p.name for p in tree.outputs] == ["0", "1", "2"]
+    assert [p.name for p in tree.outputs] == [str(n) for n in range(len(OUTPUTS))]
     assert walk(tmp_path / "runs/0").folders[0] == tmp_path / "runs/0"  # asked for by name
     assert CONFIG in OUTPUTS
 
