@@ -306,6 +306,12 @@ def test_an_unknown_data_set_lists_the_known(house, tmp_path):
         run("prepare", request_for(tmp_path, dataset="lungs"))
 
 
+def test_in_a_folder_without_experiments_it_says_where_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"phantom\.yaml does not exist; run the command in the repository's folder"):
+        run("prepare", request_for(tmp_path))
+
+
 def test_a_run_cannot_have_the_name_of_the_sweeps_folder(house, tmp_path):
     with pytest.raises(ConfigError, match="EXPERIMENT=sweeps"):
         run("train", request_for(tmp_path, experiment="sweeps"))

@@ -345,5 +345,6 @@ def stage_configs(stage: Stage, request: Request) -> list[Path]:
         if not path.is_file():
             folders = path.parent, PACKAGED / path.relative_to(EXPERIMENTS).parent
             known = ", ".join(sorted({other.stem for folder in folders for other in folder.glob("*.yaml")}))
-            raise ConfigError(f"{path} does not exist; there are: {known}")
+            mend = f"there are: {known}" if known else "run the command in the repository's folder"
+            raise ConfigError(f"{path} does not exist; {mend}")
     return files
