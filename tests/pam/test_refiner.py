@@ -233,11 +233,11 @@ def test_only_slices_with_the_class_have_thresholds_of_their_own():
     slices.label[:, 1] = 0
     settings = pam_settings(SCENE, walk__steps=0, threshold__rule="profile")
     mined = mine(BoxBackbone(), slices, settings, 4)
-    levels = find_levels(mined, slices, settings, torch.arange(5))
+    levels = find_levels(mined, slices, settings, torch.arange(1, 6), 7)
     assert levels[:4, 0].isfinite().all()
     assert levels[4, 0].isnan()
     assert levels[:, 1].isnan().all()
-    assert find_levels(mined, slices, SCENE, torch.arange(5)) is None
+    assert find_levels(mined, slices, SCENE, torch.arange(1, 6), 7) is None
 
 
 def volume(thick=0.3, **changes):

@@ -82,8 +82,8 @@ def cones(tops, size=33):
 
 def areas_of(scores, positions=None, threshold=0.5, inside=None):
     inside = torch.ones_like(scores, dtype=torch.bool) if inside is None else inside
-    positions = torch.arange(len(scores)) if positions is None else positions
-    levels = profile_levels(scores, positions, inside, threshold)
+    positions = torch.arange(1, len(scores) + 1) if positions is None else positions
+    levels = profile_levels(scores, positions, 99, inside, threshold)
     return ((scores > levels[:, None, None]) & inside).flatten(1).sum(1).tolist()
 
 
@@ -120,4 +120,12 @@ def test_a_slice_with_the_class_is_never_empty_and_padding_takes_no_part():
     inside = torch.ones_like(scores, dtype=torch.bool)
     inside[:, :, :16] = False
     assert min(areas_of(scores, inside=inside)) >= 1
-    assert profile_levels(scores * 0.4, torch.arange(7), inside, 0.5).isnan().all()
+    assert profile_levels(scores * 0.4, torch.arange(1, 8), 9, inside, 0.5).isnan().all()
+
+
+@pytest.mark.parametrize(("first", "depth"), [(0, 9), (2, 9), (0, 7)])
+def test_of_a_class_that_reaches_an_end_of_the_volume_nothing_is_known(first, depth):
+    scores = cones([16.0] * 7)
+    inside = torch.ones_like(scores, dtype=torch.bool)
+    assert profile_levels(scores, first + torch.arange(7), depth, inside, 0.5).isnan().all()
+    assert profile_levels(scores, 1 + torch.arange(7), 9, inside, 0.5).isfinite().all()

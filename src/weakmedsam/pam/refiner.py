@@ -274,7 +274,7 @@ def _begun(
     return start
 
 
-def find_levels(mined: Mined, slices: PamBatch, settings: Refinement, positions: Tensor) -> Tensor | None:
+def find_levels(mined: Mined, slices: PamBatch, settings: Refinement, positions: Tensor, depth: int) -> Tensor | None:
     """Thresholds of the refined maps of a volume, over the map's cells on the scan of slices that have the class.
 
     Args:
@@ -282,6 +282,7 @@ def find_levels(mined: Mined, slices: PamBatch, settings: Refinement, positions:
         slices: the same, of one volume, in their order.
         settings: the numbers of PAM.
         positions: (B,) numbers of these slices in the volume.
+        depth: slices of the volume, those without a class included.
 
     Returns:
         (B, C), NaN where the fixed threshold holds; None under the fixed rule.
@@ -297,7 +298,8 @@ def find_levels(mined: Mined, slices: PamBatch, settings: Refinement, positions:
     for c in range(scores.shape[1]):
         rows = (slices.label[:, c] > 0).nonzero().flatten()
         if len(rows):
-            levels[rows, c] = profile_levels(scores[rows, c], positions[rows], inside[rows], settings.threshold.value)
+            some = scores[rows, c], positions[rows], depth, inside[rows]
+            levels[rows, c] = profile_levels(*some, settings.threshold.value)
     return levels
 
 

@@ -63,7 +63,7 @@ def refine_volume(
     asked = module.backbone if backbone is None else backbone
     occluded = drops_under_occlusion(module.evidence) if drops is None else drops
     mined = mine(asked, slices, settings, chunk, rows, thickness, occluded)
-    levels = find_levels(mined, slices, settings, rows)
+    levels = find_levels(mined, slices, settings, rows, len(batch["image"]))
     for first in range(0, len(rows), chunk):
         some = slice(first, first + chunk)
         own = None if levels is None else levels[some]
