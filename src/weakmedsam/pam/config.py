@@ -170,8 +170,8 @@ class Threshold:
         value: score above which a pixel belongs to a class, (0, 1); paper: 0.5.
         rule: ``fixed`` (paper) | ``profile``, of each slice, so that the areas of a class along a volume come nearer to
             those of an ellipsoid's sections between its first and last slice (``thresholding.profile_levels``); their
-            volume is that at ``value``. Fixed where the class reaches an end of the volume, and in validation, which
-            takes single slices (paper: -).
+            volume is that at ``value``. Fixed where the class is in all slices of the volume, and in validation,
+            which takes single slices (paper: -).
         sigma: of the Gaussian smoothing before the threshold, pixels of the frame, 0 to 256; 0 = none.
         competition: ``none``, as published | ``share``, classes and background share a pixel (paper: -).
         background_power: exponent of the background's score in ``share``, above 0 and at most 1,000; paper: -.

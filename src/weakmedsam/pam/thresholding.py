@@ -93,8 +93,7 @@ def profile_levels(scores: Tensor, positions: Tensor, depth: int, inside: Tensor
     Maps that are scaled slice by slice are cut too wide where the target is small: at its ends. The image-level labels
     say where these are. In each run of slices with the class, a slice's area becomes the geometric mean of its area at
     the common threshold and of its share of the run's volume in an ellipsoid, 1 - (2 t - 1) ** 2, t from 0 to 1 along
-    the run; the volume stays. A run that reaches the volume's first or last slice may go on beyond it, so nothing is
-    known of its ends. Not in the paper.
+    the run; the volume stays. Of a class that is in all slices of the volume no end is known. Not in the paper.
 
     Args:
         scores: (n, h, w) in [0, 1], one class of the slices that have it, in their order.
@@ -104,7 +103,7 @@ def profile_levels(scores: Tensor, positions: Tensor, depth: int, inside: Tensor
         threshold: the common one, in (0, 1).
 
     Returns:
-        (n,) a threshold a slice; NaN in runs that reach an end of the volume, or where no cell reaches the common one.
+        (n,) a threshold a slice; NaN in a run of all slices, or where no cell reaches the common one.
     """
     levels = scores.new_full((len(scores),), torch.nan)
     ordered = scores.where(inside, 0).flatten(1).sort(dim=1, descending=True).values
@@ -115,7 +114,7 @@ def profile_levels(scores: Tensor, positions: Tensor, depth: int, inside: Tensor
         section = 1 - (2 * along - 1) ** 2
         wanted = (areas.clamp_min(1) * section).sqrt()
         wanted = (wanted * (areas.sum() / wanted.sum())).round().long().clamp(1, ordered.shape[1] - 1)
-        if areas.sum() > 0 and positions[first] > 0 and positions[last - 1] < depth - 1:
+        if areas.sum() > 0 and last - first < depth:
             rows = ordered[first:last]
             levels[first:last] = rows.gather(1, torch.stack([wanted - 1, wanted], dim=1)).mean(dim=1)
     return levels.clamp(*_LEVELS)
