@@ -21,7 +21,7 @@ from data_modules.augmentation import Augmentation, augment_batch
 from data_modules.resampling import frame_box
 from data_modules.store import FULL_SCALE, SliceReader
 from data_modules.store_index import Entry
-from weakmedsam.contracts import PseudoLabelKeys, SliceBatch, VolumeBatch
+from weakmedsam.contracts import Frame, PseudoLabelKeys, SliceBatch, VolumeBatch
 from weakmedsam.errors import DataError
 
 CERTAIN = 255
@@ -283,6 +283,21 @@ class AugmentedSlices(Dataset[SliceBatch]):
         return SliceBatch(**joined)  # type: ignore[typeddict-item]
 
 
+def make_volume_batch(
+    image: NDArray[np.uint16], case: str, frame: Frame, spacing: tuple[float, float, float]
+) -> VolumeBatch:
+    """A volume of nothing but its slices.
+
+    Args:
+        image: (D, S, S) of a slice store, or as ``store.scale_slices`` gives it.
+        case: its name.
+        frame: how the slices lie on the scan's own.
+        spacing: (slice distance, row, column), mm.
+    """
+    slices = torch.from_numpy(image.astype(np.float32)).div_(FULL_SCALE)[:, None]
+    return VolumeBatch(image=slices, case=case, frame=frame, spacing=spacing, box=torch.tensor(frame_box(frame)))
+
+
 class VolumeDataset(Dataset[VolumeBatch]):
     """Whole volumes, one at a time, as ``VolumeBatch``.
 
@@ -313,15 +328,8 @@ class VolumeDataset(Dataset[VolumeBatch]):
 
     def __getitem__(self, index: int) -> VolumeBatch:
         entry = self.entries[index]
-        image = torch.from_numpy(self.reader.image(entry.name).astype(np.float32)).div_(FULL_SCALE)
-        volume = VolumeBatch(
-            image=image[:, None],
-            case=entry.name,
-            index=index,
-            frame=entry.frame,
-            spacing=entry.geometry.spacing,
-            box=torch.tensor(frame_box(entry.frame)),
-        )
+        volume = make_volume_batch(self.reader.image(entry.name), entry.name, entry.frame, entry.geometry.spacing)
+        volume["index"] = index
         if self.with_label:
             volume["label"] = torch.from_numpy(slice_labels(entry, self.min_pixels))
         if self.with_mask:

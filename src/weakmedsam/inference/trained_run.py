@@ -15,19 +15,18 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule
 from numpy.typing import NDArray
-from torch import Tensor
 
 from data_modules.base import SliceDataModule
-from data_modules.resampling import frame_box
 from data_modules.scan_io import find_scans
-from data_modules.store import FULL_SCALE, find_window, read_case, scale_slices
+from data_modules.slice_datasets import make_volume_batch
+from data_modules.store import find_window, read_case, scale_slices
 from data_modules.store_index import StoreSpec
 from weakmedsam.backbones.checkpoints import REPLACED, read_checkpoint
 from weakmedsam.callbacks.pam import PromptAffinityMining
 from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.cli_parser import MODE
 from weakmedsam.config_diff import check_version
-from weakmedsam.contracts import Frame, VolumeBatch
+from weakmedsam.contracts import VolumeBatch
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.pam.self_training import SegmentedStart
 from weakmedsam.pam.volumes import segment_volume
@@ -91,7 +90,7 @@ class TrainedRun:
         spec = replace(self._spec, data_set="scans", data_dir=str(folder.parent if folder.is_file() else folder))
         arrays = read_case(found[0], spec)
         entry = arrays.entry
-        batch = _batch(arrays.image, entry.name, entry.frame, entry.geometry.spacing)
+        batch = make_volume_batch(arrays.image, entry.name, entry.frame, entry.geometry.spacing)
         return np.ascontiguousarray(entry.geometry.from_slices(self._segment(batch)))
 
     def _segment(self, batch: VolumeBatch) -> NDArray[np.uint8]:
@@ -172,9 +171,4 @@ def _batch_of_array(slices: NDArray[Any], spacing: Spacing | None, spec: StoreSp
         raise ConfigError("spacing: an array does not say it: give (slice distance, row, column), mm")
     low, high, _ = find_window(slices, spec.intensity, "scan")
     image, frame, _, _ = scale_slices(slices, low, high, spec.image_size)
-    return _batch(image, "scan", frame, spacing)
-
-
-def _batch(image: NDArray[np.uint16], case: str, frame: Frame, spacing: Spacing) -> VolumeBatch:
-    tensor: Tensor = torch.from_numpy(image.astype(np.float32)).div_(FULL_SCALE)[:, None]
-    return VolumeBatch(image=tensor, case=case, frame=frame, spacing=spacing, box=torch.tensor(frame_box(frame)))
+    return make_volume_batch(image, "scan", frame, spacing)

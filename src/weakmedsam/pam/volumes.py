@@ -103,29 +103,6 @@ def score_volume(
     return [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, no_image, strict=True)]
 
 
-def native_scores(
-    module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Refine a volume with nothing known of it: the start says which classes its slices have.
-
-    Args:
-        module: the network, with a ``start``.
-        activation: of all its slices.
-        batch: the volume; neither its labels nor a mask are looked at.
-        settings: the numbers of PAM.
-
-    Yields:
-        Numbers of some slices that are said to have a class, and their (n, C, H0, W0) scores on the scan's own grid.
-    """
-    said, frame = batch.copy(), batch["frame"]
-    inside = inside_box(batch["box"][None], frame.size, activation.cam.shape[-1])
-    # A few stray pixels make a segmentation network say "there"; the classifier has learnt just that question.
-    present = find_present(activation.cam * inside).bool() & module.classified_present(activation.logits)
-    said["label"] = present.float()
-    for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
-        yield rows.cpu(), to_native(refined.after, frame)
-
-
 def segment_volume(
     module: WeakMedSAM,
     activation: Activation,
@@ -133,24 +110,29 @@ def segment_volume(
     settings: Refinement,
     scores: Tensor | None = None,
 ) -> Tensor:
-    """Segment a volume by what is refined, with nothing known of it.
+    """Segment a volume by what is refined, with nothing known of it: the start says which classes its slices have.
 
     Args:
-        module: as of ``native_scores``.
-        activation: likewise.
-        batch: likewise.
-        settings: likewise.
+        module: the network, with a ``start``.
+        activation: of all its slices.
+        batch: the volume; neither its labels nor a mask are looked at.
+        settings: the numbers of PAM.
         scores: (D, C, H0, W0) float32 zeros, which takes the scores; None: they are not kept.
 
     Returns:
         (D, H0, W0) uint8 class ids on the scan's own slices; background in slices that are said to have no class.
     """
-    frame = batch["frame"]
+    said, frame = batch.copy(), batch["frame"]
+    inside = inside_box(batch["box"][None], frame.size, activation.cam.shape[-1])
+    # A few stray pixels make a segmentation network say "there"; the classifier has learnt just that question.
+    present = find_present(activation.cam * inside).bool() & module.classified_present(activation.logits)
+    said["label"] = present.float()
     ids = torch.zeros(len(batch["image"]), frame.height, frame.width, dtype=torch.uint8)
-    for rows, native in native_scores(module, activation, batch, settings):
-        ids[rows] = threshold_scores(native, settings.threshold.value)[0].cpu()
+    for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
+        native = to_native(refined.after, frame)
+        ids[rows.cpu()] = threshold_scores(native, settings.threshold.value)[0].cpu()
         if scores is not None:
-            scores[rows] = native.float().cpu()
+            scores[rows.cpu()] = native.float().cpu()
     return ids
 
 
