@@ -210,7 +210,8 @@ class SliceDataModule(LightningDataModule):
         self.entries = index.entries
         self.split, _ = self._split(index)
         self._reader = SliceReader(self.store)
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("train",)}
+        scored = self.split_settings.scored
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": (scored,), "predict": ("train",)}
         for split in needed[stage]:
             if not self.cases(split):
                 raise DataError(
@@ -221,8 +222,8 @@ class SliceDataModule(LightningDataModule):
             self._train = tabulate(self.cases("train"), self.slices.min_pixels, self.labels.only_positive)
         if stage == "fit":
             self._check_fit()
-        if stage == "test" and not any(entry.has_mask for entry in self.cases("test")):
-            raise DataError(f"No test case of {self.info.name} has an expert mask: there is nothing to score.")
+        if stage == "test" and not self._scored_entries():
+            raise DataError(f"No {scored} case of {self.info.name} has an expert mask: there is nothing to score.")
 
     def cases(self, split: str) -> list[Entry]:
         """The cases of a split, "train", "val" or "test", sorted by name."""
@@ -325,12 +326,16 @@ class SliceDataModule(LightningDataModule):
         return self._in_order(dataset, *self._place())
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test volumes with their expert masks, one a batch."""
-        entries = [entry for entry in self.cases("test") if entry.has_mask]
-        unmasked = len(self.cases("test")) - len(entries)
+        """Volumes of ``split.scored`` with their expert masks, one a batch; see ``Split``.
+
+        Validation volumes of which none has a mask come with pseudo-labels, where those train.
+        """
+        split, entries = self.split_settings.scored, self._scored_entries()
+        unmasked = len(self.cases(split)) - len(entries)
         if unmasked:
-            _log.warning("%d test case(s) have no expert mask and are not scored", unmasked)
-        return self._volumes(entries, with_mask=True)
+            _log.warning("%d %s case(s) have no expert mask and are not scored", unmasked, split)
+        masked = entries[0].has_mask
+        return self._volumes(entries, masked, None if masked else self._pseudo(entries))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Volumes to make pseudo-labels for: training ones, and validation ones if those have no masks.
@@ -420,8 +425,16 @@ class SliceDataModule(LightningDataModule):
         sampler = ShareSampler(len(dataset), rank, world)
         return slice_loader(dataset, sampler, self.batch_size, self.num_workers, persistent)
 
-    def _volumes(self, entries: Sequence[Entry], with_mask: bool = False) -> DataLoader[Any]:
-        dataset = VolumeDataset(entries, self._reader, self.slices.min_pixels, with_mask)
+    def _scored_entries(self) -> list[Entry]:
+        split = self.split_settings.scored
+        if split == "val" and self.labels.supervision == "pseudo":
+            return self._val_entries()
+        return [entry for entry in self.cases(split) if entry.has_mask]
+
+    def _volumes(
+        self, entries: Sequence[Entry], with_mask: bool = False, pseudo: PseudoLabelReader | None = None
+    ) -> DataLoader[Any]:
+        dataset = VolumeDataset(entries, self._reader, self.slices.min_pixels, with_mask, pseudo=pseudo)
         return volume_loader(dataset, *self._place(), self.num_workers)
 
 

@@ -14,6 +14,7 @@ from data_modules.volumes import Plane, check_plane
 from weakmedsam.errors import ConfigError, check_range
 
 Supervision = Literal["image", "pseudo", "expert"]
+Scored = Literal["test", "val"]
 OnBadCase = Literal["raise", "skip"]
 
 
@@ -61,11 +62,13 @@ class Split:
             its cases are there, else a seeded hash of the patient.
         fractions: of patients in train, val and test, for the hash; they sum to 1.
         seed: of the hash, 0 to 4,294,967,295.
+        scored: whose volumes ``weakmedsam test`` scores: ``test``; or ``val``, to choose settings by.
     """
 
     file: str | None = None
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
+    scored: Scored = "test"
 
     def __post_init__(self) -> None:
         _check_fractions(self.fractions)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from weakmedsam.report.run_data import REPORTED_STAGES
+
 CLASSES = ("liver", "kidney")
 CASES = tuple(f"case_{n:02d}" for n in range(7))
 NASTY = "<b>x</b>&'\"<script>alert(1)</script>"
@@ -94,7 +96,7 @@ def write_classify(run: Path, rng: np.random.Generator) -> None:
 
 def draw_run(run: Path) -> Path:
     rng = np.random.default_rng(0)
-    for number_, stage in enumerate(("prepare", "classify", "pseudo_labels", "segment", "test", "refined")):
+    for number_, stage in enumerate(REPORTED_STAGES):
         write_stage(run, stage, 4.2 + 97 * number_)
     write_classify(run, rng)
     history = [
@@ -139,5 +141,7 @@ def draw_run(run: Path) -> Path:
     # Refined, everything is found, by as much again as was lacking.
     refined = [row | {"missed": False, "dice": (1 + row["dice"]) / 2 if row["dice"] != "" else ""} for row in cases]
     write_csv(run / "refined" / "cases.csv", refined)
+    chosen = {"threshold": 0.45, "dice": {"0.45": 0.8}, "reference": "expert masks", "cases": 3}
+    (run / "threshold" / "threshold.json").write_text(json.dumps(chosen))
     (run / "test" / "summary.json").write_text(json.dumps({"volume": {"dice": {"liver": 0.75}, "cases": 7}}))
     return run

@@ -97,7 +97,7 @@ def whole(tmp_path_factory):
 def test_labels_go_in_and_a_scored_network_comes_out(whole):
     folder, output = whole
     run = folder / "runs/phantom/default"
-    for stage in ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"):
+    for stage in ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "threshold", "refined"):
         assert json.loads((run / stage / "stage.json").read_text())["seconds"] > 0
     for file in (
         *(
@@ -139,12 +139,12 @@ def test_a_terminal_shows_a_heading_and_a_bar_of_each_stage_and_one_table(whole)
     assert max(len(line) for line in lines if line != report) <= 80
     assert not [notice for notice in NOTICES if notice in "\n".join(lines)]
     heads = [number for number, line in enumerate(lines) if line.startswith("[")]
-    assert [lines[number][:5] for number in heads] == [f"[{number}/7]" for number in range(1, 8)]
-    assert heads == list(range(0, 14, 2))
-    for number, unit in zip(heads, ("volume", "epoch", "volume", "epoch", "volume", "volume", "volume"), strict=True):
+    assert [lines[number][:5] for number in heads] == [f"[{number}/8]" for number in range(1, 9)]
+    assert heads == list(range(0, 16, 2))
+    for number, unit in zip(heads, ("volume", "epoch", "volume", "epoch", *["volume"] * 4), strict=True):
         assert lines[number + 1].split()[0] == unit
         assert " 100%    took " in lines[number + 1]
-    end = lines[14:]
+    end = lines[16:]
     assert end[:2] == ["", "phantom / default: Dice on 1 test case"]
     rows = table_rows("\n".join(end))
     assert rows.keys() == {"lesion", "cyst", "mean"}
@@ -163,14 +163,14 @@ def test_a_second_run_says_that_all_is_up_to_date_and_starts_nothing(whole, caps
     folder, _ = whole
     logs = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.name != ".lock"}
     bring_up_to_date(folder)
-    assert capsys.readouterr().out.count("up to date") == 7
+    assert capsys.readouterr().out.count("up to date") == 8
     rewritten = {path for path, at in logs.items() if path.stat().st_mtime_ns != at and path.is_file()}
     assert {path.name for path in rewritten} <= {"report.html"}
 
 
 STAGES = {
     **{"prepare": None, "classify": "prepare", "pseudo_labels": "classify", "segment": "pseudo-labels"},
-    **{"test_maps": "segment", "test": None, "refined": None},
+    **{"test_maps": "segment", "test": None, "threshold": None, "refined": None},
 }
 """Each with the target that ends before it, where there is one."""
 
@@ -235,7 +235,8 @@ def test_killed_inside_every_stage_the_same_command_ends_with_the_same_files(who
         "pseudo_labels/quality.csv",
     ):
         assert (ours / table).read_text() == (theirs / table).read_text()
-    assert (ours / "test/summary.json").read_text() == (theirs / "test/summary.json").read_text()
+    for note in ("test/summary.json", "threshold/threshold.json"):
+        assert (ours / note).read_text() == (theirs / note).read_text()
     assert not list(ours.rglob("*.part"))
 
 

@@ -88,7 +88,7 @@ def call(tmp_path, scans):
 
 
 def test_every_file_is_run_by_some_test():
-    known = {"classify", "pseudo_labels", "another_round", "refined", "features", "segment", "published"}
+    known = {"classify", "pseudo_labels", "another_round", "threshold", "refined", "features", "segment", "published"}
     known.add("compare_refinements")
     assert {path.stem for path in EXPERIMENTS.glob("*.yaml")} == known
     assert {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()} == {
@@ -130,8 +130,8 @@ def on_predictions(call):
         str(run / "checkpoints/last.ckpt"),
     ]
 
-    def walk(command, configs, name):
-        run = call(command, configs, "phantom", *start, more=[name])
+    def walk(command, configs, name, *more):
+        run = call(command, configs, "phantom", *start, more=[*more, name])
         held = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
         own = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())["model"]["init_args"]["pam"]
         for group, settings in own["init_args"].items():
@@ -151,6 +151,14 @@ def test_another_round_labels_volumes_from_a_segmentation_network(on_predictions
 def test_refined_segments_test_volumes_by_its_own_settings(on_predictions):
     run, _ = on_predictions("test", ["classify"], "refined")
     assert (run / "cases.csv").is_file()
+
+
+def test_the_threshold_is_chosen_on_validation_volumes(on_predictions):
+    run, held = on_predictions("test", ["classify"], "threshold", "refined")
+    chosen = json.loads((run / "threshold.json").read_text())
+    assert chosen["threshold"] in held["start"]["thresholds"]
+    assert chosen["reference"] == "expert masks"
+    assert not (run / "cases.csv").exists()
 
 
 @pytest.mark.parametrize("name", names("sweeps"))

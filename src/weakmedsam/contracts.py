@@ -73,6 +73,7 @@ class VolumeBatch(TypedDict, total=False):
         box: (4,) int64, (top, bottom, left, right) of the scan in the frame, ends excluded.
         mask: (D, H0, W0) int64 expert class ids on the scan's own slices; test only, and only
             where there is one.
+        target: (D, H, W) int64 class ids of the pseudo-label; where settings are chosen without a mask.
     """
 
     image: Tensor
@@ -83,6 +84,7 @@ class VolumeBatch(TypedDict, total=False):
     spacing: tuple[float, float, float]
     box: Tensor
     mask: Tensor
+    target: Tensor
 
 
 class Frame(NamedTuple):
@@ -128,5 +130,5 @@ def in_round(name: str, number: int) -> str:
 
 def split_round(name: str) -> tuple[str, int]:
     """``segment_2`` -> ("segment", 2); of another name round 1."""
-    found = re.fullmatch(r"(pseudo_labels|segment|test_maps|test|refined)_([2-9]|[1-9]\d+)", name)
+    found = re.fullmatch(r"(pseudo_labels|segment|test_maps|test|threshold|refined)_([2-9]|[1-9]\d+)", name)
     return (found[1], int(found[2])) if found else (name, 1)

@@ -340,7 +340,7 @@ def test_summary_table(full_run: Path) -> None:
         "phantom / k4: Dice on 8 test cases\n",
         "network: HD95 9.00 mm, missed 1, false alarms 0",
         "refined: HD95 9.00 mm, missed 0, false alarms 0",
-        "time of all stages: 24 min 40 s",
+        "time of all stages: 34 min 26 s",
     ):
         assert part in text
     assert f"report: {full_run / 'report.html'}\n" in text

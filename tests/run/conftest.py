@@ -40,6 +40,8 @@ def house(tmp_path, monkeypatch):
                          "summary.json", "config.yaml", "test/cases.csv"):  # fmt: skip
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).touch()
+            if folder.name.startswith("threshold"):
+                write_object(folder / "threshold.json", {"threshold": 0.55})
         return 0
 
     monkeypatch.setattr(Relay, "run", record)

@@ -68,14 +68,14 @@ def test_options_of_a_later_round():
             "--segment.model.loss.dice_weight 0 --segment.trainer.max_epochs 3 --test.data.num_workers 0",
         )
     )
-    labels, network, maps, test, refined = (options_for(stage, options) for stage in another_round(2))
+    labels, network, maps, test, threshold, refined = (options_for(stage, options) for stage in another_round(2))
     # What another_round.yaml sets is this round's own; the rest is shared, and what is said of it alone wins.
     own = "--model.pam.affinity.beta 3 --model.pam.walk.steps 5"
     assert labels == words("--model.sce.sub_classes.number 4 --model.pam.affinity.beta 2", own)
     assert maps == labels  # what is scored is made as they are
     assert network == words("--model.loss.dice_weight 0 --trainer.max_epochs 3 --trainer.max_epochs 5")
     assert test == [*network, "--data.num_workers", "0"]
-    assert refined == words("--model.sce.sub_classes.number 4")  # what is walked is neither round's
+    assert refined == threshold == words("--model.sce.sub_classes.number 4")  # what is walked is neither round's
     first = "--model.sce.sub_classes.number 4 --model.pam.walk.steps 16 --model.pam.threshold.value 0.9"
     assert options_for(STAGE["pseudo_labels"], options) == words(
         first, "--model.pam.init_args.walk.steps 7 --model.pam.affinity.beta 2"
@@ -110,3 +110,12 @@ def test_options_of_refined_predictions():
     assert first[-4:] == words(own)
     assert second == [*first, *words("--model.pam.walk.steps 5")]
     assert first.index("experiments/refined.yaml") > first.index("a.yaml")
+
+
+def test_the_threshold_is_chosen_of_what_is_refined_by_the_same_settings():
+    options = parse_options(
+        words("--classify.config a.yaml --refined.model.pam.walk.steps 4 --threshold.data.num_workers 0")
+    )
+    files = "--config a.yaml --config experiments/refined.yaml --config experiments/threshold.yaml"
+    assert options_for(STAGE["threshold"], options) == words(files, "--model.pam.walk.steps 4 --data.num_workers 0")
+    assert options_for(STAGE["refined"], options)[-2:] == words("--model.pam.walk.steps 4")

@@ -29,11 +29,12 @@ def ran(calls):
     names = [" ".join(call) for call in calls]
     calls.clear()
     first = [Path(name.split("--config ")[1].split()[0]).stem for name in names]
-    configs = ["refined" if "refined.yaml" in name else stem for name, stem in zip(names, first, strict=True)]
+    own = [next((kind for kind in ("threshold", "refined") if f"{kind}.yaml" in name), "") for name in names]
+    configs = [kind or stem for kind, stem in zip(own, first, strict=True)]
     return [f"{name.split()[0]} {config}" for name, config in zip(names, configs, strict=True)]
 
 
-TESTS = ["test classify", "test segment", "test refined"]
+TESTS = ["test classify", "test segment", "test threshold", "test refined"]
 ALL = ["prepare phantom", "fit classify", "predict classify", "fit segment", *TESTS]
 
 
@@ -42,7 +43,7 @@ def test_stages_run_once_and_in_order(house, tmp_path, capsys):
     assert ran(house) == ALL
     run("evaluate", request_for(tmp_path))
     assert house == []
-    assert capsys.readouterr().out.count("up to date") == 7
+    assert capsys.readouterr().out.count("up to date") == 8
 
 
 def test_changed_settings_make_the_stage_and_what_follows_anew_and_keep_the_old(house, tmp_path, capsys):
@@ -69,7 +70,7 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
     run("evaluate", request_for(tmp_path))
     house.clear()
     run("evaluate", request_for(tmp_path, rounds=2))
-    labels, network, maps, test, refined = house
+    labels, network, maps, test, threshold, refined = house
     folder = Path("runs/phantom/x")
     assert labels[0] == "predict"
     assert labels[labels.index("--model.pam.start.checkpoint") + 1].endswith(
@@ -83,6 +84,8 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
     assert maps[0] == "test"
     assert "experiments/refined.yaml" in refined
     assert refined[refined.index("--model.pam.start.checkpoint") + 1].endswith("segment_2/checkpoints/best.ckpt")
+    assert threshold[threshold.index("--data.labels.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
+    assert refined[refined.index("--model.pam.threshold.value") + 1] == "0.55"
     assert refined[refined.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
     assert network[network.index("--data.labels.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
     assert test[test.index("--ckpt_path") + 1].endswith(str(folder / "segment_2/checkpoints/best.ckpt"))
@@ -294,7 +297,7 @@ def test_parts_of_a_killed_call_are_removed(house, tmp_path):
 def test_without_expert_masks_there_is_nothing_to_score_and_the_chain_ends_well(house, tmp_path, capsys):
     pipeline.masked[0] = 0
     run("evaluate", request_for(tmp_path))
-    assert ran(house) == ALL[:4]
+    assert ran(house) == [*ALL[:4], "test threshold"]  # of the scans to come
     assert capsys.readouterr().out.count("nothing to score") == 3
 
 
@@ -397,7 +400,7 @@ def test_a_network_that_comes_out_otherwise_puts_what_follows_out_of_date(house,
 
     monkeypatch.setattr(Relay, "run", otherwise)
     run("evaluate", request_for(tmp_path))
-    assert ran(house) == ["fit segment", "test segment", "test refined"]
+    assert ran(house) == ["fit segment", *TESTS[1:]]
 
 
 def test_of_a_finished_training_the_last_checkpoint_may_be_lost(house, tmp_path):

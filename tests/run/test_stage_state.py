@@ -144,14 +144,14 @@ def test_status_shows_each_stage_under_the_options_of_the_last_command(house, tm
     monkeypatch.setenv("COLUMNS", "200")
     words = ["--dataset", "phantom", "--experiment", "x", "--runs", str(tmp_path / "runs")]
     status.main(words)
-    assert capsys.readouterr().out.count("not run") == 7
+    assert capsys.readouterr().out.count("not run") == 8
     options = ("--segment.trainer.max_epochs", "2")
     run("evaluate", request_for(tmp_path, *options, rounds=2, trainer="cpu"))
     asked = request_for(tmp_path, *options, rounds=2, trainer="cpu")
     assert recorded_request(tmp_path / "runs", "phantom", "x") == asked
     capsys.readouterr()
     status.main(words)
-    assert capsys.readouterr().out.count(" done ") == 12
+    assert capsys.readouterr().out.count(" done ") == 14
     (tmp_path / "scans/new.nii.gz").touch()
     (tmp_path / "runs/phantom/x/test/cases.csv").unlink()
     status.main(words)

@@ -10,6 +10,7 @@ from made_run import PAM, pam_of, write_run, write_second_round, write_stage
 
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.trained_network import class_names, find_network, last_round, name_maker
+from weakmedsam.system.json_files import write_object
 
 OWN = yaml.safe_load(Path("experiments/refined.yaml").read_text())["model"]["init_args"]["pam"]["init_args"]
 
@@ -75,6 +76,14 @@ def test_or_default_ones_where_there_is_none_of_this_network(run, refined):
         "start": {"presence": "predicted", "checkpoint": str(run / "segment/checkpoints/best.ckpt")}
     }
     assert found.said.endswith("experiments/refined.yaml")
+
+
+def test_default_settings_take_the_threshold_that_validation_cases_have_chosen(run):
+    write_stage(run, "threshold", 5, classify=1, pseudo_labels=2, segment=3)
+    write_object(run / "threshold/threshold.json", {"threshold": 0.55})
+    assert pam_of(find_network(run, plain=False).config)["threshold"] == OWN["threshold"] | {"value": 0.55}
+    write_stage(run, "threshold", 5, classify=1, pseudo_labels=2, segment=2)  # of another network
+    assert pam_of(find_network(run, plain=False).config)["threshold"] == OWN["threshold"]
 
 
 def test_without_pam_or_a_finished_classifier_only_the_network_alone_segments(run):

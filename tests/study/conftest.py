@@ -84,6 +84,8 @@ def leave(folder: Path, stage: str, seed: int, changed: bool) -> None:
         write_csv(folder / "quality.csv", [{"case": "d", "class": "rv", "quality": 0.5}])
     elif stage == "test_maps":
         write_csv(folder / "cam_cases.csv", rows("no_image_dice", "cam_dice", "pam_dice"))
+    elif stage == "threshold":
+        write_object(folder / "threshold.json", {"threshold": 0.5})
     else:
         write_csv(folder / "cases.csv", rows(stage))
         (folder / "summary.json").write_text("{}")

@@ -17,7 +17,7 @@ from weakmedsam.study.definition import plan_study, read_study
 from weakmedsam.system.file_lock import alone
 from weakmedsam.system.signals import REQUEUE
 
-TRAIN = ["prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"]
+TRAIN = ["prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "threshold", "refined"]
 BOUND = ["prepare", "upper_bound", "upper_bound"]
 
 
@@ -36,7 +36,7 @@ def test_every_run_is_made_once_and_named_by_set_variant_and_seed(studio, capsys
     assert runs == ["own-heart-default-0", "own-heart-default-1", "own-heart-no_sce-0", "own-heart-no_sce-1"]
     capsys.readouterr()
     status(["--dataset", "folder", "--experiment", "own-heart-no_sce-1"])
-    assert capsys.readouterr().out.count(" done ") == 7
+    assert capsys.readouterr().out.count(" done ") == 8
     assert studio.run() == 0
     assert studio.calls == []
     said = capsys.readouterr().out

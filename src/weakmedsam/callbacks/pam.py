@@ -42,6 +42,7 @@ from weakmedsam.pam.pseudo_label_io import Origin, read_origin, write_pseudo_lab
 from weakmedsam.pam.refiner import PamBatch, Refined, refine
 from weakmedsam.pam.self_training import SegmentedStart
 from weakmedsam.pam.tables import CaseDice, best_ellipsoids, gather_cases, write_cases, write_quality
+from weakmedsam.pam.threshold_choice import ThresholdChoice, write_threshold
 from weakmedsam.pam.thresholding import threshold_scores
 from weakmedsam.pam.volumes import (
     draw_row,
@@ -139,6 +140,8 @@ class PromptAffinityMining(Callback):
         self._sample: Tensor | None = None
         self.start = start.checkpoint
         self.predicted = start.presence == "predicted"
+        self._thresholds = start.thresholds if self.predicted else None
+        self._choice: ThresholdChoice | None = None
         self._dice: dict[str, VolumeDice] = {}
         self._rows: FixedSlices[PictureRow] = FixedSlices(pictures)
         self._cases: list[CaseDice] = []
@@ -266,7 +269,9 @@ class PromptAffinityMining(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a table."""
         self._cases.clear()
-        if self.predicted:
+        if self._thresholds:
+            self._choice = ThresholdChoice(self._thresholds)
+        elif self.predicted:
             names = cast(WeakMedSAM, pl_module).class_names
             self._evaluation = Evaluation(names, Path(trainer.default_root_dir))
 
@@ -279,9 +284,11 @@ class PromptAffinityMining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Dice of a volume, on the scan's own slices, before and after refinement; or score its segmentation."""
+        """Dice of a volume, on the scan's own slices, before and after refinement; or score what is predicted."""
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        if self._evaluation is None:
+        if self._choice is not None:
+            self._choice.add(module, activation, batch, self.settings)
+        elif self._evaluation is None:
             self._cases += score_volume(module, activation, batch, self.settings)
         else:
             self._evaluation.add(batch, segment_volume(module, activation, batch, self.settings))
@@ -289,6 +296,12 @@ class PromptAffinityMining(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``cam_cases.csv`` and log the Dice of the test's maps; or of what is refined of predictions."""
         module = cast(WeakMedSAM, pl_module)
+        if self._choice is not None:
+            chosen = self._choice.choose(self.settings.threshold.value)
+            module.log("test/threshold", chosen["threshold"])
+            if trainer.is_global_zero:
+                write_threshold(Path(trainer.default_root_dir), chosen)
+            return
         if self._evaluation is not None:
             for name, value in self._evaluation.finish(trainer.is_global_zero).items():
                 module.log(f"test/{name}", value)

@@ -219,10 +219,13 @@ class Start:
         presence: ``given``, the image-level label | ``predicted``, by the network of ``checkpoint``, so that nothing is
             known of a scan: the test scores and draws segmentations as the segmentation network's own does
             (``cases.csv``, ``summary.json``), and prediction segments unlabelled scans (``make predict``).
+        thresholds: null | thresholds in (0, 1) which a test of predicted presence compares instead; the best one stands
+            in its ``threshold.json`` (``threshold_choice.py``).
     """
 
     checkpoint: str | None = None
     presence: str = "given"
+    thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_choice("model.pam.start.presence", self.presence, PRESENCE)
@@ -231,6 +234,8 @@ class Start:
                 "model.pam.start.presence: predicted is what a segmentation network says; give its best.ckpt as "
                 "model.pam.start.checkpoint"
             )
+        for value in self.thresholds or ():
+            check_range("model.pam.start.thresholds", value, 0, 1, above=True, below=True)
 
 
 @dataclass(frozen=True)

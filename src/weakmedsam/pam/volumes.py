@@ -103,6 +103,28 @@ def score_volume(
     return [CaseDice(batch["case"], *row) for row in zip(names, cam, pam, no_image, strict=True)]
 
 
+def refine_prediction(
+    module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement
+) -> Iterator[tuple[Tensor, Refined]]:
+    """Refine what a segmentation network predicts of a volume; neither labels nor a mask are looked at.
+
+    Args:
+        module: the network, with a ``start``.
+        activation: of all its slices.
+        batch: the volume.
+        settings: the numbers of PAM.
+
+    Yields:
+        As ``refine_volume``, of the slices that are said to have a class.
+    """
+    said = batch.copy()
+    inside = inside_box(batch["box"][None], batch["frame"].size, activation.cam.shape[-1])
+    # A few stray pixels make a segmentation network say "there"; the classifier has learnt just that question.
+    present = find_present(activation.cam * inside).bool() & module.classified_present(activation.logits)
+    said["label"] = present.float()
+    yield from refine_volume(module, activation.rows(labelled_rows(said)), said, settings)
+
+
 def segment_volume(
     module: WeakMedSAM,
     activation: Activation,
@@ -122,13 +144,9 @@ def segment_volume(
     Returns:
         (D, H0, W0) uint8 class ids on the scan's own slices; background in slices that are said to have no class.
     """
-    said, frame = batch.copy(), batch["frame"]
-    inside = inside_box(batch["box"][None], frame.size, activation.cam.shape[-1])
-    # A few stray pixels make a segmentation network say "there"; the classifier has learnt just that question.
-    present = find_present(activation.cam * inside).bool() & module.classified_present(activation.logits)
-    said["label"] = present.float()
+    frame = batch["frame"]
     ids = torch.zeros(len(batch["image"]), frame.height, frame.width, dtype=torch.uint8)
-    for rows, refined in refine_volume(module, activation.rows(labelled_rows(said)), said, settings):
+    for rows, refined in refine_prediction(module, activation, batch, settings):
         native = to_native(refined.after, frame)
         ids[rows.cpu()] = threshold_scores(native, settings.threshold.value)[0].cpu()
         if scores is not None:

@@ -23,10 +23,10 @@ from weakmedsam.report.readers import (
 from weakmedsam.run.stage_state import DONE, INTERRUPTED, NOT_NEEDED, NOT_RUN, OUT_OF_DATE, read_note, recorded_state
 from weakmedsam.system.json_files import parse_mapping, read_object, read_text
 
-REPORTED_STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "refined")
+REPORTED_STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "threshold", "refined")
 """A run's stages in order; each has a folder of that name."""
 
-LATER = ("pseudo_labels", "segment", "test_maps", "test", "refined")
+LATER = ("pseudo_labels", "segment", "test_maps", "test", "threshold", "refined")
 """What another round makes anew."""
 
 BESIDE = ("test_maps", "upper_bound")
@@ -92,6 +92,7 @@ class Round:
             from and of what it made of that, on the test cases.
         refined: rows of refined/cases.csv.
         summary: test/summary.json.
+        threshold: threshold/threshold.json.
     """
 
     number: int
@@ -100,6 +101,7 @@ class Round:
     refined: list[Row]
     map_cases: list[Row]
     summary: dict[str, Any]
+    threshold: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -247,8 +249,8 @@ def _within(folder: Path, name: str) -> Path:
 
 
 def _read_round(folder: Path, number: int) -> Round:
-    kinds = ("pseudo_labels", "test_maps", "test", "refined")
-    labels, maps, test, refined = (_within(folder, in_round(kind, number)) for kind in kinds)
+    kinds = ("pseudo_labels", "test_maps", "test", "threshold", "refined")
+    labels, maps, test, threshold, refined = (_within(folder, in_round(kind, number)) for kind in kinds)
     tables = (read_rows(place / "cam_cases.csv", ("cam_dice", "pam_dice")) for place in (maps, test))
     return Round(
         number,
@@ -257,6 +259,7 @@ def _read_round(folder: Path, number: int) -> Round:
         refined=read_rows(refined / "cases.csv", ("dice",)),
         map_cases=next((rows for rows in tables if rows), []),
         summary=read_object(test / "summary.json"),
+        threshold=read_object(threshold / "threshold.json"),
     )
 
 

@@ -23,12 +23,13 @@ TITLES = {
     "segment": "segment",
     "test": "test",
     "test_maps": "test of the maps",
+    "threshold": "threshold",
     "refined": "test, refined",
     "upper_bound": "upper bound",
 }
 MAKE_TARGETS = {
     **TITLES,
-    **dict.fromkeys(("test", "test_maps", "refined"), "evaluate"),
+    **dict.fromkeys(("test", "test_maps", "threshold", "refined"), "evaluate"),
     "upper_bound": "upper-bound",
 }
 """The make target of each stage."""
@@ -56,6 +57,7 @@ TIPS = {
     "jaccard": "Overlap, |A and B| / |A or B|, per case over the whole volume: 0 to 1.",
     "assd_mm": "Average symmetric surface distance; 0 is perfect. A miss or false alarm has a penalty.",
     "hd95_mm": "95th percentile of surface distances; 0 is perfect. A miss or false alarm has a penalty.",
+    "threshold": "Of the thresholds compared on validation cases that of the highest Dice; no test case is looked at.",
     "refined.dice": "Dice of the segmentation network's predictions after refinement by prompt affinity mining; "
     "nothing is known of a test case, the network says which classes its slices have.",
     "found_mm": "As above, without the cases that were missed or are false alarms.",
@@ -207,9 +209,19 @@ def _tested(rows: Sequence[Row], stage: str) -> list[Metric]:
 
 
 def _refined(one: Round) -> list[Metric]:
-    """What became of the predictions on test cases: the same figures under names of their own."""
+    """What became of the predictions on test cases: the same figures under names of their own; and their threshold."""
     found = _tested(one.refined, in_round("refined", one.number))
-    return [replace(figure, key=f"refined.{figure.key}") for figure in found]
+    return [*_threshold(one), *(replace(figure, key=f"refined.{figure.key}") for figure in found)]
+
+
+def _threshold(one: Round) -> list[Metric]:
+    """The threshold of refined predictions, and what has chosen it."""
+    value, cases = (_inner(one.threshold, key) for key in ("threshold", "cases"))
+    if not math.isfinite(value):
+        return []
+    where = f"{cases:g} validation cases, by {one.threshold.get('reference')}"
+    return [Metric(in_round("threshold", one.number), "threshold", "Threshold of refined predictions", where,
+                   number(value, 2), {})]  # fmt: skip
 
 
 def _maps_tested(one: Round) -> list[Metric]:

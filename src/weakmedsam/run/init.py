@@ -95,6 +95,7 @@ def describe(survey: Survey, folder: Path) -> str:
         setting(6, "file", Guess(None, "CSV case,split; null: by a seeded hash of the patient")),
         setting(6, "fractions", found["fractions"]),
         setting(6, "seed", Guess(0, "of the hash, >= 0")),
+        setting(6, "scored", Guess("test", "whose volumes `test` scores: test; or val, to choose settings by")),
     ]
     return "\n".join(lines) + "\n" + FIXED.format(flip=setting(6, "flip_columns", found["flip_columns"]))
 

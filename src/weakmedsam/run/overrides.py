@@ -12,6 +12,7 @@ from weakmedsam.run.stages import (
     ANOTHER_ROUND,
     REFINED,
     STAGES,
+    THRESHOLD,
     Request,
     Stage,
     experiment_file,
@@ -45,25 +46,25 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
     A stage's name before an option means that stage in every round, ``segment_2`` that of one. What
     ``another_round.yaml`` and ``refined.yaml`` set of PAM is the first round's in other options, because what is walked
     there is of another kind: ``--model.pam.walk.steps`` does not reach ``pseudo_labels_2`` or ``refined``,
-    ``--refined.model.pam.walk.steps`` does.
+    ``--refined.model.pam.walk.steps`` does, and with it ``threshold``, which refines alike.
 
     Raises:
         ConfigError: an option that concerns no stage.
     """
     # A test follows the settings of the network it tests.
     leader = {"test": "segment", "upper_bound": "segment"}
-    leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features", "refined"), "classify")
+    leader |= dict.fromkeys(("test_maps", "pseudo_labels", "features", "refined", "threshold"), "classify")
     kind, number = split_round(stage.name)
     lead = leader.get(kind, kind)
     ranks = {lead: 1, in_round(lead, number): 2, kind: 3, stage.name: 4}
-    own = None
-    if kind == "refined":
-        own = experiment_file(REFINED)
-        ranks |= {kind: 4, stage.name: 5}  # in the same way in every round
+    own: list[Path] = []
+    if kind in ("refined", "threshold"):
+        own = [experiment_file(name) for name in (REFINED, THRESHOLD)[: 1 + (kind == "threshold")]]
+        ranks |= {"refined": 4, in_round("refined", number): 5, kind: 6, stage.name: 7}  # alike in every round
     elif number > 1 and kind in ("pseudo_labels", "test_maps"):
-        own = experiment_file(ANOTHER_ROUND)
+        own = [experiment_file(ANOTHER_ROUND)]
         ranks |= {"pseudo_labels": 3, in_round("pseudo_labels", number): 4}  # scored as it is made
-    kept = _set_by(own) if own else set()
+    kept = {key for path in own for key in _set_by(path)}
     known = {other.name for other in STAGES} | {group for other in STAGES for group in other.takes}
     found: list[tuple[int, list[str]]] = []
     for key, values in options:
@@ -81,8 +82,8 @@ def options_for(stage: Stage, options: list[tuple[str, list[str]]]) -> list[str]
             found.append((rank, [f"--{chosen}", *values]))
     found.sort(key=lambda option: option[0])
     words = [word for rank, option in found if rank < 4 for word in option]
-    if own and "--config" in words:  # of a file for all stages: the stage's own has to win over it
-        words += ["--config", str(own)]
+    if "--config" in words:  # of a file for all stages: the stage's own has to win over it
+        words += [word for path in own for word in ("--config", str(path))]
     return words + [word for rank, option in found if rank >= 4 for word in option]
 
 

@@ -21,6 +21,8 @@ ANOTHER_ROUND = "another_round.yaml"
 """What a later round sets otherwise."""
 REFINED = "refined.yaml"
 """What PAM sets otherwise on predictions of test cases."""
+THRESHOLD = "threshold.yaml"
+"""What is set otherwise where their threshold is chosen."""
 REQUEST = "request.json"
 """In the folder of a run."""
 CHECK = "check"
@@ -209,8 +211,40 @@ def _from_network(request: Request, common: list[str], kind: str, number: int = 
     return [[command, *common, *start, *_root(folder), "--ckpt_path", str(best)]]
 
 
+def _threshold(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
+    common = [*common, *pseudo_labelled(request, number)]  # for validation cases without masks
+    return _from_network(request, common, "threshold", number, number)
+
+
+def _refined(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
+    key = "--model.pam.threshold.value"
+    chosen = [] if key in common else [key, str(chosen_threshold(request.folder, number))]
+    return _from_network(request, [*common, *chosen], "refined", number, number)
+
+
+def chosen_threshold(run: Path, number: int = 1) -> float:
+    """Threshold of refined predictions that validation cases have chosen.
+
+    Args:
+        run: its folder.
+        number: of the round.
+
+    Raises:
+        DataError: the stage has left none.
+    """
+    path = run / in_round("threshold", number) / "threshold.json"
+    value = read_object(path).get("threshold")
+    if not isinstance(value, float):
+        raise DataError(f"{path}: holds no threshold; remove it, and the same command chooses one")
+    return value
+
+
 def _refined_configs(request: Request) -> list[Path]:
     return [*_classify_configs(request), experiment_file(REFINED)]
+
+
+def _threshold_configs(request: Request) -> list[Path]:
+    return [*_refined_configs(request), experiment_file(THRESHOLD)]
 
 
 def _labels_again_configs(request: Request) -> list[Path]:
@@ -255,9 +289,10 @@ STAGES = (
           ("cam_cases.csv",), needs_test_masks=True),
     Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test,
           ("cases.csv", "summary.json"), needs_test_masks=True),
-    Stage("refined", "refine and score what it predicts on test cases (PAM)", ("classify", "segment"),
-          _refined_configs, _MODEL, partial(_from_network, kind="refined"), ("cases.csv", "summary.json"),
-          needs_test_masks=True),
+    Stage("threshold", "choose the threshold of refined predictions", ("classify", "pseudo_labels", "segment"),
+          _threshold_configs, _MODEL, _threshold, ("threshold.json",)),
+    Stage("refined", "refine and score what it predicts on test cases (PAM)", ("classify", "segment", "threshold"),
+          _refined_configs, _MODEL, _refined, ("cases.csv", "summary.json"), needs_test_masks=True),
     Stage("upper_bound", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL,
           _upper_bound, (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
 )
@@ -271,10 +306,10 @@ TARGETS = {
     "pseudo-labels": ("prepare", "classify", "pseudo_labels"),
     "features": ("prepare", "classify", "features"),
     "segment": ("prepare", "classify", "pseudo_labels", "segment"),
-    "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
+    "evaluate": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "threshold", "refined"),
     "report": (),
     "upper-bound": ("prepare", "upper_bound"),
-    "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "refined"),
+    "train": ("prepare", "classify", "pseudo_labels", "segment", "test_maps", "test", "threshold", "refined"),
 }
 
 
@@ -284,7 +319,7 @@ def another_round(number: int) -> tuple[Stage, ...]:
     Args:
         number: of the round, 2 or more.
     """
-    labels, network = in_round("pseudo_labels", number), in_round("segment", number)
+    labels, network, threshold = (in_round(kind, number) for kind in ("pseudo_labels", "segment", "threshold"))
     before = in_round("segment", number - 1)
     again = partial(_from_network, number=number)
     # fmt: off
@@ -298,8 +333,10 @@ def another_round(number: int) -> tuple[Stage, ...]:
               needs_test_masks=True),
         Stage(in_round("test", number), f"score {network} on test cases", (network,), _segment_configs, _ALL,
               partial(_test, number=number), ("cases.csv", "summary.json"), needs_test_masks=True),
+        Stage(threshold, f"choose the threshold of what is refined of {network}", ("classify", labels, network),
+              _threshold_configs, _MODEL, partial(_threshold, number=number), ("threshold.json",)),
         Stage(in_round("refined", number), f"refine and score what {network} predicts on test cases (PAM)",
-              ("classify", network), _refined_configs, _MODEL, partial(again, kind="refined", of=number),
+              ("classify", network, threshold), _refined_configs, _MODEL, partial(_refined, number=number),
               ("cases.csv", "summary.json"), needs_test_masks=True),
     )
     # fmt: on

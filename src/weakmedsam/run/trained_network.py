@@ -13,7 +13,7 @@ from weakmedsam.contracts import in_round
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.overrides import pam_of, parse_options
 from weakmedsam.run.stage_state import is_current, result_name
-from weakmedsam.run.stages import REFINED, experiment_file
+from weakmedsam.run.stages import REFINED, chosen_threshold, experiment_file
 from weakmedsam.system.json_files import parse_mapping, read_text
 
 CONFIGURED = ("model.init_args", "data.init_args", "trainer")
@@ -59,7 +59,8 @@ def find_network(run: Path, plain: bool) -> Network:
     Args:
         run: its folder.
         plain: the network's own segmentations; otherwise PAM walks what it predicts, with the settings of the round's
-            stage ``refined``, or, where there is none of this network (no test case had a mask, say), default ones.
+            stage ``refined``, or, where there is none of this network (no test case had a mask, say), default ones and
+            the threshold that validation cases have chosen.
 
     Raises:
         ConfigError: the run has no network, was trained without PAM or is being trained, or files of it are gone.
@@ -86,6 +87,8 @@ def find_network(run: Path, plain: bool) -> Network:
             raise ConfigError(f"{default}: there is no such file here; run the command in the repository's folder")
         pam["init_args"] = _merged(pam["init_args"], pam_of(default))
         said = str(default)
+    if settings != refined and is_current(run, in_round("threshold", number)):
+        pam["init_args"] = _merged(pam["init_args"], {"threshold": {"value": chosen_threshold(run, number)}})
     pam["init_args"] = _merged(pam["init_args"], {"start": {"checkpoint": str(checkpoint)}})
     classified = result_name(run / "classify")
     if classified is None:

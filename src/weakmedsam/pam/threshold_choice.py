@@ -1,0 +1,106 @@
+"""Choose the threshold of refined predictions on validation volumes.
+
+A walk spreads a prediction. How far the threshold has to lie above or below 0.5 to make up for that differs between
+data sets, and no test case is looked at to find it. Not in the paper; nnU-Net chooses its postprocessing on validation
+cases likewise (Isensee et al., Nature Methods 2021).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weakmedsam.classification.module import Activation, WeakMedSAM
+from weakmedsam.contracts import VolumeBatch
+from weakmedsam.geometry import to_native
+from weakmedsam.metrics.overlap_surface import dice_from_counts, overlap_counts
+from weakmedsam.pam.config import Refinement
+from weakmedsam.pam.thresholding import threshold_scores
+from weakmedsam.pam.volumes import refine_prediction
+from weakmedsam.system.atomic_io import write_whole
+
+THRESHOLD = "threshold.json"
+"""In the folder of the stage; ``threshold`` is the chosen one."""
+
+EXPERT, PSEUDO = "expert masks", "pseudo-labels"
+"""What predictions were compared with."""
+
+
+class _Case(NamedTuple):
+    """Of a volume: (T, C) Dice at each threshold, and what it was compared with."""
+
+    dice: Tensor
+    reference: str
+
+
+class ThresholdChoice:
+    """Dice of refined predictions at several thresholds, over the volumes of a test; the best one is chosen.
+
+    Args:
+        thresholds: T of them, each in (0, 1).
+    """
+
+    def __init__(self, thresholds: Sequence[float]) -> None:
+        self.thresholds = tuple(thresholds)
+        self._cases: dict[str, _Case] = {}
+
+    def add(self, module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement) -> None:
+        """Refine what is predicted of a volume, and compare it at each threshold.
+
+        Args:
+            module: the network, with a ``start``.
+            activation: of all slices.
+            batch: the volume, with ``mask``, on the scan's own slices, or ``target``, in the working frame.
+            settings: the numbers of PAM.
+        """
+        masked, classes = "mask" in batch, len(module.class_names)
+        truth = batch["mask"] if masked else batch["target"]
+        counts = torch.zeros(len(self.thresholds), len(truth), classes, 3, dtype=torch.int64)
+        counts += overlap_counts(torch.zeros_like(truth), truth, classes).cpu()
+        for rows, refined in refine_prediction(module, activation, batch, settings):
+            scores = to_native(refined.after, batch["frame"]) if masked else refined.after
+            for i, threshold in enumerate(self.thresholds):
+                ids, _ = threshold_scores(scores, threshold)
+                counts[i, rows.cpu()] = overlap_counts(ids, truth[rows], classes).cpu()
+        self._cases[batch["case"]] = _Case(dice_from_counts(counts.sum(dim=1)), EXPERT if masked else PSEUDO)
+
+    def choose(self, default: float) -> dict[str, Any]:
+        """The threshold of the highest mean Dice; every rank of a distributed run must call it.
+
+        Args:
+            default: of several that are equally good the nearest to this one; where no volume has a Dice, itself.
+
+        Returns:
+            ``threshold``; ``dice``, the mean over classes of means over volumes at each threshold; ``reference``;
+            ``cases``, how many volumes.
+        """
+        cases = _gathered(self._cases)
+        dice = torch.stack([case.dice for case in cases]).nanmean(dim=0).nanmean(dim=-1)
+        known = {t: value for t, value in zip(self.thresholds, dice.tolist(), strict=True) if value == value}
+        best = [t for t, value in known.items() if value >= max(known.values()) - 1e-9]
+        return {
+            "threshold": min(best, key=lambda t: abs(t - default)) if best else default,
+            "dice": {f"{t:g}": value for t, value in known.items()},
+            "reference": cases[0].reference,
+            "cases": len(cases),
+        }
+
+
+def write_threshold(folder: Path, chosen: dict[str, Any]) -> None:
+    """Write ``threshold.json``."""
+    write_whole(folder / THRESHOLD, json.dumps(chosen, indent=1) + "\n")
+
+
+def _gathered(cases: dict[str, _Case]) -> list[_Case]:
+    """Those of all ranks, one of each."""
+    shares: list[Any] = [cases]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        shares = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(shares, cases)
+    unique = {name: case for share in shares for name, case in share.items()}
+    return [unique[name] for name in sorted(unique)]
