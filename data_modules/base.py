@@ -326,16 +326,12 @@ class SliceDataModule(LightningDataModule):
         return self._in_order(dataset, *self._place())
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Volumes of ``split.scored`` with their expert masks, one a batch; see ``Split``.
-
-        Validation volumes of which none has a mask come with pseudo-labels, where those train.
-        """
+        """Volumes of ``split.scored`` with their expert masks, one a batch."""
         split, entries = self.split_settings.scored, self._scored_entries()
         unmasked = len(self.cases(split)) - len(entries)
         if unmasked:
             _log.warning("%d %s case(s) have no expert mask and are not scored", unmasked, split)
-        masked = entries[0].has_mask
-        return self._volumes(entries, masked, None if masked else self._pseudo(entries))
+        return self._volumes(entries, with_mask=True)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Volumes to make pseudo-labels for: training ones, and validation ones if those have no masks.
@@ -426,15 +422,10 @@ class SliceDataModule(LightningDataModule):
         return slice_loader(dataset, sampler, self.batch_size, self.num_workers, persistent)
 
     def _scored_entries(self) -> list[Entry]:
-        split = self.split_settings.scored
-        if split == "val" and self.labels.supervision == "pseudo":
-            return self._val_entries()
-        return [entry for entry in self.cases(split) if entry.has_mask]
+        return [entry for entry in self.cases(self.split_settings.scored) if entry.has_mask]
 
-    def _volumes(
-        self, entries: Sequence[Entry], with_mask: bool = False, pseudo: PseudoLabelReader | None = None
-    ) -> DataLoader[Any]:
-        dataset = VolumeDataset(entries, self._reader, self.slices.min_pixels, with_mask, pseudo=pseudo)
+    def _volumes(self, entries: Sequence[Entry], with_mask: bool = False) -> DataLoader[Any]:
+        dataset = VolumeDataset(entries, self._reader, self.slices.min_pixels, with_mask)
         return volume_loader(dataset, *self._place(), self.num_workers)
 
 

@@ -307,7 +307,6 @@ class VolumeDataset(Dataset[VolumeBatch]):
         min_pixels: see ``slice_labels``.
         with_mask: add ``mask``, the expert mask on the scan's own slices: for the test only.
         with_label: add ``label``; unlabelled scans have none.
-        pseudo: add ``target`` from these pseudo-labels.
     """
 
     def __init__(
@@ -317,14 +316,12 @@ class VolumeDataset(Dataset[VolumeBatch]):
         min_pixels: int,
         with_mask: bool = False,
         with_label: bool = True,
-        pseudo: PseudoLabelReader | None = None,
     ) -> None:
         self.entries = tuple(entries)
         self.reader = reader
         self.min_pixels = min_pixels
         self.with_mask = with_mask
         self.with_label = with_label
-        self.pseudo = pseudo
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -337,7 +334,4 @@ class VolumeDataset(Dataset[VolumeBatch]):
             volume["label"] = torch.from_numpy(slice_labels(entry, self.min_pixels))
         if self.with_mask:
             volume["mask"] = torch.from_numpy(self.reader.mask_native(entry.name).astype(np.int64))
-        if self.pseudo is not None:
-            labels = [self.pseudo.read(entry.name, number)[0] for number in range(entry.depth)]
-            volume["target"] = torch.from_numpy(np.stack(labels).astype(np.int64))
         return volume

@@ -141,7 +141,7 @@ def draw_run(run: Path) -> Path:
     # Refined, everything is found, by as much again as was lacking.
     refined = [row | {"missed": False, "dice": (1 + row["dice"]) / 2 if row["dice"] != "" else ""} for row in cases]
     write_csv(run / "refined" / "cases.csv", refined)
-    chosen = {"threshold": 0.45, "dice": {"0.45": 0.8}, "reference": "expert masks", "cases": 3}
+    chosen = {"threshold": 0.45, "dice": {"0.45": 0.8}, "cases": 3}
     (run / "threshold" / "threshold.json").write_text(json.dumps(chosen))
     (run / "test" / "summary.json").write_text(json.dumps({"volume": {"dice": {"liver": 0.75}, "cases": 7}}))
     return run

@@ -73,7 +73,6 @@ class VolumeBatch(TypedDict, total=False):
         box: (4,) int64, (top, bottom, left, right) of the scan in the frame, ends excluded.
         mask: (D, H0, W0) int64 expert class ids on the scan's own slices; test only, and only
             where there is one.
-        target: (D, H, W) int64 class ids of the pseudo-label; where settings are chosen without a mask.
     """
 
     image: Tensor
@@ -84,7 +83,6 @@ class VolumeBatch(TypedDict, total=False):
     spacing: tuple[float, float, float]
     box: Tensor
     mask: Tensor
-    target: Tensor
 
 
 class Frame(NamedTuple):

@@ -116,31 +116,26 @@ def test_test_volumes_come_on_the_scans_own_slices(root):
     assert tuple(volume["frame"]) == (16, 20, 20, 32)
 
 
-def test_settings_can_be_chosen_on_validation_volumes(root, tmp_path):
+def test_settings_can_be_chosen_on_validation_volumes(root):
     module = make(root, "test", split__scored="val")
     volumes = list(module.test_dataloader())
     assert {volume["case"] for volume in volumes} == {entry.name for entry in module.cases("val")}
-    assert all("mask" in volume and "target" not in volume for volume in volumes)
+    assert all("mask" in volume for volume in volumes)
 
 
-def test_without_masks_they_are_chosen_by_pseudo_labels(tmp_path):
+def test_without_masks_there_is_nothing_to_choose_by(tmp_path):
     root = fake_folder(tmp_path / "scans", 6)
     module = make(root)
     (entry,) = module.cases("val")
-    tables = {case.name: module.entries[case.name] for case in module.find_cases()}
-    rows = [f"{name},{z},{int(label[0])}" for name, e in tables.items() for z, label in enumerate(slice_labels(e, 10))]
+    rows = [
+        f"{name},{z},{int(label[0])}"
+        for name, held in module.entries.items()
+        for z, label in enumerate(slice_labels(held, 10))
+    ]
     (root / "labels.csv").write_text("\n".join(["case,slice,tumour", *rows]))
     (root / "masks" / f"{entry.name}.nii.gz").unlink()
-    label = np.ones((6, 32, 32), np.uint8)
-    parts = {"label": label, "confidence": label, "quality": np.ones((6, 1), np.float32)}
-    save_file(parts, tmp_path / f"{entry.name}.safetensors")
-    given = {"labels__supervision": "pseudo", "labels__pseudo_labels_dir": str(tmp_path)}
     with pytest.raises(DataError, match=r"No val case of .* has an expert mask"):
         make(root, "test", split__scored="val")
-    (volume,) = make(root, "test", split__scored="val", **given).test_dataloader()
-    assert volume["target"].eq(1).all()
-    assert volume["target"].shape == (6, 32, 32)
-    assert "mask" not in volume
 
 
 def test_workers_read_the_same(root):

@@ -18,7 +18,7 @@ def house(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scans").mkdir()
     calls = []
-    masked = [3]
+    masked = [3, 2]
     monkeypatch.setattr(pipeline, "masked", masked, raising=False)
 
     def record(self, arguments):
@@ -26,7 +26,7 @@ def house(tmp_path, monkeypatch):
         if "--summary" in arguments:
             summary = Path(arguments[arguments.index("--summary") + 1])
             summary.parent.mkdir(parents=True, exist_ok=True)
-            splits = {"test": {"masked": masked[0]}}
+            splits = {"test": {"masked": masked[0]}, "val": {"masked": masked[1]}}
             write_object(tmp_path / "store/index.json", {"cases": []})
             sources = {"root": str(tmp_path / "scans"), "tables": ["labels.csv"]}
             scans = {path.name: path.read_text() for path in (tmp_path / "scans").iterdir()}

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from clinic import AXIAL, draw_clinic
 from fakes import draw_scan, fake_folder, save_nifti
-from scan_formats import save, save_dicom, slice_of
+from scan_formats import save_dicom
 
 from weakmedsam.data_commands import prepare_command
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.init import dataset_name, init, main
-
-AXIAL = np.diag([-1.5, -2.0, 3.0, 1.0])
-"""As scanners write axial slices: rows to the back, columns to the left, slices up."""
 
 
 def described(folder: Path, output: Path | None = None) -> dict:
@@ -28,28 +26,8 @@ def described(folder: Path, output: Path | None = None) -> dict:
     return held | held["slices"] | held["split"] | held["augment"]
 
 
-def clinic(root: Path, cases: int = 5) -> dict[str, np.ndarray]:
-    """A DICOM tree as a clinic exports it: a CT and a scout per patient, labels by ranges. Patient -> voxels."""
-    drawn = {}
-    rows = []
-    for number in range(cases):
-        patient = f"PAT{number:03d}"
-        voxels = draw_scan(number)[0] - 1000
-        voxels[1] += 1500
-        drawn[patient] = voxels
-        said = {"PatientID": patient, "Modality": "CT"}
-        save_dicom(root / f"export/{patient}/1/A", voxels, AXIAL, number, SeriesDescription="thorax 3mm", **said)
-        save_dicom(root / f"export/{patient}/1/B", voxels[:, :, :2], AXIAL, SeriesDescription="thin", **said)
-        held = slice_of(np.zeros((9, 9), np.int16), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], **said)
-        held.SeriesInstanceUID = f"1.2.{number}"
-        save(held, root / f"export/{patient}/scout")
-        rows.append(f"{patient},1,4,tumour")
-    (root / "labels.csv").write_text("case,from,to,class\n" + "\n".join(rows))
-    return drawn
-
-
 def test_a_dicom_tree_with_labels_by_ranges_is_described_and_prepares(tmp_path, monkeypatch, capsys):
-    drawn = clinic(tmp_path / "My clinic")
+    drawn = draw_clinic(tmp_path / "My clinic")
     monkeypatch.chdir(tmp_path)
     main(["My clinic"])
     said = capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_another_round_follows_the_first_and_starts_from_its_network(house, tmp_
     assert maps[0] == "test"
     assert "experiments/refined.yaml" in refined
     assert refined[refined.index("--model.pam.start.checkpoint") + 1].endswith("segment_2/checkpoints/best.ckpt")
-    assert threshold[threshold.index("--data.labels.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
+    assert threshold[threshold.index("--model.pam.start.checkpoint") + 1].endswith("segment_2/checkpoints/best.ckpt")
     assert refined[refined.index("--model.pam.threshold.value") + 1] == "0.55"
     assert refined[refined.index("--ckpt_path") + 1].endswith(str(folder / "classify/checkpoints/best.ckpt"))
     assert network[network.index("--data.labels.pseudo_labels_dir") + 1].endswith(str(folder / "pseudo_labels_2"))
@@ -297,8 +297,16 @@ def test_parts_of_a_killed_call_are_removed(house, tmp_path):
 def test_without_expert_masks_there_is_nothing_to_score_and_the_chain_ends_well(house, tmp_path, capsys):
     pipeline.masked[0] = 0
     run("evaluate", request_for(tmp_path))
-    assert ran(house) == [*ALL[:4], "test threshold"]  # of the scans to come
+    assert ran(house) == [*ALL[:4], "test threshold"]  # that of the scans to come
     assert capsys.readouterr().out.count("nothing to score") == 3
+
+
+def test_without_validation_masks_the_threshold_is_that_of_the_file(house, tmp_path, capsys):
+    pipeline.masked[1] = 0
+    run("evaluate", request_for(tmp_path))
+    assert "--model.pam.threshold.value" not in house[-1]
+    assert ran(house) == [*ALL[:4], "test classify", "test segment", "test refined"]
+    assert "no validation case has an expert mask" in capsys.readouterr().out
 
 
 def test_an_unknown_data_set_lists_the_known(house, tmp_path):

@@ -2,7 +2,8 @@
 
 A walk spreads a prediction. How far the threshold has to lie above or below 0.5 to make up for that differs between
 data sets, and no test case is looked at to find it. Not in the paper; nnU-Net chooses its postprocessing on validation
-cases likewise (Isensee et al., Nature Methods 2021).
+cases likewise (Isensee et al., Nature Methods 2021). It takes expert masks: pseudo-labels have a size of their own
+(docs/negative_results.md).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +28,6 @@ from weakmedsam.system.atomic_io import write_whole
 THRESHOLD = "threshold.json"
 """In the folder of the stage; ``threshold`` is the chosen one."""
 
-EXPERT, PSEUDO = "expert masks", "pseudo-labels"
-"""What predictions were compared with."""
-
-
-class _Case(NamedTuple):
-    """Of a volume: (T, C) Dice at each threshold, and what it was compared with."""
-
-    dice: Tensor
-    reference: str
-
 
 class ThresholdChoice:
     """Dice of refined predictions at several thresholds, over the volumes of a test; the best one is chosen.
@@ -47,7 +38,7 @@ class ThresholdChoice:
 
     def __init__(self, thresholds: Sequence[float]) -> None:
         self.thresholds = tuple(thresholds)
-        self._cases: dict[str, _Case] = {}
+        self._dice: dict[str, Tensor] = {}  # case -> (T, C)
 
     def add(self, module: WeakMedSAM, activation: Activation, batch: VolumeBatch, settings: Refinement) -> None:
         """Refine what is predicted of a volume, and compare it at each threshold.
@@ -55,19 +46,18 @@ class ThresholdChoice:
         Args:
             module: the network, with a ``start``.
             activation: of all slices.
-            batch: the volume, with ``mask``, on the scan's own slices, or ``target``, in the working frame.
+            batch: the volume, with ``mask``.
             settings: the numbers of PAM.
         """
-        masked, classes = "mask" in batch, len(module.class_names)
-        truth = batch["mask"] if masked else batch["target"]
+        truth, classes = batch["mask"], len(module.class_names)
         counts = torch.zeros(len(self.thresholds), len(truth), classes, 3, dtype=torch.int64)
         counts += overlap_counts(torch.zeros_like(truth), truth, classes).cpu()
         for rows, refined in refine_prediction(module, activation, batch, settings):
-            scores = to_native(refined.after, batch["frame"]) if masked else refined.after
+            scores = to_native(refined.after, batch["frame"])
             for i, threshold in enumerate(self.thresholds):
                 ids, _ = threshold_scores(scores, threshold)
                 counts[i, rows.cpu()] = overlap_counts(ids, truth[rows], classes).cpu()
-        self._cases[batch["case"]] = _Case(dice_from_counts(counts.sum(dim=1)), EXPERT if masked else PSEUDO)
+        self._dice[batch["case"]] = dice_from_counts(counts.sum(dim=1))
 
     def choose(self, default: float) -> dict[str, Any]:
         """The threshold of the highest mean Dice; every rank of a distributed run must call it.
@@ -76,17 +66,16 @@ class ThresholdChoice:
             default: of several that are equally good the nearest to this one; where no volume has a Dice, itself.
 
         Returns:
-            ``threshold``; ``dice``, the mean over classes of means over volumes at each threshold; ``reference``;
-            ``cases``, how many volumes.
+            ``threshold``; ``dice``, the mean over classes of means over volumes at each threshold; ``cases``, how many
+            volumes.
         """
-        cases = _gathered(self._cases)
-        dice = torch.stack([case.dice for case in cases]).nanmean(dim=0).nanmean(dim=-1)
+        cases = _gathered(self._dice)
+        dice = torch.stack(cases).nanmean(dim=0).nanmean(dim=-1)
         known = {t: value for t, value in zip(self.thresholds, dice.tolist(), strict=True) if value == value}
         best = [t for t, value in known.items() if value >= max(known.values()) - 1e-9]
         return {
             "threshold": min(best, key=lambda t: abs(t - default)) if best else default,
             "dice": {f"{t:g}": value for t, value in known.items()},
-            "reference": cases[0].reference,
             "cases": len(cases),
         }
 
@@ -96,7 +85,7 @@ def write_threshold(folder: Path, chosen: dict[str, Any]) -> None:
     write_whole(folder / THRESHOLD, json.dumps(chosen, indent=1) + "\n")
 
 
-def _gathered(cases: dict[str, _Case]) -> list[_Case]:
+def _gathered(cases: dict[str, Tensor]) -> list[Tensor]:
     """Those of all ranks, one of each."""
     shares: list[Any] = [cases]
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -195,8 +195,9 @@ def read_run(folder: Path) -> Run:
     configs = {name: parse_mapping(folder / name / "config.yaml", text) for name, text in texts.items()}
     monitors = {name: _find_monitor(configs[name]) for name in trained}
     prepared = read_note(folder / "prepare" / "data.json")
-    unmasked = _test_masks(prepared) == 0
-    stages = {name: _read_stage(folder, name, unmasked) for name in (*names, *BESIDE)}
+    unmasked = _count_masked(prepared, "test") == 0
+    idle = {*(_SCORED if unmasked else ()), *(("threshold",) if _count_masked(prepared, "val") == 0 else ())}
+    stages = {name: _read_stage(folder, name, split_round(name)[0] in idle) for name in (*names, *BESIDE)}
     beside = {name for name in BESIDE if stages[name].state not in (NOT_RUN, NOT_NEEDED)}
     stages = {name: found for name, found in stages.items() if name in names or name in beside}
     return Run(
@@ -221,10 +222,10 @@ def _label_warnings(prepared: dict[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
-def _test_masks(prepared: dict[str, Any]) -> int | None:
-    """How many test cases have an expert mask, by what ``prepare`` has counted; None where that is not known."""
+def _count_masked(prepared: dict[str, Any], split: str) -> int | None:
+    """How many cases of a split have an expert mask, by what ``prepare`` has counted; None where that is not known."""
     found: Any = prepared
-    for key in ("splits", "test", "masked"):
+    for key in ("splits", split, "masked"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, int) else None
 
@@ -277,10 +278,10 @@ def _backbone_options(config: Any) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _read_stage(run: Path, name: str, unmasked: bool) -> StageRecord:
+def _read_stage(run: Path, name: str, idle: bool) -> StageRecord:
     path = run / name / "stage.json"
     state, reasons, _ = recorded_state(run, name)
-    if unmasked and state == NOT_RUN and split_round(name)[0] in _SCORED:
+    if idle and state == NOT_RUN:
         state = NOT_NEEDED
     facts = read_object(path)
     if state != DONE:

@@ -219,7 +219,7 @@ def _threshold(one: Round) -> list[Metric]:
     value, cases = (_inner(one.threshold, key) for key in ("threshold", "cases"))
     if not math.isfinite(value):
         return []
-    where = f"{cases:g} validation cases, by {one.threshold.get('reference')}"
+    where = f"{cases:g} validation cases"
     return [Metric(in_round("threshold", one.number), "threshold", "Threshold of refined predictions", where,
                    number(value, 2), {})]  # fmt: skip
 

@@ -17,7 +17,7 @@ from data_modules.wholeness import find_broken_files
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.overrides import parse_options, wanted_settings
 from weakmedsam.run.stage_inputs import mark_inputs
-from weakmedsam.run.stages import Request, Stage
+from weakmedsam.run.stages import Request, Stage, count_masked
 from weakmedsam.system.fingerprints import Mark, find_damage, mark
 from weakmedsam.system.json_files import read_object
 
@@ -58,8 +58,9 @@ def state_of(stage: Stage, request: Request, folder: Path | None = None) -> Stag
         ConfigError: see ``wanted_settings``.
     """
     folder = folder or request.folder / stage.name
-    if stage.needs_test_masks and _test_masks(request) == 0:
-        return StageState(NOT_NEEDED, ("no test case has an expert mask, so there is nothing to score",))
+    if stage.scored and count_masked(request.folder, stage.scored) == 0:
+        split = {"val": "validation"}.get(stage.scored, stage.scored)
+        return StageState(NOT_NEEDED, (f"no {split} case has an expert mask, so there is nothing to score",))
     if folder.exists() and not folder.is_dir():
         return StageState(OUT_OF_DATE, ("it is a file, not a folder",))
     wanted = settings_of(stage, request)
@@ -267,12 +268,6 @@ def _recorded_settings(folder: Path) -> dict[str, Any]:
 
 def _holds_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _test_masks(request: Request) -> int | None:
-    """How many test cases have an expert mask; None where that is not known."""
-    summary = read_note(request.folder / "prepare/data.json")
-    return summary.get("splits", {}).get("test", {}).get("masked")
 
 
 def _find_broken(folder: Path, held: Any) -> dict[str, str]:

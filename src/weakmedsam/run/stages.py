@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from weakmedsam.contracts import in_round
 from weakmedsam.errors import ConfigError, DataError
@@ -108,7 +108,7 @@ class Stage(NamedTuple):
         command: the argument lists to run, given the request and the common arguments.
         results: patterns of the files in its folder that are its result: a stage that leaves none of a pattern has
             failed, one whose files are lost or damaged is re-run.
-        needs_test_masks: there is nothing for it to do where no test case has an expert mask.
+        scored: "test" or "val": there is nothing for it to do where no case of this split has an expert mask.
         trains: it trains, so that the number of processes decides its result.
     """
 
@@ -119,7 +119,7 @@ class Stage(NamedTuple):
     takes: tuple[str, ...]
     command: Callable[[Request, list[str]], list[list[str]]]
     results: tuple[str, ...]
-    needs_test_masks: bool = False
+    scored: str | None = None
     trains: bool = False
 
     @property
@@ -211,19 +211,14 @@ def _from_network(request: Request, common: list[str], kind: str, number: int = 
     return [[command, *common, *start, *_root(folder), "--ckpt_path", str(best)]]
 
 
-def _threshold(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
-    common = [*common, *pseudo_labelled(request, number)]  # for validation cases without masks
-    return _from_network(request, common, "threshold", number, number)
-
-
 def _refined(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
-    key = "--model.pam.threshold.value"
-    chosen = [] if key in common else [key, str(chosen_threshold(request.folder, number))]
-    return _from_network(request, [*common, *chosen], "refined", number, number)
+    key, chosen = "--model.pam.threshold.value", chosen_threshold(request.folder, number)
+    own = [] if chosen is None or key in common else [key, str(chosen)]
+    return _from_network(request, [*common, *own], "refined", number, number)
 
 
-def chosen_threshold(run: Path, number: int = 1) -> float:
-    """Threshold of refined predictions that validation cases have chosen.
+def chosen_threshold(run: Path, number: int = 1) -> float | None:
+    """Threshold of refined predictions that validation cases have chosen; None where none of them has a mask.
 
     Args:
         run: its folder.
@@ -232,11 +227,23 @@ def chosen_threshold(run: Path, number: int = 1) -> float:
     Raises:
         DataError: the stage has left none.
     """
+    if count_masked(run, "val") == 0:
+        return None
     path = run / in_round("threshold", number) / "threshold.json"
     value = read_object(path).get("threshold")
     if not isinstance(value, float):
         raise DataError(f"{path}: holds no threshold; remove it, and the same command chooses one")
     return value
+
+
+def count_masked(run: Path, split: str) -> int | None:
+    """How many cases of a split have an expert mask; None where that is not known."""
+    summary: Any = {}
+    with contextlib.suppress(DataError):  # damaged: its stage is looked at anew
+        summary = read_object(run / "prepare/data.json")
+    for key in ("splits", split, "masked"):
+        summary = summary.get(key) if isinstance(summary, dict) else None
+    return summary if isinstance(summary, int) else None
 
 
 def _refined_configs(request: Request) -> list[Path]:
@@ -286,15 +293,15 @@ STAGES = (
     Stage("segment", "train the segmentation network", ("pseudo_labels",), _segment_configs, _ALL, _segment,
           _NETWORK, trains=True),
     Stage("test_maps", "score activation maps on test cases", ("classify",), _classify_configs, _MODEL, _test_maps,
-          ("cam_cases.csv",), needs_test_masks=True),
+          ("cam_cases.csv",), scored="test"),
     Stage("test", "score the segmentation network on test cases", ("segment",), _segment_configs, _ALL, _test,
-          ("cases.csv", "summary.json"), needs_test_masks=True),
-    Stage("threshold", "choose the threshold of refined predictions", ("classify", "pseudo_labels", "segment"),
-          _threshold_configs, _MODEL, _threshold, ("threshold.json",)),
+          ("cases.csv", "summary.json"), scored="test"),
+    Stage("threshold", "choose the threshold of refined predictions", ("classify", "segment"), _threshold_configs,
+          _MODEL, partial(_from_network, kind="threshold"), ("threshold.json",), scored="val"),
     Stage("refined", "refine and score what it predicts on test cases (PAM)", ("classify", "segment", "threshold"),
-          _refined_configs, _MODEL, _refined, ("cases.csv", "summary.json"), needs_test_masks=True),
+          _refined_configs, _MODEL, _refined, ("cases.csv", "summary.json"), scored="test"),
     Stage("upper_bound", "train and score the network on EXPERT MASKS", ("prepare",), _segment_configs, _ALL,
-          _upper_bound, (*_NETWORK, "test/cases.csv"), needs_test_masks=True, trains=True),
+          _upper_bound, (*_NETWORK, "test/cases.csv"), scored="test", trains=True),
 )
 # fmt: on
 """In order. ``model`` options concern the classification network; the segmentation network's are given
@@ -330,14 +337,15 @@ def another_round(number: int) -> tuple[Stage, ...]:
               partial(_segment, number=number), _NETWORK, trains=True),
         Stage(in_round("test_maps", number), f"score what is refined of {before} on test cases", ("classify", before),
               _maps_again_configs, _MODEL, partial(again, kind="test_maps", of=number - 1), ("cam_cases.csv",),
-              needs_test_masks=True),
+              scored="test"),
         Stage(in_round("test", number), f"score {network} on test cases", (network,), _segment_configs, _ALL,
-              partial(_test, number=number), ("cases.csv", "summary.json"), needs_test_masks=True),
-        Stage(threshold, f"choose the threshold of what is refined of {network}", ("classify", labels, network),
-              _threshold_configs, _MODEL, partial(_threshold, number=number), ("threshold.json",)),
+              partial(_test, number=number), ("cases.csv", "summary.json"), scored="test"),
+        Stage(threshold, f"choose the threshold of what is refined of {network}", ("classify", network),
+              _threshold_configs, _MODEL, partial(again, kind="threshold", of=number), ("threshold.json",),
+              scored="val"),
         Stage(in_round("refined", number), f"refine and score what {network} predicts on test cases (PAM)",
               ("classify", network, threshold), _refined_configs, _MODEL, partial(_refined, number=number),
-              ("cases.csv", "summary.json"), needs_test_masks=True),
+              ("cases.csv", "summary.json"), scored="test"),
     )
     # fmt: on
 

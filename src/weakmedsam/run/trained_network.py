@@ -87,8 +87,8 @@ def find_network(run: Path, plain: bool) -> Network:
             raise ConfigError(f"{default}: there is no such file here; run the command in the repository's folder")
         pam["init_args"] = _merged(pam["init_args"], pam_of(default))
         said = str(default)
-    if settings != refined and is_current(run, in_round("threshold", number)):
-        pam["init_args"] = _merged(pam["init_args"], {"threshold": {"value": chosen_threshold(run, number)}})
+        if is_current(run, in_round("threshold", number)) and (value := chosen_threshold(run, number)) is not None:
+            pam["init_args"] = _merged(pam["init_args"], {"threshold": {"value": value}})
     pam["init_args"] = _merged(pam["init_args"], {"start": {"checkpoint": str(checkpoint)}})
     classified = result_name(run / "classify")
     if classified is None:
