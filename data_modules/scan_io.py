@@ -6,6 +6,7 @@ Without torch, so that a command that finds all of them segmented says so at onc
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_modules.cases import Case
 from data_modules.formats.dicom_files import safe_name
+from data_modules.formats.dicom_seg import read_seg_mark, write_seg
 from data_modules.formats.nifti import read_description, write_labels
 from data_modules.nifti_files import (
     case_name,
@@ -24,8 +26,9 @@ from data_modules.nifti_files import (
     look_at,
     nifti_stem,
 )
-from data_modules.scan_files import READ, is_scan_file, list_scans, scan_stem
+from data_modules.scan_files import READ, is_dicom_file, is_scan_file, list_scans, scan_stem
 from data_modules.store import stamp
+from data_modules.store_index import Entry, StoreSpec
 from data_modules.volumes import Geometry, read_volume
 from weakmedsam.errors import DataError
 from weakmedsam.system.atomic_io import SEGMENTATIONS, write_whole
@@ -34,6 +37,11 @@ SourceStamps: TypeAlias = tuple[tuple[str, int, int], ...]
 
 MARK = "weakmedsam"
 """How the description in the header of a segmentation begins; its hash follows."""
+
+WITH_SEG = " SEG"
+"""How the description ends where a DICOM SEG lies beside the segmentation: one is the result with the other."""
+
+_log = logging.getLogger(__name__)
 
 
 class Measure(NamedTuple):
@@ -88,6 +96,16 @@ def segmentation_path(folder: Path, case: str) -> Path:
     return folder / f"{case}.nii.gz"
 
 
+def seg_path(folder: Path, case: str) -> Path:
+    """Where the DICOM SEG of a DICOM series goes."""
+    return folder / f"{case}.dcm"
+
+
+def is_dicom_case(case: Case) -> bool:
+    """Whether a scan is a DICOM series, or a DICOM file."""
+    return is_dicom_file(Path((case.image_files or (case.image,))[0]))
+
+
 def scores_path(folder: Path, case: str, number: int, class_name: str) -> Path:
     """Where the scores of a class go; two names may be one as part of a file's name, hence the class's id."""
     return folder / "scores" / f"{case}_{number}_{safe_name(class_name)}.nii.gz"
@@ -111,10 +129,14 @@ def find_unsegmented(cases: Sequence[Case], folder: Path, made_by: str) -> list[
         DataError: a file in the place of a segmentation is not one of this program's, or is damaged: it is not
             written over.
     """
-    return [case for case in cases if not _is_segmented(case, segmentation_path(folder, case.name), made_by)]
+    return [case for case in cases if not _is_segmented(case, folder, made_by)]
 
 
-def _is_segmented(case: Case, path: Path, made_by: str) -> bool:
+def _is_segmented(case: Case, folder: Path, made_by: str) -> bool:
+    path, seg = segmentation_path(folder, case.name), seg_path(folder, case.name)
+    held = read_seg_mark(seg) if seg.exists() and is_dicom_case(case) else ""
+    if held is None:
+        raise _not_ours(seg)
     if not path.exists():
         return False
     try:
@@ -122,14 +144,53 @@ def _is_segmented(case: Case, path: Path, made_by: str) -> bool:
     except DataError:
         said = ""
     if not said.startswith(MARK):
-        raise DataError(
-            f"{path}: is damaged, or not a segmentation of this program, and would be written over. Remove it, or "
-            "name another OUT."
-        )
+        raise _not_ours(path)
     try:
-        return said == mark_of(stamp(case, str(Path(case.image).parent)), made_by)
+        mark = mark_of(stamp(case, str(Path(case.image).parent)), made_by)
     except DataError:  # the scan is gone: whoever reads it will say so
         return False
+    return said == mark or (said == mark + WITH_SEG and held == mark)
+
+
+def _not_ours(path: Path) -> DataError:
+    return DataError(
+        f"{path}: is damaged, or not a segmentation of this program, and would be written over. Remove it, or "
+        "name another OUT."
+    )
+
+
+def write_seg_beside(
+    folder: Path, case: Case, ids: NDArray[np.uint8], read: tuple[Entry, StoreSpec], names: Sequence[str], mark: str
+) -> bool:
+    """Write the DICOM SEG of a scan that is a DICOM series; one line says why where it cannot be one.
+
+    An earlier one goes then: it is of another network, or of other settings.
+
+    Args:
+        folder: of the segmentations.
+        case: the scan.
+        ids: (D, H0, W0) class ids on its own slices.
+        read: the scan as it was read, and how.
+        names: of the classes, id 1 first.
+        mark: of ``mark_of``.
+
+    Returns:
+        Whether it is there.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    (entry, spec), path = read, seg_path(folder, case.name)
+    try:
+        if stamp(case, spec.data_dir) != entry.sources:
+            raise DataError("the scan has changed meanwhile")
+        scan = (case.image, case.image_files or (case.image,), spec.reading)
+        write_seg(path, entry.geometry.from_slices(ids), scan, names, mark)
+    except DataError as error:
+        path.unlink(missing_ok=True)
+        _log.warning("%s: no DICOM SEG, NIfTI alone: %s", case.name, error)
+        return False
+    return True
 
 
 def write_segmentation(path: Path, ids: NDArray[np.uint8], geometry: Geometry, mark: str) -> None:

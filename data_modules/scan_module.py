@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from data_modules.base import SliceDataModule
+from data_modules.cases import Case
 from data_modules.loaders import volume_loader
 from data_modules.prepare import prepare
 from data_modules.scan_io import (
+    WITH_SEG,
     find_scans,
     find_unsegmented,
+    is_dicom_case,
     mark_of,
     scores_path,
     segmentation_path,
     write_scores,
+    write_seg_beside,
     write_segmentation,
 )
 from data_modules.slice_datasets import VolumeDataset
@@ -38,7 +42,7 @@ class UnseenScans(LightningDataModule):
 
     Args:
         scans: folder of scans of any format, or one file.
-        out: folder for ``<scan>.nii.gz``.
+        out: folder for ``<scan>.nii.gz``, and ``<scan>.dcm`` of a DICOM series.
         like: the data that the network has learnt from; its scans are not touched.
         made_by: names network and settings: segmentations by others are made again.
         scores: write the scores behind them, too, ``scores/<scan>_<id>_<class>.nii.gz``.
@@ -62,6 +66,7 @@ class UnseenScans(LightningDataModule):
         self.num_workers = like.num_workers
         self.augment = like.augment
         self._entries: dict[str, Entry] = {}
+        self._dicom: dict[str, Case] = {}
 
     @property
     def spec(self) -> StoreSpec:
@@ -98,6 +103,8 @@ class UnseenScans(LightningDataModule):
         """Take the scans that were found when they were read: meanwhile another process may have finished some."""
         index = read_index(self.store)
         self._entries = {} if index is None else dict(index.entries)
+        cases = find_scans(Path(self.scans)) if self._entries else []
+        self._dicom = {case.name: case for case in cases if case.name in self._entries and is_dicom_case(case)}
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Whole volumes without ``label``."""
@@ -122,7 +129,7 @@ class UnseenScans(LightningDataModule):
             write_scores(scores_path(Path(self.out), case, number, name), scores[:, number - 1], geometry)
 
     def save_segmentation(self, case: str, ids: NDArray[np.uint8]) -> None:
-        """Write a scan's segmentation, ``<scan>.nii.gz``, in the scan's own space.
+        """Write a scan's segmentation, ``<scan>.nii.gz``, in the scan's own space; of a DICOM series first its SEG.
 
         Args:
             case: the scan.
@@ -130,8 +137,11 @@ class UnseenScans(LightningDataModule):
         """
         entry = self._entries[case]
         # Of the file that was read: one that has taken its place since is still to be segmented.
-        mark = mark_of(entry.sources, self.made_by)
-        write_segmentation(segmentation_path(Path(self.out), case), ids, entry.geometry, mark)
+        mark, out = mark_of(entry.sources, self.made_by), Path(self.out)
+        found = self._dicom.get(case)
+        with_seg = found is not None and write_seg_beside(out, found, ids, (entry, self.spec), self.class_names, mark)
+        # The last one: a scan whose file is there is not looked at again.
+        write_segmentation(segmentation_path(out, case), ids, entry.geometry, mark + WITH_SEG * with_seg)
 
 
 def slices_folder(out: str | Path) -> Path:

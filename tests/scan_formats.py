@@ -71,7 +71,7 @@ def save_dicom(folder: Path, voxels, affine, shuffled: int = 0, **tags) -> list[
     return [paths[int(np.flatnonzero(order == number)[0])] for number in range(len(order))]
 
 
-def save_enhanced(path: Path, voxels, affine, slopes=None) -> Path:
+def save_enhanced(path: Path, voxels, affine, slopes=None, **tags) -> Path:
     """One multi-frame file with functional groups; slopes are of the frames."""
     frames = []
     shared = Dataset()
@@ -85,11 +85,34 @@ def save_enhanced(path: Path, voxels, affine, slopes=None) -> Path:
         frames.append(frame)
         shared.PlaneOrientationSequence = [_item(ImageOrientationPatient=place["ImageOrientationPatient"])]
         shared.PixelMeasuresSequence = [_item(PixelSpacing=place["PixelSpacing"], SliceThickness=2)]
-    held = slice_of(np.ascontiguousarray(voxels.transpose(2, 1, 0)), SOPClassUID=ENHANCED_MR, Modality="MR")
+    said = {"SOPClassUID": ENHANCED_MR, "Modality": "MR"} | tags
+    held = slice_of(np.ascontiguousarray(voxels.transpose(2, 1, 0)), **said)
     held.SeriesInstanceUID = pydicom.uid.generate_uid()
     held.PerFrameFunctionalGroupsSequence = frames
     held.SharedFunctionalGroupsSequence = [shared]
     return save(held, path)
+
+
+def seg_on(path: Path, shape, affine) -> np.ndarray:
+    """Class ids of a DICOM SEG on voxels with a RAS affine, by what each frame says of its place; by pydicom alone."""
+    held = pydicom.dcmread(path)
+    shared = held.SharedFunctionalGroupsSequence[0]
+    across, down = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+    apart = [float(size) for size in shared.PixelMeasuresSequence[0].PixelSpacing]
+    ids, into = np.zeros(shape, np.uint8), np.linalg.inv(LPS @ affine)
+    pixels = held.pixel_array.reshape((-1, held.Rows, held.Columns))
+    for frame, groups in zip(pixels, held.PerFrameFunctionalGroupsSequence, strict=True):
+        origin = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
+        of_frame = groups if "SegmentIdentificationSequence" in groups else shared
+        number = of_frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        rows, columns = np.nonzero(frame)
+        places = origin + np.outer(columns, across) * apart[1] + np.outer(rows, down) * apart[0]
+        there = (np.column_stack([places, np.ones(len(places))]) @ into.T)[:, :3]
+        assert np.abs(there - np.rint(there)).max(initial=0) < 0.01
+        index = tuple(np.rint(there).astype(int).T)
+        assert not ids[index].any()
+        ids[index] = number
+    return ids
 
 
 def write_by_itk(code: str, *words: object) -> None:

@@ -7,7 +7,6 @@ of a scan with tilted gantry the third axis of the affine is not at right angles
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.formats.dicom_files import SEGMENTATION, damaged, is_dicom, quiet_pydicom
+from data_modules.formats.dicom_slices import Slice, check_alike, choose_volume, make_slice, position_of, sort_slices
 from data_modules.formats.volume import (
     LPS_TO_RAS,
     NO_SPACING,
@@ -29,41 +29,8 @@ from weakmedsam.errors import DataError
 MOST_BYTES = 2**31
 """What the frames of one file may take: a compressed file of a few bytes can state any size."""
 
-SAME_DIRECTION = 1e-3
-"""How far the cosines of two slices' rows and columns may differ: rounding in headers stays below it."""
-
 UNEQUAL = 0.05
 """How far distances of slices may differ, as a part of their median: positions are often rounded to 0.1 mm."""
-
-SAME_POSITION = 1e-3
-"""Slices that lie nearer than this, mm, lie at one position."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One slice or frame.
-
-    Attributes:
-        path: of its file.
-        order: InstanceNumber, or number of the frame.
-        pixels: (rows, columns, channels) as stored.
-        position: (3,) mm of the first pixel's centre, LPS; None where the file says nothing of it.
-        directions: (2, 3) to where the columns' and the rows' numbers grow, LPS.
-        spacing: (between columns, between rows) mm; None where the file says nothing of it.
-        thickness: mm to the next slice, as stated; 0 where it is not.
-        scale: (slope, intercept).
-        stated: how many slices the acquisition has, as stated; 0 where it is not.
-    """
-
-    path: Path
-    order: int
-    pixels: NDArray[Any]
-    position: NDArray[np.float64] | None
-    directions: NDArray[np.float64]
-    spacing: tuple[float, float] | None
-    thickness: float
-    scale: tuple[float, float]
-    stated: int = 0
 
 
 def read_dicom(path: str | Path, files: Sequence[str | Path], reading: Reading) -> Volume:
@@ -79,7 +46,7 @@ def read_dicom(path: str | Path, files: Sequence[str | Path], reading: Reading) 
         DataError: unreadable, or no volume: several sizes, orientations or spacings, a gap, a slice twice.
     """
     slices = [part for file in files for part in _read_file(Path(file))]
-    _check_alike(slices)
+    check_alike(slices)
     first = slices[0]
     if first.position is None:
         return _stack(path, slices, reading)
@@ -88,7 +55,7 @@ def read_dicom(path: str | Path, files: Sequence[str | Path], reading: Reading) 
             f"{path}: has {len(slices)} of the {first.stated} slices of its acquisition. Get the whole series, or "
             "leave it out."
         )
-    chosen, channel = _choose_volume(path, _sorted(slices), reading.channel)
+    chosen, channel = choose_volume(path, sort_slices(slices), reading.channel)
     affine = _affine(chosen)
     return make_volume(_voxels(path, chosen, channel), affine, path)
 
@@ -115,7 +82,7 @@ def _read_file(path: Path) -> list[Slice]:
             if "MOSAIC" in str(held.get("ImageType")).upper():
                 raise DataError(f"{path}: is a mosaic, slices in one picture. Convert the series to NIfTI (dcm2niix).")
             frames = _decode(pydicom, path, held)
-            return [_slice(path, held, number, pixels) for number, pixels in enumerate(frames)]
+            return [make_slice(path, held, number, pixels) for number, pixels in enumerate(frames)]
         except (DataError, MemoryError):
             raise
         except Exception as error:  # the library raises whatever a damaged file leads it to
@@ -148,117 +115,6 @@ def _decode(pydicom: Any, path: Path, held: Any) -> NDArray[Any]:
     return np.asarray(pixels).reshape((count, held.Rows, held.Columns, colours))
 
 
-def _slice(path: Path, held: Any, number: int, pixels: NDArray[Any]) -> Slice:
-    """A frame with its place: that of the frame, else what all frames share, else that of the file."""
-    frames, shared = held.get("PerFrameFunctionalGroupsSequence"), held.get("SharedFunctionalGroupsSequence")
-    groups = [part for part in (frames[number] if frames else None, shared[0] if shared else None) if part is not None]
-
-    def find(sequence: str, name: str) -> Any:
-        inside = [group[sequence][0] for group in groups if group.get(sequence)]
-        values = [part.get(name) for part in inside if part.get(name) not in (None, "")]
-        return values[0] if values else held.get(name)
-
-    measures = "PixelMeasuresSequence"
-    position = find("PlanePositionSequence", "ImagePositionPatient")
-    several = len(pixels.shape) == 3 and int(held.get("NumberOfFrames") or 1) > 1
-    if several and not any(group.get("PlanePositionSequence") for group in groups):
-        position = None  # one place for all frames is none
-    directions = find("PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = find(measures, "PixelSpacing") or held.get("ImagerPixelSpacing")
-    thickness = find(measures, "SpacingBetweenSlices") or find(measures, "SliceThickness") or 0
-    slope = find("PixelValueTransformationSequence", "RescaleSlope")
-    intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
-    if position is not None and (directions is None or spacing is None):
-        raise DataError(
-            f"{path}: has a position, and no {'orientation' if directions is None else 'pixel spacing'}. Export it "
-            "again, or leave it out."
-        )
-    return Slice(
-        path,
-        order=number if several else int(held.get("InstanceNumber") or 0),
-        pixels=pixels,
-        position=None if position is None else _numbers(position, 3),
-        directions=_numbers(directions or (1, 0, 0, 0, 1, 0), 6).reshape(2, 3),
-        spacing=_sizes(spacing) if spacing else None,
-        thickness=abs(float(thickness)),
-        scale=(1.0 if slope is None else float(slope), float(intercept or 0)),
-        stated=0 if several else int(held.get("ImagesInAcquisition") or 0),
-    )
-
-
-def _numbers(values: Any, count: int) -> NDArray[np.float64]:
-    """So many finite numbers; else ValueError, as of any damaged file."""
-    found = np.array(values, np.float64)
-    if found.shape != (count,) or not np.isfinite(found).all():
-        raise ValueError(f"{values} are not {count} numbers")
-    return found
-
-
-def _sizes(spacing: Any) -> tuple[float, float]:
-    """(between columns, between rows), of a tag that has rows first."""
-    down, across = _numbers(spacing, 2).tolist()
-    if min(down, across) <= 0:
-        raise ValueError(f"pixels of {spacing} mm")
-    return across, down
-
-
-def _check_alike(slices: Sequence[Slice]) -> None:
-    """Raise DataError if two slices differ in what makes them slices of one volume."""
-    first = slices[0]
-    for part in slices[1:]:
-        differing = None
-        if part.pixels.shape != first.pixels.shape:
-            shapes = [f"{x.pixels.shape[1]} x {x.pixels.shape[0]}" for x in (part, first)]
-            differing = f"has {shapes[0]} pixels, {first.path} has {shapes[1]}"
-        elif (part.position is None) != (first.position is None):
-            differing = f"{first.path} has {'no' if first.position is None else 'a'} position, it is the other way"
-        elif np.abs(part.directions - first.directions).max() > SAME_DIRECTION:
-            differing = f"lies in another orientation than {first.path}"
-        elif part.spacing != first.spacing and not np.allclose(part.spacing or 0, first.spacing or 0, rtol=1e-3):
-            differing = f"has pixels of {part.spacing} mm, {first.path} of {first.spacing}"
-        if differing:
-            raise DataError(
-                f"{part.path}: {differing}: they are not one volume. Leave the series out (data.series), or split it."
-            )
-    across, down = first.directions
-    if np.abs([across @ across - 1, down @ down - 1, across @ down]).max() > SAME_DIRECTION * 10:
-        raise DataError(
-            f"{first.path}: its orientation cannot be used ({first.directions.ravel().tolist()}). Export it again."
-        )
-
-
-def _sorted(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Slices by position along the normal; at each position by their number."""
-    normal = np.cross(*slices[0].directions)
-    ordered = sorted(slices, key=lambda part: (float(normal @ _at(part)), part.order, str(part.path)))
-    places: list[list[Slice]] = []
-    for part in ordered:
-        if places and abs(normal @ (_at(part) - _at(places[-1][0]))) < SAME_POSITION:
-            places[-1].append(part)
-        else:
-            places.append([part])
-    return [sorted(place, key=lambda part: (part.order, str(part.path))) for place in places]
-
-
-def _choose_volume(path: str | Path, places: list[list[Slice]], channel: int | None) -> tuple[list[Slice], int | None]:
-    """One slice of each position, and the channel that is still to be chosen."""
-    count = len(places[0])
-    if uneven := [place for place in places if len(place) != count]:
-        place = max(uneven[0], places[0], key=len)
-        raise DataError(
-            f"{place[1].path}: lies at the position of {place[0].path}, and other positions have one slice fewer or "
-            "more. Remove the slice that is too many, or get those that are missing."
-        )
-    if count == 1:
-        return [place[0] for place in places], channel
-    if channel is None or channel >= count:
-        raise DataError(
-            f"{path}: has {count} slices at each position (phases, echoes), {places[0][0].path} and others. Say which "
-            f"are taken, data.channel: 0 to {count - 1}, by InstanceNumber; or leave the series out (data.series)."
-        )
-    return [place[channel] for place in places], None
-
-
 def _affine(slices: Sequence[Slice]) -> NDArray[np.float64]:
     """(4, 4) RAS; slices are sorted.
 
@@ -270,8 +126,8 @@ def _affine(slices: Sequence[Slice]) -> NDArray[np.float64]:
     normal = np.cross(*first.directions)
     step = normal * (first.thickness or min(first.spacing))
     if len(slices) > 1:
-        step = (_at(last) - _at(first)) / (len(slices) - 1)
-        apart = np.diff([normal @ _at(part) for part in slices])
+        step = (position_of(last) - position_of(first)) / (len(slices) - 1)
+        apart = np.diff([normal @ position_of(part) for part in slices])
         usual = float(np.median(apart))
         for number in np.flatnonzero(np.abs(apart - usual) > UNEQUAL * usual).tolist():
             before, after, found = slices[number].path, slices[number + 1].path, apart[number]
@@ -282,7 +138,7 @@ def _affine(slices: Sequence[Slice]) -> NDArray[np.float64]:
                 "series, or leave it out."
             )
         for number, part in enumerate(slices):
-            aside = np.linalg.norm(_at(part) - _at(first) - number * step)
+            aside = np.linalg.norm(position_of(part) - position_of(first) - number * step)
             if aside > 2 * UNEQUAL * max(usual, *first.spacing):
                 raise DataError(
                     f"{part.path}: lies {aside:.2f} mm beside the line of the other slices: they are not one volume. "
@@ -290,13 +146,8 @@ def _affine(slices: Sequence[Slice]) -> NDArray[np.float64]:
                 )
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = (d * s for d, s in zip(first.directions, first.spacing, strict=True))
-    affine[:3, 2], affine[:3, 3] = step, _at(first)
+    affine[:3, 2], affine[:3, 3] = step, position_of(first)
     return LPS_TO_RAS @ affine
-
-
-def _at(part: Slice) -> NDArray[np.float64]:
-    assert part.position is not None
-    return part.position
 
 
 def _voxels(path: str | Path, slices: Sequence[Slice], channel: int | None) -> NDArray[Any]:

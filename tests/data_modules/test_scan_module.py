@@ -1,5 +1,7 @@
 """Unlabelled scans through Lightning, with a segmentation network that sees what is bright, so that all is known."""
 
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from classifiers import module, trainer
 from pam_settings import pam_callback
 from saved_segmenter import CLASSES, save
-from scan_formats import save_dicom, write_by_itk
+from scan_formats import save_dicom, seg_on, write_by_itk
 from tiny import tiny_phantom
 
 from data_modules.nifti_files import nifti_stem
@@ -113,6 +115,70 @@ def test_a_scan_of_another_format_is_segmented_in_the_same_place(drawn, images, 
         assert np.array_equal(*(np.asarray(way.dataobj) for way in canonical))
         assert np.allclose(*(way.affine for way in canonical), atol=1e-4)
         assert ways[1].get_qform(coded=True)[1] == ways[1].get_sform(coded=True)[1] == 1
+
+
+@pytest.fixture
+def series(images, tmp_path):
+    """A scan as a DICOM series beside one as NIfTI."""
+    first, second = sorted(images.glob("*.nii.gz"))[:2]
+    scan = nib.load(first)
+    voxels = np.asarray(scan.dataobj)
+    save_dicom(tmp_path / "scans/phantom_000/series", voxels, scan.affine, FrameOfReferenceUID="1.2.9")
+    (tmp_path / "scans" / second.name).write_bytes(second.read_bytes())
+    return tmp_path / "scans"
+
+
+def test_a_dicom_series_gets_a_dicom_seg_beside(drawn, series, tmp_path):
+    segment(tmp_path, drawn, series)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.glob("p*.*")) == [
+        "phantom_000.dcm",
+        "phantom_000.nii.gz",
+        "phantom_001.nii.gz",
+    ]
+    found = nib.load(out / "phantom_000.nii.gz")
+    ids = np.asarray(found.dataobj)
+    assert {1, 2} <= set(np.unique(ids).tolist())
+    assert np.array_equal(seg_on(out / "phantom_000.dcm", ids.shape, found.affine), ids)
+
+
+@pytest.mark.parametrize("gone", ["dcm", "nii.gz"])
+def test_both_files_are_the_result_of_a_series(drawn, series, tmp_path, gone):
+    segment(tmp_path, drawn, series)
+    out = tmp_path / "out"
+    assert find_unsegmented(find_scans(series), out, "x") == []
+    (out / f"phantom_000.{gone}").unlink()
+    assert [case.name for case in find_unsegmented(find_scans(series), out, "x")] == ["phantom_000"]
+    segment(tmp_path, drawn, series)
+    assert (out / f"phantom_000.{gone}").is_file()
+    (out / "phantom_000.dcm").write_bytes(next((series / "phantom_000/series").iterdir()).read_bytes())
+    with pytest.raises(DataError, match=r"phantom_000\.dcm: is damaged, or not a segmentation of this program"):
+        find_unsegmented(find_scans(series), out, "x")
+
+
+def test_a_series_in_which_nothing_is_found_keeps_no_earlier_seg(drawn, series, tmp_path, caplog):
+    segment(tmp_path, drawn, series)
+    out = tmp_path / "out"
+    assert (out / "phantom_000.dcm").is_file()
+    (out / "phantom_000.nii.gz").unlink()
+    segment(tmp_path, drawn, series, save(tmp_path / "best.ckpt", level=0.5, network="saved_segmenter.Nothing"))
+    assert not np.asarray(nib.load(out / "phantom_000.nii.gz").dataobj).any()
+    assert not (out / "phantom_000.dcm").exists()
+    assert "phantom_000: no DICOM SEG, NIfTI alone: nothing was found" in caplog.text
+    assert find_unsegmented(find_scans(series), out, "x") == []
+
+
+def test_a_seg_is_not_written_on_a_series_that_has_changed(drawn, series, tmp_path, caplog):
+    data = unseen(drawn, series, tmp_path / "out")
+    data.prepare_data()
+    data.setup("predict")
+    os.utime(next((series / "phantom_000/series").iterdir()))
+    for volume in data.predict_dataloader():
+        frame = volume["frame"]
+        data.save_segmentation(volume["case"], np.ones((len(volume["image"]), frame.height, frame.width), np.uint8))
+    assert "the scan has changed meanwhile" in caplog.text
+    assert not list((tmp_path / "out").glob("*.dcm"))
+    assert len(ids_in(tmp_path / "out")) == 2
 
 
 def refined(folder, drawn, scans, start, **settings):

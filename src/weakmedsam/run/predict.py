@@ -109,8 +109,9 @@ def predict(
     Args:
         run: folder of the run.
         scans: folder of scans, or one file.
-        out: gets ``<scan>.nii.gz``, ``pictures/``, ``volumes.csv``, ``scores/`` where they are asked for,
-            ``skipped.csv`` where scans were left out, and, under ``provenance/``, what made them.
+        out: gets ``<scan>.nii.gz``, of a DICOM series ``<scan>.dcm`` as well, ``pictures/``, ``volumes.csv``,
+            ``scores/`` where they are asked for, ``skipped.csv`` where scans were left out, and, under
+            ``provenance/``, what made them.
         plain: as of ``find_network``.
         options: further ones of LightningCLI's ``predict``.
         relay_class: what runs it.
