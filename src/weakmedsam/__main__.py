@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from weakmedsam.system.fast_import import interruptible, many_imports, wait_asleep
+from weakmedsam.system.fast_import import interruptible, keep_freed_memory, many_imports, wait_asleep
 
 PIPELINE = "weakmedsam.run.pipeline"
 COMMANDS = {
@@ -63,6 +63,7 @@ def main(words: list[str] | None = None) -> None:
             found = importlib.import_module(module)
             sys.exit(found.main([name, *words] if module == PIPELINE else words))
         wait_asleep()
+        keep_freed_memory()
         with many_imports():
             from weakmedsam.cli import main as run_lightning  # a second and more: torch
 

@@ -1,3 +1,4 @@
+import ctypes
 import gc
 import os
 import subprocess
@@ -42,3 +43,18 @@ def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(mon
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
     wait_asleep()
     assert os.environ["OMP_WAIT_POLICY"] == wanted
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+@pytest.mark.parametrize(("environment", "few"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_memory_of_freed_arrays_is_kept_unless_the_environment_says_otherwise(environment, few):
+    code = (
+        "import resource\nfrom weakmedsam.system.fast_import import keep_freed_memory\nkeep_freed_memory()\n"
+        "for n in range(20):\n    bytearray(b'x') * 2**26\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
+    )
+    pages = 2**26 // os.sysconf("SC_PAGESIZE")
+    assert (int(done.stdout) < 5 * pages) == few  # of twenty times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 
 INTERRUPTED = 128 + 2
 """Exit status after Ctrl-C (SIGINT), as a shell says it."""
+
+MAPPED_FROM, KEPT = 2**28, 2**29
+"""Bytes from which on an array gets memory of its own from the system, and that are kept when arrays are freed."""
 
 
 @contextmanager
@@ -28,6 +32,22 @@ def wait_asleep() -> None:
     (``benchmarks.busy``). To be called before torch is imported: its OpenMP reads the variable as it is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed arrays for the next ones, unless the environment says otherwise.
+
+    By default each array above 32 MiB gets fresh pages from the system, which zeroes them: layers of a network make
+    such arrays all the time, and half of the processor time of a forward pass went there (``docs/performance.md``).
+    """
+    if not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
+        try:
+            adjust = ctypes.CDLL(None).mallopt
+        except (AttributeError, OSError, TypeError):  # another C library
+            return
+        trim, mapped = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        adjust(mapped, MAPPED_FROM)
+        adjust(trim, KEPT)
 
 
 @contextmanager
