@@ -38,7 +38,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory of freed arrays for the next ones, unless the environment says otherwise.
 
     By default each array above 32 MiB gets fresh pages from the system, which zeroes them: layers of a network make
-    such arrays all the time, and half of the processor time of a forward pass went there (``docs/performance.md``).
+    such arrays all the time, and up to half of a forward pass's processor time went there (``docs/performance.md``).
     """
     if not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
         try:
