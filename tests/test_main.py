@@ -146,4 +146,4 @@ def test_an_installed_wheel_trains_in_an_empty_folder(wheel, tmp_path):
     noted = json.loads((run / "classify/stage.json").read_text())
     assert next(iter(noted["settings"]["configs"])) == "experiments/classify.yaml"
     assert str(packages) in shlex.split(noted["command"])[5]
-    assert call("status").count(" done ") == 7
+    assert call("status").count(" done ") == 8
