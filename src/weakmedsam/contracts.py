@@ -23,6 +23,9 @@ BACKGROUND = 0
 IGNORE = 255
 """Id of a pixel that no loss may look at."""
 
+SOMEWHERE = -1
+"""Label of a class that a scan shows, where nobody has said in which slices."""
+
 SLICE_BOX = "slice box"
 """PNG text of a case's picture: left, top, right and bottom of the slice in it, without title and legend, pixels."""
 
@@ -32,7 +35,10 @@ class SliceBatch(TypedDict, total=False):
 
     Keys:
         image: (B, 1, H, W) float32 in [0, 1].
-        label: (B, C) float32, 1 where the class is present in the slice.
+        label: (B, C) float32, 1 where the class is present in the slice; ``SOMEWHERE`` where only the scan is known
+            to show it.
+        bag: (B,) int64, number of the slice's scan within its split; only where labels of scans are among them, in
+            training and validation.
         index: (B,) int64, the slice's row within its split; the same under any shuffling.
         case: B case names.
         slice: (B,) int64, the slice's number within its volume.
@@ -49,6 +55,7 @@ class SliceBatch(TypedDict, total=False):
 
     image: Tensor
     label: Tensor
+    bag: Tensor
     index: Tensor
     case: list[str]
     slice: Tensor
@@ -65,7 +72,7 @@ class VolumeBatch(TypedDict, total=False):
 
     Keys:
         image: (D, 1, H, W) float32 in [0, 1], the working frame.
-        label: (D, C) float32; not of unlabelled scans.
+        label: (D, C) float32, as of ``SliceBatch``; not of unlabelled scans.
         case: the case's name.
         index: the case's row within its split.
         frame: how the working frame lies on the scan's own slices.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from weakmedsam.metrics.image_labels import LabelScores, operating_points, stratified_sample
+from weakmedsam.metrics.image_labels import LabelScores, operating_points, specific_points, stratified_sample
 
 NAMES = ["lesion", "cyst"]
 
@@ -77,3 +77,11 @@ def test_a_stratified_sample_is_spread_over_the_slices_of_each_class():
 
 def test_a_slice_of_two_classes_counts_once_in_a_sample():
     assert stratified_sample(torch.ones(6, 2), 6).nonzero().flatten().tolist() == [1, 3, 5]
+
+
+def test_with_labels_of_scans_an_operating_point_leaves_out_nearly_all_slices_of_scans_without():
+    truth = torch.tensor([[1.0, 1]] * 50 + [[0.0, 1]] * 200)
+    score = torch.cat([torch.linspace(0.0, 1.0, 50), torch.linspace(0.0, 0.2, 200)])[:, None].expand(-1, 2)
+    first, second = specific_points(score, truth).tolist()
+    assert (score[50:, 0] < first).float().mean() == pytest.approx(0.99)
+    assert second == 0.5  # no scan is without it

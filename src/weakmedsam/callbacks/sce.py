@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from weakmedsam.backbones.resnet18 import ResNet18
 from weakmedsam.callbacks.feature_bank import FeatureBank
 from weakmedsam.classification.module import WeakMedSAM
-from weakmedsam.contracts import SliceBatch
+from weakmedsam.classification.scan_bags import infer_presence
+from weakmedsam.contracts import SOMEWHERE, SliceBatch
 from weakmedsam.errors import CheckpointError, ConfigError, check_choice, check_range
 from weakmedsam.fsdp import gathered
 from weakmedsam.sce.config import Clustering, SubClassTask
@@ -43,7 +44,7 @@ class TrainingData(Protocol):
     train_slices: int
 
     def train_labels(self) -> NDArray[np.float32]:
-        """(N, C) in {0, 1}, by the slice's index."""
+        """(N, C) in {0, 1, SOMEWHERE}, by the slice's index."""
 
     def train_cases(self) -> NDArray[np.int64]:
         """(N,) number of each slice's case, by the slice's index."""
@@ -59,6 +60,9 @@ class SubClassExploration(Callback):
     one are found from the features that its training batches have left in a bank, so clustering needs
     no further pass. The ids lie in the module's buffer ``subclass_ids``, by the slice's index, and so in
     every checkpoint and within reach of any loader's worker.
+
+    With labels of scans the slices of a class are those that the network itself finds in them. Before the first epoch
+    it finds none: there is then no clustering, as with ``first: bank``.
 
     Logs per class and epoch: ``sce/kept``, ``sce/case_information``, ``sce/inertia``, ``sce/used``,
     ``sce/size_min``, ``sce/size_max`` and ``sce/imbalance``. Draws the slices nearest to each centroid at the
@@ -126,7 +130,8 @@ class SubClassExploration(Callback):
                 f"the checkpoint was trained on {held} slices, the data have {slices}: it belongs to another "
                 "data set or split"
             )
-        if not held and self.first == "pass":
+        waits = self.first == "bank" or (self.source != "resnet18" and _by_scan(trainer))
+        if not held and not waits:
             features = self._published(trainer, module) if self.source == "resnet18" else self._pass(trainer, module)
             self._cluster(trainer, module, features)
         self.bank.clear()
@@ -141,7 +146,9 @@ class SubClassExploration(Callback):
     ) -> None:
         """Put the batch's features into the bank, if a clustering follows this epoch."""
         if self.source == "bank" and self._is_due(trainer, cast(WeakMedSAM, pl_module)):
-            self.bank.add(batch["index"], cast(Mapping[str, Tensor], outputs)["pooled"])
+            found = cast(Mapping[str, Tensor], outputs)
+            rows = torch.cat([found["pooled"], found["logits"]], dim=1) if "bag" in batch else found["pooled"]
+            self.bank.add(batch["index"], rows)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cluster for the next epoch, and log."""
@@ -160,7 +167,7 @@ class SubClassExploration(Callback):
     def _features(self, trainer: Trainer, module: WeakMedSAM) -> NDArray[np.float32] | None:
         if self.source == "bank":
             slices = _data(trainer).train_slices
-            found, complete = self.bank.gather(slices, module.feature_dim, trainer.strategy, module.device)
+            found, complete = self.bank.gather(slices, _columns(trainer, module), trainer.strategy, module.device)
             self.bank.clear()
             if complete:  # a shortened epoch (trainer.limit_train_batches) leaves holes
                 return found
@@ -168,17 +175,23 @@ class SubClassExploration(Callback):
 
     @torch.no_grad()
     def _pass(self, trainer: Trainer, module: WeakMedSAM) -> NDArray[np.float32] | None:
-        """(N, D) pooled features of all training slices, on rank 0; each rank looks at its share."""
+        """(N, D) pooled features of all training slices, on rank 0, and with labels of scans C logits beside them.
+
+        Each rank looks at its share.
+        """
+        by_scan = _by_scan(trainer)
 
         def look(batch: SliceBatch) -> Tensor:
+            box = batch["box"].to(module.device)
             with trainer.precision_plugin.forward_context():
                 features = module.features(batch["image"].to(module.device))
-            return module.describe(features, batch["box"].to(module.device))
+                logits = [module.logits(module.class_head, features, box).mean(dim=0)] if by_scan else []
+            return torch.cat([module.describe(features, box), *logits], dim=1)
 
         training = module.training
         module.eval()
         with gathered(module):
-            found = _look_at_all(trainer, module.device, look, module.feature_dim)
+            found = _look_at_all(trainer, module.device, look, _columns(trainer, module))
         module.train(training)
         return found
 
@@ -198,9 +211,10 @@ class SubClassExploration(Callback):
         mine: SubClasses | None = None
         is_first = not len(module.subclass_ids)
         if features is not None:
+            features, labels = self._labelled(trainer, module, features)
             mine = explore(
                 features,
-                _data(trainer).train_labels(),
+                labels,
                 module.class_names,
                 self.sub_classes.most,
                 self.kmeans.on(module.device.index if module.device.type == "cuda" else None),
@@ -215,6 +229,20 @@ class SubClassExploration(Callback):
         if self.pictures and trainer.is_global_zero and (is_first or self._is_last(trainer)):
             self._draw(trainer, module.class_names, found)
         return found
+
+    def _labelled(
+        self, trainer: Trainer, module: WeakMedSAM, kept: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(N, D) features and (N, C) labels of slices, those of scans replaced by what the logits beside them say."""
+        labels = _data(trainer).train_labels()
+        if not _by_scan(trainer):
+            return kept, labels
+        if self.source == "resnet18":  # which knows of no class
+            return kept, (labels != 0).astype(np.float32)
+        features, logits = np.split(kept, [module.feature_dim], axis=1)
+        given, points = torch.from_numpy(labels), module.operating_points.cpu()
+        found = infer_presence(torch.from_numpy(logits), given, points, torch.from_numpy(_data(trainer).train_cases()))
+        return np.ascontiguousarray(features), found.numpy()
 
     def _is_last(self, trainer: Trainer) -> bool:
         epochs, n = trainer.max_epochs or 0, self.every_n_epochs
@@ -265,6 +293,16 @@ def _look_at_all(
     found, complete = bank.gather(data.train_slices, dimension, trainer.strategy, device)
     assert complete
     return found
+
+
+def _by_scan(trainer: Trainer) -> bool:
+    """Whether of some training slices only is known what their scan shows."""
+    return bool((_data(trainer).train_labels() == SOMEWHERE).any())
+
+
+def _columns(trainer: Trainer, module: WeakMedSAM) -> int:
+    """Columns that are kept of a slice: its features, and with labels of scans its logits."""
+    return module.feature_dim + (len(module.class_names) if _by_scan(trainer) else 0)
 
 
 def _data(trainer: Trainer) -> TrainingData:

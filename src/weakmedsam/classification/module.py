@@ -23,6 +23,7 @@ from weakmedsam.backbones.base import Backbone
 from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.classification.cam import Pooling, class_activation_map, mean_inside, pool_evidence
 from weakmedsam.classification.local_encoder import LocalEncoder
+from weakmedsam.classification.scan_bags import ScanScores, bag_loss, infer_presence
 from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.errors import CheckpointError, ConfigError, check_range
 from weakmedsam.fsdp import shard
@@ -138,6 +139,7 @@ class WeakMedSAM(LightningModule):
         self.register_buffer("subclass_counts", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("operating_points", torch.zeros(classes))
         self.label_scores = LabelScores(self.class_names)
+        self.scan_scores: ScanScores | None = None  # where labels are of scans
         self.finished_cases: set[str] = set()
         self.views: list[tuple[int, ...]] = [()]
         self.start: Callable[[Tensor], Tensor] | None = None  # image -> cam, in place of the activation
@@ -273,7 +275,10 @@ class WeakMedSAM(LightningModule):
         inside = self.inside(scan, features.shape[-1])
         mean = mean_inside(features, inside) if self.pooling.kind == "average" else None
         class_logits = self.logits(self.class_head, features, scan, mean)
-        class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"].expand_as(class_logits))
+        if "bag" in batch:
+            class_loss = bag_loss(class_logits, batch["label"], batch["bag"])
+        else:
+            class_loss = F.binary_cross_entropy_with_logits(class_logits, batch["label"].expand_as(class_logits))
         loss, size = class_loss, len(batch["index"])
         figures = {"train/class_loss": class_loss}
         if len(self.subclass_ids):
@@ -290,13 +295,18 @@ class WeakMedSAM(LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
         if not self.subclass_head.weight.requires_grad:
             return {"loss": loss}
-        return {"loss": loss, "pooled": self.describe(features, scan) if mean is None else mean.detach()}
+        pooled = self.describe(features, scan) if mean is None else mean.detach()
+        return {"loss": loss, "pooled": pooled, "logits": class_logits.detach().mean(dim=0)}
 
     def validation_step(self, batch: SliceBatch, batch_idx: int) -> Activation:  # type: ignore[override]
         """Class loss, AUROC and average precision; the activation goes on to PAM."""
         activation = self(batch["image"], batch["box"])
-        loss = F.binary_cross_entropy_with_logits(activation.logits, batch["label"])
-        self.log("val/loss", loss, batch_size=len(batch["label"]), sync_dist=True)
+        if "bag" in batch:
+            self.scan_scores = self.scan_scores or ScanScores(len(self.class_names)).to(self.device)
+            self.scan_scores.update(activation.logits, batch["label"], batch["bag"])
+        else:
+            loss = F.binary_cross_entropy_with_logits(activation.logits, batch["label"])
+            self.log("val/loss", loss, batch_size=len(batch["label"]), sync_dist=True)
         self.label_scores.update(activation.logits, batch["label"])
         return activation
 
@@ -307,8 +317,16 @@ class WeakMedSAM(LightningModule):
         return activation
 
     def predict_step(self, batch: VolumeBatch, batch_idx: int) -> Activation | None:
-        """Look at a volume for PAM, unless its pseudo-label is there already."""
-        return None if batch["case"] in self.finished_cases else self.look_at_volume(batch)
+        """Look at a volume for PAM, unless its pseudo-label is there already.
+
+        Of a scan that is labelled as a whole, ``label`` becomes what the classifier says of its slices.
+        """
+        if batch["case"] in self.finished_cases:
+            return None
+        activation = self.look_at_volume(batch)
+        if "label" in batch:
+            batch["label"] = infer_presence(activation.logits, batch["label"], self.operating_points)
+        return activation
 
     def classified_present(self, logits: Tensor) -> Tensor:
         """(B, C) bool of class logits: whether a slice may have a class, by the operating points of validation."""
@@ -327,10 +345,19 @@ class WeakMedSAM(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/auroc`` and ``val/ap``, per class and as their mean; keep the operating points of a training."""
+        """Log ``val/auroc`` and ``val/ap``, per class and as their mean; keep the operating points of a training.
+
+        With labels of scans ``val/loss`` and operating points are of scans; the others too, where no mask knows more.
+        """
+        scans = None if self.scan_scores is None else self.scan_scores.finish()
+        if scans is not None:
+            self.log("val/loss", scans.loss)
+            if scans.open:
+                self.label_scores.reset()
+                self.label_scores.update(scans.highest, scans.label)
         self._log_scores("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.operating_points.copy_(self.label_scores.points)
+            self.operating_points.copy_(self.label_scores.points if scans is None else scans.points)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/auroc`` and ``test/ap``."""

@@ -11,6 +11,29 @@ SENSITIVITY = 0.98
 """Share of the slices with a class that an operating point has to find."""
 
 
+SPECIFICITY = 0.99
+"""Share of the slices of scans without a class that have to lie below its operating point, with labels of scans."""
+
+
+def specific_points(scores: Tensor, truths: Tensor) -> Tensor:
+    """The probability from which on a slice is said to have a class, where only scans have labels.
+
+    Which slices of a scan show it is not known, and so no sensitivity; of a scan without it every slice is known.
+
+    Args:
+        scores: (N, C) probabilities.
+        truths: (N, C) 1 where the slice's scan shows the class.
+
+    Returns:
+        (C,) float32; 0.5 where every scan shows the class.
+    """
+    points = []
+    for score, truth in zip(scores.float().T, truths.T, strict=True):
+        without = score[truth == 0].sort().values
+        points.append(without[int(SPECIFICITY * len(without))] if len(without) else score.new_tensor(0.5))
+    return torch.stack(points)
+
+
 def operating_points(scores: Tensor, truths: Tensor, sensitivity: float = SENSITIVITY) -> Tensor:
     """The probability from which on a slice is said to have a class: the highest of that sensitivity, at most 0.5.
 
@@ -76,6 +99,11 @@ class LabelScores(nn.Module):
         self.scores.update(logits.float().sigmoid().flatten())
         self.truths.update(label.flatten())
 
+    def reset(self) -> None:
+        """Begin anew."""
+        self.scores.reset()
+        self.truths.reset()
+
     def finish(self) -> dict[str, Tensor]:
         """The figures of all slices on all ranks; begins anew.
 
@@ -85,8 +113,7 @@ class LabelScores(nn.Module):
         """
         scores = self.scores.compute().unflatten(0, (-1, len(self.class_names)))
         truths = self.truths.compute().unflatten(0, (-1, len(self.class_names))).long()
-        self.scores.reset()
-        self.truths.reset()
+        self.reset()
         self.points = operating_points(scores, truths)
         figures: dict[str, Tensor] = {}
         for name, metric in (("auroc", binary_auroc), ("ap", binary_average_precision)):
