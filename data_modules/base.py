@@ -322,7 +322,7 @@ class SliceDataModule(LightningDataModule):
         if unmasked:
             _log.warning("%d validation case(s) have no expert mask and are left out", unmasked)
         pseudo = None if masked else self._pseudo(entries)
-        dataset = SliceDataset(tabulate(entries, self.slices.min_pixels), self._reader, masked, pseudo)
+        dataset = SliceDataset(self._val_table(entries), self._reader, masked, pseudo)
         return self._in_order(dataset, *self._place())
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -380,7 +380,7 @@ class SliceDataModule(LightningDataModule):
         train = self.cases("train")
         check_positives(self._train_table(), self.class_names, self.info.name)
         if self.labels.supervision == "image":
-            warn_of_undefined(tabulate(self.cases("val"), self.slices.min_pixels).labels, self.class_names)
+            warn_of_undefined(self._val_table(self.cases("val")).labels, self.class_names)
         if self.labels.supervision == "expert":
             unmasked = [entry.name for entry in train if not entry.has_mask]
             if unmasked:
@@ -403,8 +403,9 @@ class SliceDataModule(LightningDataModule):
         masked = self.has_val_masks
         return [entry for entry in self.cases("val") if entry.has_mask or not masked]
 
-    def _val_table(self) -> SliceTable:
-        return tabulate(self._val_entries(), self.slices.min_pixels)
+    def _val_table(self, entries: Sequence[Entry] | None = None) -> SliceTable:
+        entries = self._val_entries() if entries is None else entries
+        return tabulate(entries, self.slices.min_pixels, scored=True)
 
     def _train_dataset(self) -> SliceDataset:
         expert = self.labels.supervision == "expert"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from data_modules.nifti_files import ScanFile, Tree, case_name, describe_folder, name_paths
-from weakmedsam.contracts import BACKGROUND
+from weakmedsam.contracts import BACKGROUND, SOMEWHERE
 from weakmedsam.errors import ConfigError, DataError, check_range
 
 _log = logging.getLogger(__name__)
@@ -68,8 +68,23 @@ class SliceRanges:
         return {number: tuple(slice_labels) for number, slice_labels in enumerate(labels)}
 
 
-SliceLabels: TypeAlias = Mapping[int, tuple[int, ...]] | SliceRanges
-"""Of a case: slice -> 0 or 1 per class, or ranges of slices."""
+@dataclass(frozen=True)
+class ScanLabels:
+    """What a table of scans says of a case: a class is in some of its slices, or in none.
+
+    Attributes:
+        present: 0 or 1 per class.
+    """
+
+    present: tuple[int, ...]
+
+    def by_slice(self, depth: int) -> dict[int, tuple[int, ...]]:
+        """Slice -> 0 or ``SOMEWHERE`` per class, of a case of ``depth`` slices."""
+        return dict.fromkeys(range(depth), tuple(SOMEWHERE if present else 0 for present in self.present))
+
+
+CaseLabels: TypeAlias = Mapping[int, tuple[int, ...]] | SliceRanges | ScanLabels
+"""Of a case: slice -> 0 or 1 per class, or ranges of slices, or what the scan shows."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,7 @@ class Case:
         mask: path of the expert mask, None where there is none.
         table: image-level labels per slice, by the slice's number along the *file's own* third axis,
             one 0 or 1 per class in the order of the chosen classes; or the ranges of slices in which classes are
-            present. None: labels come from the mask.
+            present; or the classes of the scan. None: labels come from the mask.
         problem: what is already known to be wrong with it and how to mend it; it is then not read.
         image_files: of a volume that has several, a DICOM series or numbered pictures.
         mask_files: of a mask that has several.
@@ -93,7 +108,7 @@ class Case:
     patient: str
     image: str
     mask: str | None = None
-    table: SliceLabels | None = None
+    table: CaseLabels | None = None
     problem: str | None = None
     image_files: tuple[str, ...] = ()
     mask_files: tuple[str, ...] = ()
@@ -235,7 +250,7 @@ def case_of(
     mask: ScanFile | None,
     problem: str | None = None,
     patient: str | None = None,
-    table: SliceLabels | None = None,
+    table: CaseLabels | None = None,
 ) -> Case:
     """A case of the files that were found.
 

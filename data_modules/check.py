@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_modules.base import SliceDataModule
 from data_modules.cases import Case
@@ -33,6 +34,7 @@ from data_modules.splits import SPLITS, find_torn_patients, read_split, split_ca
 from data_modules.store import SliceReader
 from data_modules.store_index import Entry, Index
 from data_modules.summary import count_splits, warn_of_false_spacing, warn_of_labels, warn_of_undefined
+from weakmedsam.contracts import SOMEWHERE
 from weakmedsam.errors import DataError
 from weakmedsam.system.progress import tracked
 
@@ -74,10 +76,15 @@ def check(data: SliceDataModule, say: Callable[[str], None] = lambda line: None)
             checked,
             split=split,
             counts=count_splits(index.entries, split, data.class_names, data.slices.min_pixels) if split else {},
-            positives={name: part.sum(axis=0).astype(int).tolist() for name, part in labels.items()},
+            positives={name: _count_positives(part) for name, part in labels.items()},
             labelled={name: np.flatnonzero(part.any(axis=1)).tolist() for name, part in labels.items()},
         )
     return replace(checked, findings=sorted(findings, key=lambda finding: not finding.must))
+
+
+def _count_positives(labels: NDArray[np.float32]) -> list[int]:
+    """How many slices of a case show each class; ``SOMEWHERE`` where only the scan is known to."""
+    return np.where((labels == SOMEWHERE).any(axis=0), SOMEWHERE, (labels > 0).sum(axis=0)).tolist()
 
 
 @contextmanager
@@ -164,6 +171,6 @@ def _find_in_splits(data: SliceDataModule, entries: Mapping[str, Entry], split: 
                 check_positives(tabulate(of["train"], *taken), data.class_names, data.info.name)
         if of["val"]:
             with _finding("class", found):
-                warn_of_undefined(tabulate(of["val"], taken[0]).labels, data.class_names)
+                warn_of_undefined(tabulate(of["val"], taken[0], scored=True).labels, data.class_names)
     found += [Finding("class", "", text) for text in remarks]
     return found + [Finding("labels", "", text) for text in warn_of_labels(of["train"], data.class_names, *taken)]

@@ -19,6 +19,7 @@ from data_modules.formats.volume import Reading
 from data_modules.store import SliceReader
 from data_modules.store_index import Entry, StoreSpec
 from data_modules.volumes import Geometry, lay_on_image
+from weakmedsam.contracts import SOMEWHERE
 from weakmedsam.errors import DataError
 from weakmedsam.system.progress import tracked
 
@@ -75,7 +76,7 @@ class Checked:
         entries: case -> what the index says of it, of those that can be used.
         split: case -> "train", "val" or "test"; empty where there is no valid one.
         counts: as of ``summary.count_splits``; empty likewise.
-        positives: case -> how many of its slices show each class.
+        positives: case -> how many of its slices show each class; ``SOMEWHERE`` where only the scan is known to.
         labelled: case -> which of its slices show a class, in the order of the store.
         findings: all of them, what must be mended first.
     """
@@ -247,8 +248,13 @@ def find_poor_content(entry: Entry, classes: Sequence[str], min_pixels: int) -> 
         found.append(Finding("empty mask", name, f"{name}: its mask has no class. Right, if the scan shows none"))
     if entry.counts is None or entry.table is None or not len(entry.counts):
         return found
-    seen, said = np.asarray(entry.counts) >= min_pixels, np.asarray(entry.table) > 0
+    seen, said = np.asarray(entry.counts) >= min_pixels, np.asarray(entry.table)
     for number, label in enumerate(classes):
+        if SOMEWHERE in said:  # a table of scans
+            if seen[:, number].any() != said[:, number].any():
+                text = f"{name}: labels.csv and mask differ on whether the scan shows {label}. Look at both"
+                found.append(Finding("table", name, text))
+            continue
         same, turned = (float((seen[:, number] == part).mean()) for part in (said[:, number], said[::-1, number]))
         if same < AGREEING:
             mend = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_modules.case_tables import check_cases, check_spelling, read_pairs
-from data_modules.cases import Case, DatasetInfo, Intensity, SliceLabels, case_of, require_cases, warn_of_passed_over
+from data_modules.cases import Case, CaseLabels, DatasetInfo, Intensity, case_of, require_cases, warn_of_passed_over
 from data_modules.label_tables import read_labels
 from data_modules.nifti_files import Listing, case_name, entries, find_root, find_table, folders_between
 from data_modules.scan_files import READ, folder_of, head_of, is_pattern, list_scans
@@ -31,7 +31,8 @@ INFO = DatasetInfo(
     layout=(
         "  images/<case>.nii.gz     or of another format, or a folder <case>/ of DICOM or numbered pictures\n"
         "  masks/<case>.nii.gz      likewise; optional where labels.csv has the case\n"
-        "  labels.csv               optional: case,slice,<class>,... with 0 or 1 per slice, or case,from,to,class\n"
+        "  labels.csv               optional: case,slice,<class>,... with 0 or 1 per slice, or case,from,to,class,\n"
+        "                           or case,class of whole scans\n"
         "  patients.csv             optional: case,patient, a row for every case, where a patient has several"
     ),
     home="your own scans; of another layout: weakmedsam init FOLDER",
@@ -119,7 +120,7 @@ def list_layout(layout: Layout) -> tuple[Path, Listing, Listing]:
 def _make_cases(
     images: Listing,
     masks: Listing,
-    table: Mapping[str, SliceLabels],
+    table: Mapping[str, CaseLabels],
     patient: Mapping[str, str],
     place: Path,
 ) -> list[Case]:

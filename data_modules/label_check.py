@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
+from weakmedsam.contracts import SOMEWHERE
+
 COMMON = 0.75
 """Share of the slices from which on a class is in nearly all. ACDC's right ventricle has 0.78, its myocardium 0.97; the
 other sets 0.34 to 0.68."""
@@ -34,7 +36,8 @@ PLACES = 16
 """Parts of a scan's length that positions are counted in: a short-axis scan of the heart has about ten slices."""
 
 PATIENTS = 10
-"""Fewest patients whose frequencies by position say anything of another one."""
+"""Fewest patients whose frequencies by position say anything of another one; and fewest with, and without, a class that
+only scans are known to show."""
 
 TOGETHER = 0.9
 """Jaccard index of two classes' slices from which on they nearly always occur together. ACDC's myocardium and left
@@ -51,18 +54,43 @@ def find_label_faults(
     Args:
         patients: N names: of whom each slice is.
         positions: (N,) where the middle of each slice lies along its scan, between 0 and 1.
-        labels: (N, C) image-level labels, 0 or 1.
+        labels: (N, C) image-level labels, 0 or 1, or ``SOMEWHERE``: then patients are counted, not slices.
         class_names: C names.
     """
     if not len(labels):
         return []
     owners = np.unique(np.asarray(patients), return_inverse=True)[1]
-    faults = []
+    faults: list[str] = []
     for name, label in zip(class_names, labels.T, strict=True):
-        faults += [*_frequency_faults(name, label, owners), *_position_faults(name, label, owners, positions)]
-    for first, second in combinations(range(len(class_names)), 2):
-        faults += _pair_faults(class_names[first], class_names[second], labels[:, first], labels[:, second])
+        if (label == SOMEWHERE).any():
+            faults += _scan_faults(name, _by_patient(label, owners))
+        else:
+            faults += [*_frequency_faults(name, label, owners), *_position_faults(name, label, owners, positions)]
+    for pair in combinations(range(len(class_names)), 2):
+        some, first, second = labels[:, pair], class_names[pair[0]], class_names[pair[1]]
+        by_patient = bool((some == SOMEWHERE).any())
+        one, other = (_by_patient(label, owners) if by_patient else label for label in some.T)
+        faults += _pair_faults(first, second, one, other, "patients" if by_patient else "slices")
     return faults
+
+
+def _by_patient(label: Labels, owners: NDArray[np.intp]) -> Labels:
+    """(patients,) 1 where a patient shows the class, wherever."""
+    shown = np.zeros(owners.max() + 1, np.float32)
+    np.maximum.at(shown, owners, (label != 0).astype(np.float32))
+    return shown
+
+
+def _scan_faults(name: str, shown: Labels) -> Iterator[str]:
+    """At most one: of a class that too few patients have, or too few have not."""
+    having, total = int(shown.sum()), len(shown)
+    if having < min(PATIENTS, total - having):
+        yield f"only {having} of {total} training patients have {name}, in slices that nobody has named: add some"
+    elif total - having < PATIENTS:
+        yield (
+            f"only {total - having} of {total} training patients are without {name}, and nobody has named its slices "
+            "in the others: add patients without it, or label ranges (case,from,to,class)"
+        )
 
 
 def _frequency_faults(name: str, label: Labels, owners: NDArray[np.intp]) -> Iterator[str]:
@@ -97,13 +125,13 @@ def _position_faults(
         )
 
 
-def _pair_faults(first: str, second: str, one: Labels, other: Labels) -> Iterator[str]:
+def _pair_faults(first: str, second: str, one: Labels, other: Labels, unit: str) -> Iterator[str]:
     """At most one: of two classes that the labels do not tell apart."""
     both, either = float((one * other).sum()), int(np.maximum(one, other).sum())
     if either and both / either >= TOGETHER:
         yield (
-            f"the labels hardly tell {first} from {second}: of the training slices with either, "
-            f"{100 * both / either:.0f} % have both. Make them one class, or add slices with one of them"
+            f"the labels hardly tell {first} from {second}: of the training {unit} with either, "
+            f"{100 * both / either:.0f} % have both. Make them one class, or add {unit} with one of them"
         )
 
 

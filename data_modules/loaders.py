@@ -8,11 +8,16 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
 from data_modules.augmentation import Augmentation
-from data_modules.slice_datasets import AugmentedSlices, SliceDataset, VolumeDataset
+from data_modules.slice_datasets import AugmentedSlices, Bags, SliceDataset, VolumeDataset
+
+BAGS = 2
+"""A batch: one would give it a single label, many leave too few slices of each."""
 
 
 class ShareSampler(DistributedSampler[int]):
@@ -48,6 +53,57 @@ class EpochSampler(DistributedSampler[Any]):
         return ((self.epoch, index) for index in super().__iter__())
 
 
+class Order(NamedTuple):
+    """What the order of training slices follows from.
+
+    Attributes:
+        seed: of the order, and of augmentation.
+        epoch: number of the first epoch; the sampler is told of each later one.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    seed: int
+    epoch: int = 0
+    rank: int = 0
+    world: int = 1
+
+
+class BagSampler(DistributedSampler[Any]):
+    """Bags of slices that are spread over one volume each, for labels of whole scans.
+
+    A volume is cut into runs of neighbours, as many runs as a bag may have slices; each bag takes one slice of each run
+    at random. So a class in twice as many neighbours as a run has is in every bag of its volume; one in fewer is missed
+    by some, which all the same are said to show it. Each slice is in one bag an epoch.
+
+    Args:
+        case: (N,) number of each slice's volume.
+        most: slices of a bag.
+        order: seed, epoch and share.
+        augmented: give (epoch, index), for ``AugmentedSlices``, in place of the index.
+    """
+
+    def __init__(self, case: NDArray[np.int64], most: int, order: Order, augmented: bool) -> None:
+        self._volumes = [np.flatnonzero(case == number) for number in np.unique(case)]
+        self._most, self._augmented = most, augmented
+        bags = sum(math.ceil(len(volume) / most) for volume in self._volumes)
+        super().__init__(range(bags), order.world, order.rank, shuffle=True, seed=order.seed)  # type: ignore[arg-type]
+        self.set_epoch(order.epoch)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        bags = [bag for volume in self._volumes for bag in draw_bags(volume, self._most, rng)]
+        for number in super().__iter__():
+            yield [(self.epoch, index) if self._augmented else index for index in bags[number]]
+
+
+def draw_bags(slices: NDArray[np.int64], most: int, rng: np.random.Generator) -> list[list[int]]:
+    """Share the slices of a volume, in their order, out to bags: one of each run of neighbours to each bag."""
+    count = math.ceil(len(slices) / most)
+    runs = [rng.permutation(slices[first : first + count]) for first in range(0, len(slices), count)]
+    return [[int(run[number]) for run in runs if number < len(run)] for number in range(count)]
+
+
 def as_is(batch: Any) -> Any:
     """What the datasets give, a batch of slices or a volume, is a batch already: nothing to collate."""
     return batch
@@ -69,7 +125,7 @@ def start_method(num_workers: int) -> str | None:
 
 
 def slice_loader(
-    dataset: SliceDataset | AugmentedSlices,
+    dataset: SliceDataset | AugmentedSlices | Bags,
     sampler: DistributedSampler[Any],
     batch_size: int,
     num_workers: int,
@@ -80,7 +136,7 @@ def slice_loader(
     Args:
         dataset: the slices.
         sampler: their order and this rank's share.
-        batch_size: slices a batch.
+        batch_size: slices, or bags, a batch.
         num_workers: processes that read, no more than there are batches; 0 reads in this one.
         persistent: keep them from epoch to epoch.
     """
@@ -97,22 +153,6 @@ def slice_loader(
     )
 
 
-class Order(NamedTuple):
-    """What the order of training slices follows from.
-
-    Attributes:
-        seed: of the order, and of augmentation.
-        epoch: number of the first epoch; the sampler is told of each later one.
-        rank: of this process.
-        world: number of processes.
-    """
-
-    seed: int
-    epoch: int = 0
-    rank: int = 0
-    world: int = 1
-
-
 def training_loader(
     slices: SliceDataset,
     order: Order,
@@ -120,7 +160,7 @@ def training_loader(
     num_workers: int,
     augment: Augmentation | None = None,
 ) -> DataLoader[Any]:
-    """Batches of slices in an order of their own each epoch.
+    """Batches of slices in an order of their own each epoch; with labels of scans, of bags: see ``BagSampler``.
 
     Args:
         slices: the slices.
@@ -133,6 +173,10 @@ def training_loader(
     dataset: SliceDataset | AugmentedSlices = slices
     if augment is not None:
         kind, dataset = EpochSampler, AugmentedSlices(slices, augment, order.seed)
+    if slices.table.by_scan and slices.pseudo is None and not slices.expert_target:
+        most = max(1, batch_size // BAGS)
+        bags = BagSampler(slices.table.case, most, order, augmented=augment is not None)
+        return slice_loader(Bags(dataset), bags, BAGS, num_workers)
     sampler = kind(slices, num_replicas=order.world, rank=order.rank, shuffle=True, seed=order.seed)
     sampler.set_epoch(order.epoch)
     return slice_loader(dataset, sampler, batch_size, num_workers)

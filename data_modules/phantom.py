@@ -23,7 +23,7 @@ from data_modules.base import SliceDataModule
 from data_modules.cases import Case, DatasetInfo, Intensity, case_of, require_cases
 from data_modules.config import Split
 from data_modules.nifti_files import list_nifti
-from data_modules.phantom_drawing import CYST, LESION, VERSION, PhantomParameters, draw_volume
+from data_modules.phantom_drawing import CYST, LESION, VERSION, Drawing, PhantomParameters, draw_volume
 from data_modules.sources import Sources
 from weakmedsam.errors import check_range
 from weakmedsam.system.atomic_io import SCANS, explaining_full_disk
@@ -55,15 +55,12 @@ def write_phantom(data_dir: str | Path, parameters: PhantomParameters, num_volum
         The set's folder: ``images``, ``masks`` and ``phantom.json``.
     """
     root = phantom_folder(data_dir, parameters, num_volumes)
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
         names = [f"phantom_{number:03d}.nii.gz" for number in range(num_volumes)]
         missing = [n for n, name in enumerate(names) if not _is_there(root, name)]
         for number in tracked(missing, len(missing), "drawing", kept=False):
-            drawing = draw_volume(parameters, number)
-            _write_nifti(root / "masks" / names[number], drawing.mask, parameters.spacing)
-            _write_nifti(root / "images" / names[number], drawing.image, parameters.spacing)
+            write_volume(root, names[number], draw_volume(parameters, number), parameters.spacing)
         description = root / "phantom.json"
         if not description.exists():
             part = root / ".part-phantom.json"
@@ -71,6 +68,13 @@ def write_phantom(data_dir: str | Path, parameters: PhantomParameters, num_volum
                 part.write_text(_describe(parameters, num_volumes) + "\n", encoding="utf-8")
                 part.replace(description)
     return root
+
+
+def write_volume(root: Path, name: str, drawing: Drawing, spacing: tuple[float, float, float]) -> None:
+    """Write a drawn volume into ``images`` and ``masks`` of a folder, the mask first."""
+    for folder, slices in (("masks", drawing.mask), ("images", drawing.image)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        _write_nifti(root / folder / name, slices, spacing)
 
 
 class Phantom(SliceDataModule):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from data_modules.cases import Case, SliceRanges
+from data_modules.cases import Case, ScanLabels, SliceRanges
 from data_modules.config import OnBadCase
 from data_modules.formats.volume import NO_SPACING
 from data_modules.store import read_case, stamp, write_case
@@ -178,13 +178,15 @@ def table_labels(case: Case, entry: Entry) -> tuple[tuple[int, ...], ...] | None
     The table counts slices along the file's own third axis; the store may count the other way.
 
     Returns:
-        (D, C) of 0 and 1, None if the case has no table.
+        (D, C) of 0 and 1, or ``SOMEWHERE``; None if the case has no table.
 
     Raises:
         DataError: the table does not fit the volume.
     """
     if case.table is None:
         return None
+    if isinstance(case.table, ScanLabels):  # of slices it says nothing: any plane will do
+        return tuple(case.table.by_slice(entry.depth).values())
     axis, backwards = entry.geometry.slice_axis
     if axis != 2:
         raise DataError(

@@ -21,7 +21,7 @@ from data_modules.augmentation import Augmentation, augment_batch
 from data_modules.resampling import frame_box
 from data_modules.store import FULL_SCALE, SliceReader
 from data_modules.store_index import Entry
-from weakmedsam.contracts import Frame, PseudoLabelKeys, SliceBatch, VolumeBatch
+from weakmedsam.contracts import SOMEWHERE, Frame, PseudoLabelKeys, SliceBatch, VolumeBatch
 from weakmedsam.errors import DataError
 
 CERTAIN = 255
@@ -36,8 +36,9 @@ class SliceTable:
         cases: names of the cases.
         case: (N,) int64, position in ``cases``.
         slice: (N,) int64, the slice's number within its volume.
-        labels: (N, C) float32, 0 or 1.
+        labels: (N, C) float32, as of ``slice_labels``.
         boxes: (cases, 4) int64, where each case's scan lies in the working frame: see ``frame_box``.
+        by_scan: whether of some classes a table says only which scans show them.
     """
 
     cases: tuple[str, ...]
@@ -45,44 +46,53 @@ class SliceTable:
     slice: NDArray[np.int64]
     labels: NDArray[np.float32]
     boxes: NDArray[np.int64]
+    by_scan: bool = False
 
     def __len__(self) -> int:
         return len(self.slice)
 
 
-def slice_labels(entry: Entry, min_pixels: int) -> NDArray[np.float32]:
+def slice_labels(entry: Entry, min_pixels: int, scored: bool = False) -> NDArray[np.float32]:
     """Image-level labels of a case's slices: by its table, else by the pixels of its mask.
 
     Args:
         entry: the case.
         min_pixels: a class is present in a slice if its mask has at least so many pixels of it,
             counted on the scan's own slice.
+        scored: for validation and test: where a table of scans leaves open in which slices a class is, the mask says
+            it, if there is one. Training never asks it.
 
     Returns:
-        (D, C) float32, 0 or 1.
+        (D, C) float32, 0 or 1; ``SOMEWHERE`` where only the scan is known to show the class.
 
     Raises:
         DataError: neither table nor mask.
     """
-    if entry.table is not None:
-        return np.asarray(entry.table, dtype=np.float32)
-    if entry.counts is None:
+    if entry.table is None and entry.counts is None:
         raise DataError(f"{entry.sources[0][0]}: has neither a mask nor rows in labels.csv. Add one.")
-    return (np.asarray(entry.counts) >= min_pixels).astype(np.float32)
+    if entry.table is None:
+        return (np.asarray(entry.counts) >= min_pixels).astype(np.float32)
+    labels = np.asarray(entry.table, dtype=np.float32)
+    if scored and entry.counts is not None:
+        labels = np.where(labels == SOMEWHERE, np.asarray(entry.counts) >= min_pixels, labels).astype(np.float32)
+    return labels
 
 
-def tabulate(entries: Sequence[Entry], min_pixels: int, only_positive: bool = False) -> SliceTable:
+def tabulate(
+    entries: Sequence[Entry], min_pixels: int, only_positive: bool = False, scored: bool = False
+) -> SliceTable:
     """All slices of some cases.
 
     Args:
         entries: the cases, in order.
         min_pixels: see ``slice_labels``.
-        only_positive: keep only slices in which some class is present.
+        only_positive: keep only slices in which some class is, or may be, present.
+        scored: see ``slice_labels``.
 
     Returns:
         The slices, ordered by case and by number.
     """
-    labels = [slice_labels(entry, min_pixels) for entry in entries]
+    labels = [slice_labels(entry, min_pixels, scored) for entry in entries]
     keep = [np.flatnonzero(part.any(axis=1)) if only_positive else np.arange(len(part)) for part in labels]
     return SliceTable(
         cases=tuple(entry.name for entry in entries),
@@ -90,16 +100,23 @@ def tabulate(entries: Sequence[Entry], min_pixels: int, only_positive: bool = Fa
         slice=np.concatenate(keep),
         labels=np.concatenate([part[rows] for part, rows in zip(labels, keep, strict=True)]),
         boxes=np.array([frame_box(entry.frame) for entry in entries], dtype=np.int64),
+        by_scan=any(SOMEWHERE in row for entry in entries for row in entry.table or ()),
     )
 
 
 def check_positives(table: SliceTable, class_names: Sequence[str], where: str) -> None:
-    """Raise DataError if some class is present in no slice, naming it and ``where``."""
+    """Raise DataError if some class is present in no slice, or every scan is only known to show it; names both."""
     never = [name for number, name in enumerate(class_names) if not table.labels[:, number].any()]
     if never:
         raise DataError(
             f"No training slice of {where} shows {', '.join(never)}: it cannot be learnt. "
             "Leave it out of classes, lower min_pixels, or change the split."
+        )
+    always = [name for name, label in zip(class_names, table.labels.T, strict=True) if (label == SOMEWHERE).all()]
+    if always:
+        raise DataError(
+            f"Every training scan of {where} shows {', '.join(always)}, in slices that nobody has named: nothing says "
+            "what it is not. Add scans without it, or say in which slices it is (case,from,to,class)."
         )
 
 
@@ -232,6 +249,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             slice=torch.from_numpy(table.slice[rows]),
             box=torch.from_numpy(table.boxes[table.case[rows]]),
         )
+        if table.by_scan:
+            batch["bag"] = torch.from_numpy(table.case[rows])
         if self.with_mask:
             batch["mask"] = self._masks(places)
         if self.pseudo is not None:
@@ -283,6 +302,20 @@ class AugmentedSlices(Dataset[SliceBatch]):
         return SliceBatch(**joined)  # type: ignore[typeddict-item]
 
 
+class Bags(Dataset[SliceBatch]):
+    """Batches of some bags of slices, each a list of what ``slices`` is asked for."""
+
+    def __init__(self, slices: SliceDataset | AugmentedSlices) -> None:
+        self.slices = slices
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitems__(self, bags: Sequence[Sequence[Any]]) -> SliceBatch:
+        """The slices of the bags, one bag after another."""
+        return self.slices.__getitems__([place for bag in bags for place in bag])
+
+
 def make_volume_batch(
     image: NDArray[np.uint16], case: str, frame: Frame, spacing: tuple[float, float, float]
 ) -> VolumeBatch:
@@ -331,7 +364,7 @@ class VolumeDataset(Dataset[VolumeBatch]):
         volume = make_volume_batch(self.reader.image(entry.name), entry.name, entry.frame, entry.geometry.spacing)
         volume["index"] = index
         if self.with_label:
-            volume["label"] = torch.from_numpy(slice_labels(entry, self.min_pixels))
+            volume["label"] = torch.from_numpy(slice_labels(entry, self.min_pixels, self.with_mask))
         if self.with_mask:
             volume["mask"] = torch.from_numpy(self.reader.mask_native(entry.name).astype(np.int64))
         return volume

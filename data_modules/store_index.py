@@ -93,7 +93,7 @@ class Entry:
         mean: of the scaled intensity in [0, 1] over the scan's own voxels.
         deviation: standard deviation of the same.
         counts: (D, C) pixels of each class on the scan's own slices; None without a mask.
-        table: (D, C) labels given by a table, 0 or 1; None without one.
+        table: (D, C) labels given by a table, 0 or 1, or ``SOMEWHERE`` of a table of scans; None without one.
         files: (name, bytes, CRC-32) of its arrays in the store; of a case that is not stored, none.
     """
 

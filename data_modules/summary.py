@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from data_modules.cases import DatasetInfo
 from data_modules.label_check import find_label_faults
-from data_modules.slice_datasets import tabulate
+from data_modules.slice_datasets import slice_labels, tabulate
 from data_modules.store_index import Entry
 from data_modules.wholeness import find_wrong_size
+from weakmedsam.contracts import SOMEWHERE
 from weakmedsam.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ def count_splits(
 ) -> dict[str, Any]:
     """Cases, those of them with an expert mask, slices and positive slices of each class, by split.
 
+    Where only scans are known to show a class, positive scans of each class, too.
+
     Args:
         entries: case name -> what the index says of it.
         split: case name -> "train", "val" or "test".
@@ -36,14 +39,18 @@ def count_splits(
     counts: dict[str, Any] = {}
     for name in ("train", "val", "test"):
         chosen = [entry for case, entry in entries.items() if split[case] == name]
-        labels = tabulate(chosen, min_pixels).labels if chosen else np.zeros((0, len(class_names)))
-        positive = dict(zip(class_names, labels.sum(axis=0).astype(int).tolist(), strict=True))
+        scored = name != "train"
+        labels = tabulate(chosen, min_pixels, scored=scored).labels if chosen else np.zeros((0, len(class_names)))
+        positive = dict(zip(class_names, (labels > 0).sum(axis=0).tolist(), strict=True))
         counts[name] = {
             "cases": len(chosen),
             "masked": sum(entry.has_mask for entry in chosen),
             "slices": len(labels),
             "positive_slices": positive,
         }
+        if (labels == SOMEWHERE).any():
+            shown = np.array([slice_labels(entry, min_pixels, scored).any(axis=0) for entry in chosen])
+            counts[name]["positive_scans"] = dict(zip(class_names, shown.sum(axis=0).tolist(), strict=True))
     return counts
 
 
@@ -132,13 +139,13 @@ def warn_of_undefined(labels: NDArray[np.float32], class_names: Sequence[str]) -
     """Name the classes that every validation slice has, or none: their AUROC is undefined.
 
     Args:
-        labels: (N, C) of the validation slices.
+        labels: (N, C) of the validation slices; of a class that only scans are known to show, the AUROC is of scans.
         class_names: C names.
 
     Raises:
         DataError: it is undefined for every class, so that nothing could choose the best network.
     """
-    share = labels.mean(axis=0)
+    share = (labels != 0).mean(axis=0)
     undefined = [name for name, part in zip(class_names, share, strict=True) if part in (0.0, 1.0)]
     if len(undefined) == len(class_names):
         raise DataError(

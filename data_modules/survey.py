@@ -22,6 +22,7 @@ from data_modules.cases import Case
 from data_modules.folder_files import Layout, find_folder_cases, list_layout
 from data_modules.formats.read import read_scan
 from data_modules.formats.volume import NO_SPACING, Reading
+from data_modules.label_tables import SCANS
 from data_modules.survey_classes import MOST_CLASSES, Look, classes_of_table, guess_classes
 from data_modules.survey_layout import Guess, guess_layout
 from data_modules.volumes import PLANES, Geometry
@@ -91,9 +92,10 @@ def look_into(folder: Path) -> Survey:
     problems += [scan.problem for scan in images.files.values() if scan.problem]
     if not looks:
         raise DataError("\n".join(["no scan can be read:", *(f"  {problem}" for problem in problems[:5])]))
-    plane = _plane(looks, bool(table))
+    by_slice = table not in ("", ",".join(SCANS))
+    plane = _plane(looks, by_slice)
     looks = [look._replace(geometry=_in_plane(look.geometry, plane.value)) for look in looks]
-    classes = guess_classes(root, looks, names)
+    classes = guess_classes(root, looks, names, table)
     titles = Counter(scan.title for scan in images.files.values() if scan.title)
     found = {
         **guesses,
@@ -102,7 +104,7 @@ def look_into(folder: Path) -> Survey:
         "classes": classes,
         "plane": plane,
         "image_size": _image_size(looks),
-        "min_pixels": _min_pixels(looks, bool(table)),
+        "min_pixels": _min_pixels(looks, by_slice),
         **_intensity(looks, titles),
         "fractions": _fractions(cases),
         "flip_columns": _flip(classes.value, plane.value),
@@ -167,7 +169,7 @@ def _size(look: Look) -> tuple[int, int]:
     return int(shape[1]), int(shape[2])
 
 
-def _plane(looks: Sequence[Look], table: bool) -> Guess:
+def _plane(looks: Sequence[Look], by_slice: bool) -> Guess:
     """The plane whose slices the scanner took."""
     names = {sides[0]: plane for plane, sides in PLANES.items()}
     opposite = dict(zip("SIAPRL", "SSAARR", strict=True))
@@ -180,9 +182,9 @@ def _plane(looks: Sequence[Look], table: bool) -> Guess:
         axis = thin[0] if len(thin) == 1 else int(np.argmax(sizes))
         is_clear = len(thin) == 1 or sizes[axis] > THICKER * np.median(sizes)
         clear += is_clear
-        votes[names[opposite[codes[axis if is_clear and not table else 2]]]] += 1
+        votes[names[opposite[codes[axis if is_clear and not by_slice else 2]]]] += 1
     plane = votes.most_common(1)[0][0]
-    if table:
+    if by_slice:
         return Guess(plane, "labels.csv counts slices along the file's third axis")
     if clear > len(looks) / 2:
         return Guess(plane, "pixels are finest in it: slices were taken so")
@@ -225,8 +227,8 @@ def _intensity(looks: Sequence[Look], titles: Mapping[str, int]) -> dict[str, Gu
     }
 
 
-def _min_pixels(looks: Sequence[Look], table: bool) -> Guess:
-    if table:
+def _min_pixels(looks: Sequence[Look], by_slice: bool) -> Guess:
+    if by_slice:
         return Guess(10, "not used for cases in labels.csv, which says what is present")
     areas = [np.median(counts[counts > 0]) for look in looks for counts in look.presence.values() if (counts > 0).any()]
     smallest = float(min(areas, default=100))

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.cases import Case, SliceRanges
+from data_modules.cases import Case, CaseLabels, ScanLabels, SliceRanges
 from data_modules.folder_files import TABLES
-from data_modules.label_tables import NONE, RANGES
+from data_modules.label_tables import NONE, RANGES, SCANS, columns_of_kind
 from data_modules.nifti_files import find_table
 from data_modules.survey_layout import Guess
 from data_modules.tables import name_first, open_table, read_columns
@@ -58,9 +58,10 @@ def classes_of_table(root: Path) -> tuple[list[str], str]:
     if path is None:
         return [], ""
     columns = read_columns(path)
-    if set(RANGES) <= set(columns):
-        rows = open_table(path, RANGES).rows
-        return list(dict.fromkeys(row.cells[3] for row in rows if row.cells[3] != NONE)), ",".join(RANGES)
+    kind = columns_of_kind(columns)
+    if kind in (RANGES, SCANS):
+        labels = [row.cells[-1] for row in open_table(path, kind).rows]
+        return list(dict.fromkeys(label for label in labels if label != NONE)), ",".join(kind)
     if "slice" not in columns:
         return [], ",".join(columns[:6])
     names = [name for name in columns if name not in ("case", "slice", "")]
@@ -82,20 +83,21 @@ def _holds_labels(path: Path, name: str) -> bool:
     return cells[True] > cells[False]
 
 
-def guess_classes(root: Path, looks: Sequence[Look], names: Sequence[str]) -> Guess:
+def guess_classes(root: Path, looks: Sequence[Look], names: Sequence[str], table: str = "") -> Guess:
     """Class name -> mask values.
 
     Args:
         root: the data's own folder.
         looks: scans that were read, with their masks.
         names: of the table's classes.
+        table: what kind it is.
     """
     values = sorted({value for look in looks for value in look.presence})
     if names:
         if not values:
-            said = "columns of labels.csv; mask values count once there are masks"
+            said = f"{_named_by(table)}; mask values count once there are masks"
             return Guess({name: [number] for number, name in enumerate(names, 1)}, said)
-        return _match(looks, names, values)
+        return _match(looks, names, values, table)
     if not values:
         return Guess({"target": [1]}, "no masks and no labels.csv: name what labels.csv will say is present")
     if len(values) > MOST_CLASSES:
@@ -106,22 +108,17 @@ def guess_classes(root: Path, looks: Sequence[Look], names: Sequence[str]) -> Gu
     return Guess(chosen, "mask values, " + ("named by dataset.json" if known else "to be named: nothing names them"))
 
 
-def _match(looks: Sequence[Look], names: Sequence[str], values: Sequence[int]) -> Guess:
-    """Which mask value is which column of the table: by the slices in which they are present."""
+def _match(looks: Sequence[Look], names: Sequence[str], values: Sequence[int], kind: str) -> Guess:
+    """Which mask value is which class of the table: by the slices, or scans, in which they are present."""
     agree = np.zeros((len(names), len(values)))
-    slices = 0
+    compared = 0
     for look in looks:
         table = look.case.table
         if table is None or not look.presence:
             continue
-        depth = look.geometry.shape[2]
-        rows = table.by_slice(depth) if isinstance(table, SliceRanges) else table
-        if set(rows) != set(range(depth)):
-            continue
-        said = np.array([rows[number] for number in range(depth)], bool)
-        seen = np.array([look.presence.get(value, np.zeros(depth)) for value in values]) > 0
-        agree += (said.T[:, None] == seen[None]).sum(axis=2)
-        slices += depth
+        said, seen = _said_and_seen(table, look, values)
+        agree += (said.T[:, None] == seen.T[None]).sum(axis=2)
+        compared += len(said)
     chosen: dict[str, list[int]] = {}
     left = set(range(len(values)))
     for number, name in enumerate(names):
@@ -132,10 +129,29 @@ def _match(looks: Sequence[Look], names: Sequence[str], values: Sequence[int]) -
     if len(chosen) < len(names):
         free = (value for value in range(1, 256) if value not in values)
         chosen |= {name: [next(free)] for name in names if name not in chosen}
-    shares = [agree[number, list(values).index(chosen[name][0])] / max(slices, 1) for number, name in enumerate(names)
+    shares = [agree[number, list(values).index(chosen[name][0])] / max(compared, 1) for number, name in enumerate(names)
               if chosen[name][0] in values]  # fmt: skip
-    said_of = f"masks and labels.csv agree in {100 * min(shares):.0f} % of slices" if slices else "in order"
-    return Guess(chosen, f"columns of labels.csv -> mask values: {said_of}; check")
+    units = "scans" if kind == ",".join(SCANS) else "slices"
+    said_of = f"masks and labels.csv agree in {100 * min(shares):.0f} % of {units}" if compared else "in order"
+    return Guess(chosen, f"{_named_by(kind)} -> mask values: {said_of}; check")
+
+
+def _named_by(table: str) -> str:
+    """Where classes have their names from."""
+    return "labels.csv, which scans show them" if table == ",".join(SCANS) else "columns of labels.csv"
+
+
+def _said_and_seen(table: CaseLabels, look: Look, values: Sequence[int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(n, classes) by the table and (n, values) by the mask, of n slices; of a labelled scan n is 1, of others 0."""
+    depth = look.geometry.shape[2]
+    pixels = np.array([look.presence.get(value, np.zeros(depth, np.int64)) for value in values])
+    seen: NDArray[np.bool_] = np.asarray(pixels.T > 0)
+    if isinstance(table, ScanLabels):
+        return np.array([table.present], bool), np.asarray(seen.any(axis=0))[None]
+    rows = table.by_slice(depth) if isinstance(table, SliceRanges) else table
+    there = set(rows) == set(range(depth))
+    said = np.array([rows[number] for number in range(depth)], bool) if there else np.zeros((0, 1), bool)
+    return said, seen[: len(said)]
 
 
 def _named_values(root: Path) -> dict[int, str]:

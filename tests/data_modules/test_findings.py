@@ -19,6 +19,7 @@ from data_modules.formats import nifti
 from data_modules.store import read_case
 from data_modules.store_index import Entry, StoreSpec
 from tests.fakes import RAS, draw_scan, save_nifti
+from weakmedsam.contracts import SOMEWHERE
 
 
 def entry_of(tmp_path: Path, name: str = "scan", affine: np.ndarray = RAS, factor: int = 1) -> Entry:
@@ -129,3 +130,13 @@ def test_equal_checksums_of_unlike_images_are_no_duplicate(tmp_path):
     (found,) = find_duplicates(entries, split | {"b": "test"}, tmp_path / "store")
     assert found.must
     assert found.text.startswith("b (test) and a (train) are one image in two splits")
+
+
+def test_a_table_of_scans_is_compared_with_the_mask_by_scan(tmp_path):
+    entry = replace(entry_of(tmp_path), table=((SOMEWHERE, 0),) * 6)
+    seen = tuple((99 if n < 1 else 0, 0) for n in range(6))
+    assert find_poor_content(replace(entry, counts=seen), ["tumour", "cyst"], 1) == []
+    turned = tuple(row[::-1] for row in seen)
+    texts = [found.text for found in find_poor_content(replace(entry, counts=turned), ["tumour", "cyst"], 1)]
+    assert len(texts) == 2
+    assert "differ on whether the scan shows tumour" in texts[0]

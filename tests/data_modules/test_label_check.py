@@ -4,6 +4,7 @@ from data_sets import settings
 
 from data_modules.label_check import find_label_faults, frequency_by_position
 from data_modules.phantom_drawing import PhantomParameters, draw_volume
+from weakmedsam.contracts import SOMEWHERE
 
 CASES, SLICES = 20, 30
 PATIENTS = np.repeat([f"p{n}" for n in range(CASES)], SLICES)
@@ -102,3 +103,20 @@ def test_the_default_phantom_gives_no_alarm():
     depth = parameters.slices
     positions = np.tile((np.arange(depth) + 0.5) / depth, len(volumes))
     assert find_label_faults([f"p{n // depth}" for n in range(len(labels))], positions, labels, "ab") == []
+
+
+def somewhere(patients: int, seed: int = 0) -> np.ndarray:
+    """A class that so many of the patients show, in slices that nobody has named."""
+    shown = np.zeros(CASES, np.float32)
+    shown[np.random.default_rng(seed).permutation(CASES)[:patients]] = SOMEWHERE
+    return np.repeat(shown, SLICES)
+
+
+def test_labels_of_scans_are_counted_by_patients():
+    assert found(somewhere(10), somewhere(10, seed=1)) == []
+    (few,) = found(somewhere(3))
+    assert "only 3 of 20 training patients have a" in few
+    (many,) = found(somewhere(18))
+    assert "only 2 of 20 training patients are without a" in many
+    (same,) = found(somewhere(10), somewhere(10))
+    assert "of the training patients with either, 100 % have both" in same

@@ -63,7 +63,7 @@ def test_values_tell_ct_and_small_targets_lower_the_bar(tmp_path):
         ("case,slice,tumour\ns0,0\n", "line 2 has 2 cell"),
         ("case,slice,tumour\ns0,0,1\ns0,1,yes\ns0,2,0\n", "line 3, column tumour: 'yes' is no label"),
         ("case;slice;tumour\ns0;0;1\ns0;0;1\n", "line 3: case 's0' slice 0 has two rows"),
-        ("case,class\ns0,tumour\n", "Labels of whole scans are not read yet"),
+        ("case,class\ns0,tumour\ns0,none\n", "line 3: none contradicts line 2"),
         ("case,from,to,class\ns9,0,1,tumour\n", r"1 case\(s\) of its rows are not there"),
     ],
 )

@@ -144,3 +144,17 @@ def test_the_terminal_says_what_is_there(checked):
     assert "slices     6 of 16 x 20, 2.00 x 1.50 mm, 3.00 mm apart (medians); axes RAS 5" in text
     assert "classes    tumour: " in text
     assert "mend       case: masks/scan2.nii.gz: holds unknown label values 7" in text
+
+
+def test_labels_of_scans_are_counted_as_scans(tmp_path):
+    root = fake_folder(tmp_path / "scans", 6)
+    rows = [f"scan{number},{'none' if number % 2 else 'tumour'}" for number in range(6)]
+    (root / "labels.csv").write_text("\n".join(["case,class", *rows]))
+    checked = check(module_of(root))
+    train = checked.counts["train"]
+    said = " ".join(" ".join(summary_lines(checked, tmp_path)).split())
+    assert f"tumour: {train['positive_scans']['tumour']} of {train['cases']} train scans" in said
+    page = write_check(checked, tmp_path / "out").read_text()
+    assert f"{train['positive_scans']['tumour']} scans</td>" in page
+    cases = list(csv.DictReader((tmp_path / "out/cases.csv").open()))
+    assert [row["with tumour"] for row in cases] == ["some", "0"] * 3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from clinic import AXIAL, draw_clinic
-from fakes import draw_scan, fake_folder, save_nifti
+from fakes import SHAPE, draw_scan, fake_folder, save_nifti
 from scan_formats import save_dicom
 
 from weakmedsam.data_commands import prepare_command
@@ -91,11 +91,27 @@ def test_it_is_written_once_and_says_what_is_wrong_in_one_line(tmp_path, capsys)
         init(tmp_path / "empty", None)
     with pytest.raises(ConfigError, match="there is no such folder"):
         init(tmp_path / "nowhere", None)
-    (root / "labels.csv").write_text("case,class\nscan1,tumour\n")
-    with pytest.raises(DataError, match="Labels of whole scans are not read yet"):
+    (root / "labels.csv").write_text("case,class\nscan1,tumour\nscan1,tumour\n")
+    with pytest.raises(DataError, match="has a row already, line 2"):
         init(root, tmp_path / "b.yaml")
     assert not (tmp_path / "b.yaml").exists()
     assert dataset_name(Path("/x/My scans (2)")) == "my_scans_2"
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_table_of_scans_names_the_classes_and_leaves_plane_and_pixels_to_the_scans(tmp_path, capsys, masks):
+    root = fake_folder(tmp_path / "scans", 4, masks=masks)
+    if masks:
+        save_nifti(root / "masks/scan3.nii.gz", np.zeros(SHAPE, np.uint8))
+    (root / "labels.csv").write_text("case,class\nscan0,tumour\nscan1,tumour\nscan2,tumour\nscan3,none\n")
+    held = described(root)
+    assert held["classes"] == {"tumour": [1]}
+    text = next(tmp_path.rglob("*.yaml")).read_text()
+    assert "labels.csv, which scans show them" in text
+    assert ("masks and labels.csv agree in 100 % of scans" in text) is masks
+    assert "labels.csv counts slices" not in text
+    assert "not used for cases in labels.csv" not in text
+    assert "labels.csv (case,class)" in capsys.readouterr().out
 
 
 def test_cases_of_one_anonymous_patient_need_a_table(tmp_path, capsys):

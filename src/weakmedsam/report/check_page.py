@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from data_modules.findings import Checked, orientation_of
 from data_modules.store_index import Entry
+from weakmedsam.contracts import SOMEWHERE
 from weakmedsam.report.check_pictures import COLOURS, MOST_DRAWN, draw_sheet
 from weakmedsam.report.run_page import templates
 from weakmedsam.system.atomic_io import write_table, write_whole
@@ -74,7 +75,10 @@ def case_row(checked: Checked, name: str) -> dict[str, Any]:
         "high": round(entry.high, 4),
         "mean": round(entry.mean, 4),
         "mask": "yes" if entry.has_mask else "no",
-        **{f"with {label}": count for label, count in zip(checked.classes, checked.positives[name], strict=True)},
+        **{
+            f"with {label}": "some" if count == SOMEWHERE else count
+            for label, count in zip(checked.classes, checked.positives[name], strict=True)
+        },
         "findings": sum(finding.case == name for finding in checked.findings),
     }
 

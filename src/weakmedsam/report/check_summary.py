@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,9 +78,14 @@ def _describe(checked: Checked) -> Iterator[tuple[str, str]]:
         of = {split: f"{part['cases']} {split}" for split, part in checked.counts.items()}
         yield "splits", f"{', '.join(of.values())} cases"
         for number, name in enumerate(checked.classes[:SHOWN_CLASSES]):
-            parts = [
-                f"{part['positive_slices'][name]} of {part['slices']} {split}" for split, part in checked.counts.items()
-            ]
-            yield "" if number else "classes", f"{name}: {', '.join(parts)} slices"
+            said = ", ".join(_count_positives(part, split, name) for split, part in checked.counts.items())
+            yield "" if number else "classes", f"{name}: {said}{'' if said.endswith('scans') else ' slices'}"
         if len(checked.classes) > SHOWN_CLASSES:
             yield "", f"and {len(checked.classes) - SHOWN_CLASSES} more"
+
+
+def _count_positives(part: Mapping[str, Any], split: str, name: str) -> str:
+    """How many slices of a split show a class, or how many scans, where no more is known."""
+    if "positive_scans" in part:
+        return f"{part['positive_scans'][name]} of {part['cases']} {split} scans"
+    return f"{part['positive_slices'][name]} of {part['slices']} {split}"
