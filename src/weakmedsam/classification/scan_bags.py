@@ -120,8 +120,8 @@ class ScanScores(nn.Module):
         """The figures of all scans on all ranks; begins anew."""
         device = self.logits.compute().device
         # On the processor, where sums by scan have one order.
-        logits, labels = (part.compute().cpu().unflatten(0, (-1, self.classes)) for part in (self.logits, self.labels))
-        case = self.bags.compute().cpu().long().unique(return_inverse=True)[1]
+        logits, labels = (part.compute().cpu().reshape(-1, self.classes) for part in (self.logits, self.labels))
+        case = self.bags.compute().cpu().long().reshape(-1).unique(return_inverse=True)[1]
         for part in (self.logits, self.labels, self.bags):
             part.reset()
         scans = int(case.max()) + 1

@@ -111,8 +111,9 @@ class LabelScores(nn.Module):
             ``auroc/<class>``, ``auroc`` (their mean), and ``ap`` alike. Neither is defined where every slice has
             the class, or none, or where a logit was NaN: NaN then, left out of the mean.
         """
-        scores = self.scores.compute().unflatten(0, (-1, len(self.class_names)))
-        truths = self.truths.compute().unflatten(0, (-1, len(self.class_names))).long()
+        # Of a single value torchmetrics drops the dimension.
+        scores = self.scores.compute().reshape(-1, len(self.class_names))
+        truths = self.truths.compute().reshape(-1, len(self.class_names)).long()
         self.reset()
         self.points = operating_points(scores, truths)
         figures: dict[str, Tensor] = {}
