@@ -85,3 +85,9 @@ def test_with_labels_of_scans_an_operating_point_leaves_out_nearly_all_slices_of
     first, second = specific_points(score, truth).tolist()
     assert (score[50:, 0] < first).float().mean() == pytest.approx(0.99)
     assert second == 0.5  # no scan is without it
+
+
+def test_a_single_label_has_no_figure_and_is_no_fault():
+    scores = LabelScores(["lesion"])
+    scores.update(torch.ones(1, 1), torch.ones(1, 1))
+    assert scores.finish()["auroc"].isnan()

@@ -24,7 +24,7 @@ from weakmedsam.backbones.checkpoints import check_fit
 from weakmedsam.classification.cam import Pooling, class_activation_map, mean_inside, pool_evidence
 from weakmedsam.classification.local_encoder import LocalEncoder
 from weakmedsam.classification.scan_bags import ScanScores, bag_loss, infer_presence
-from weakmedsam.contracts import SOMEWHERE, SliceBatch, VolumeBatch
+from weakmedsam.contracts import SliceBatch, VolumeBatch
 from weakmedsam.errors import CheckpointError, ConfigError, check_range
 from weakmedsam.fsdp import shard
 from weakmedsam.geometry import inside_box, inside_cells
@@ -311,12 +311,9 @@ class WeakMedSAM(LightningModule):
         return activation
 
     def test_step(self, batch: VolumeBatch, batch_idx: int) -> Activation:  # type: ignore[override]
-        """The same figures over whole volumes; one of which only the scan has a label counts as one slice."""
+        """The same figures over whole volumes."""
         activation = self.look_at_volume(batch)
-        logits, label = activation.logits, batch["label"]
-        if (label == SOMEWHERE).any():
-            logits, label = logits.amax(dim=0, keepdim=True), (label != 0).any(dim=0, keepdim=True).float()
-        self.label_scores.update(logits, label)
+        self.label_scores.update(activation.logits, batch["label"])
         return activation
 
     def predict_step(self, batch: VolumeBatch, batch_idx: int) -> Activation | None:
