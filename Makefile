@@ -45,6 +45,8 @@ OUT ?=
 PLAIN ?=
 ## Not empty: `make predict` writes the scores behind the segmentations, too
 SCORES ?=
+## Which DICOM series `predict` segments, "MR flair*"; default: as the training scans
+SERIES ?=
 ## Folder of all runs
 RUNS ?= runs
 ## Interpreter that .venv is made from, 3.10 to 3.13
@@ -153,7 +155,7 @@ status: $(STAMP)
 predict: $(STAMP)
 	@test -n $(call quote,$(strip $(value SCANS))) || { \
 		echo "predict needs SCANS, a folder of scans: make predict SCANS=/new/scans" >&2; exit 1; }
-	@$(BIN)/python -m weakmedsam predict $(if $(strip $(V)),-v) --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) $(if $(SCORES),--scores) \
+	@$(BIN)/python -m weakmedsam predict $(if $(strip $(V)),-v) --scans $(call given,SCANS) $(call option,--out,OUT) $(if $(PLAIN),--plain) $(if $(SCORES),--scores) $(call option,--series,SERIES) \
 		--dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) --runs $(call given,RUNS) $(more)
 
 ## Sweep over settings on W&B, or here with LOCAL=1 (docs/sweeps.md)

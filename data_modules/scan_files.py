@@ -234,7 +234,10 @@ class _Folder:
         chosen = choose_series(found, pattern)
         if found and not chosen:
             there = name_first(sorted({scan.title for scan in found}))
-            raise DataError(f"{self.folder}: no DICOM series fits data.series: {pattern!r}. There are: {there}.")
+            raise DataError(
+                f"{self.folder}: no DICOM series fits {pattern!r} (data.series; of a prediction --series). There are: "
+                f"{there}."
+            )
         for scan, name in zip(chosen, name_series(chosen), strict=True):
             above = {tops[file] for file in scan.files}
             top = above.pop() if len(above) == 1 else None

@@ -62,16 +62,23 @@ class Measure(NamedTuple):
     slices: int
 
 
-def find_scans(path: Path) -> list[Case]:
+def find_scans(path: Path, series: str | None = None) -> list[Case]:
     """The scans in a folder, of any format and with any folders below it, or a single file, sorted by name.
 
     Links are followed.
 
+    Args:
+        path: of the folder or file.
+        series: pattern of modality and description, which chooses among DICOM series of several kinds; where all are of
+            one kind they are taken. None takes all.
+
     Raises:
-        DataError: none, or two of one name.
+        DataError: none, or two of one name; or no series fits.
     """
     if path.is_dir() and not is_nifti(path.name):
         files = {**list_scans(path, ".", anywhere=True).files}
+        if len({file.title for file in files.values() if file.title}) > 1:
+            files = {**list_scans(path, ".", series, anywhere=True).files}
     elif is_scan_file(path) and (path.exists() or is_dead_link(path)):
         found = look_at(path)
         files = {case_name(scan_stem(path.name)): found} if found else {}

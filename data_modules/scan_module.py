@@ -46,6 +46,7 @@ class UnseenScans(LightningDataModule):
         like: the data that the network has learnt from; its scans are not touched.
         made_by: names network and settings: segmentations by others are made again.
         scores: write the scores behind them, too, ``scores/<scan>_<id>_<class>.nii.gz``.
+        series: see ``find_scans``.
 
     Attributes:
         class_names: names of the classes, id 1 first.
@@ -54,13 +55,16 @@ class UnseenScans(LightningDataModule):
         augment: of ``like``.
     """
 
-    def __init__(self, scans: str, out: str, like: SliceDataModule, made_by: str, scores: bool = False) -> None:
+    def __init__(
+        self, scans: str, out: str, like: SliceDataModule, made_by: str, scores: bool = False, series: str | None = None
+    ) -> None:
         super().__init__()
         self.scans = scans
         self.out = out
         self.like = like
         self.made_by = made_by
         self.scores = scores
+        self.series = series
         self.class_names = list(like.class_names)
         self.batch_size = like.batch_size
         self.num_workers = like.num_workers
@@ -86,7 +90,7 @@ class UnseenScans(LightningDataModule):
             DataError: no scans, or some that cannot be used; where those are left out, none that can, and nothing
                 segmented earlier either.
         """
-        cases = find_scans(Path(self.scans))
+        cases = find_scans(Path(self.scans), self.series)
         todo = find_unsegmented(cases, Path(self.out), self.made_by)
         place, like = slices_folder(self.out), self.like
         if not todo:
@@ -103,7 +107,7 @@ class UnseenScans(LightningDataModule):
         """Take the scans that were found when they were read: meanwhile another process may have finished some."""
         index = read_index(self.store)
         self._entries = {} if index is None else dict(index.entries)
-        cases = find_scans(Path(self.scans)) if self._entries else []
+        cases = find_scans(Path(self.scans), self.series) if self._entries else []
         self._dicom = {case.name: case for case in cases if case.name in self._entries and is_dicom_case(case)}
 
     def predict_dataloader(self) -> DataLoader[Any]:

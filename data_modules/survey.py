@@ -207,8 +207,9 @@ def _spacing(looks: Sequence[Look]) -> Guess:
 
 def _image_size(looks: Sequence[Look]) -> Guess:
     longest = float(np.median([max(_size(look)) for look in looks]))
-    size = int(min(256, max(32, -(-longest // 16) * 16)))
-    return Guess(size, f"slices have {longest:.0f} pixels (median of the longer side); a multiple of 16, at most 256")
+    size = int(min(256, max(64, -(-longest // 16) * 16)))  # the embedded backbone takes no smaller frame
+    reason = f"slices have {longest:.0f} pixels (median of the longer side); a multiple of 16, from 64 to 256"
+    return Guess(size, reason)
 
 
 def _intensity(looks: Sequence[Look], titles: Mapping[str, int]) -> dict[str, Guess]:

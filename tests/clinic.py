@@ -16,8 +16,8 @@ def draw_clinic(root: Path, cases: int = 5) -> dict[str, np.ndarray]:
     rows = []
     for number in range(cases):
         patient = f"PAT{number:03d}"
-        voxels = draw_scan(number)[0] - 1000
-        voxels[1] += 1500
+        voxels = draw_scan(number)[0] - 150  # HU; the window of soft tissue shows the noise
+        voxels[0] = -1000
         drawn[patient] = voxels
         said = {"PatientID": patient, "Modality": "CT"}
         save_dicom(root / f"export/{patient}/1/A", voxels, AXIAL, number, SeriesDescription="thorax 3mm", **said)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,8 @@ from weakmedsam.__main__ import main
 from weakmedsam.system.atomic_io import read_table
 
 pytestmark = pytest.mark.slow
-PAGE = Path(__file__).parent.parent / "docs/from_zero.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/from_zero.md"
 SMALL = (
     "--model.sce.sub_classes.number 2 --model.pam.prompts.grid 2 --model.pam.walk.map_size 16 --trainer.max_epochs 1 "
     "--segment.model.network_args '{features: [8, 8, 8, 8, 8, 8]}' --data.num_workers 0 --trainer.logger false"
@@ -37,6 +39,7 @@ def status_of(words):
 def test_the_commands_of_the_page_lead_from_a_folder_to_masks(tmp_path, monkeypatch):
     cases = draw_clinic(tmp_path / "scans/clinic")
     draw_clinic(tmp_path / "scans/new", 1)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")  # the wheel brings them
     monkeypatch.chdir(tmp_path)
     said = commands()
     assert [line.split()[1] for line in said] == ["init", "check", "train", "predict"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from clinic import draw_clinic
 from fakes import save_nifti
 
 from data_modules import scan_io as new_scans
@@ -45,6 +46,16 @@ def segment(scans, out, made_by="a network"):
         voxels, geometry = read_volume(case.image)
         ids = (voxels % 3).astype(np.uint8)
         write_segmentation(segmentation_path(out, case.name), ids, geometry, mark_of(stamp(case, str(scans)), made_by))
+
+
+def test_among_series_of_several_kinds_those_of_the_training_scans_are_taken(tmp_path):
+    draw_clinic(tmp_path / "both", 2)
+    assert len(find_scans(tmp_path / "both")) == 4
+    for pattern in ("ct thorax*", "CT thorax 3mm"):
+        assert [case.name for case in find_scans(tmp_path / "both", pattern)] == ["PAT000", "PAT001"]
+    with pytest.raises(DataError, match=r"no DICOM series fits 'MR\*' .*--series.* There are: CT thin, CT thorax 3mm"):
+        find_scans(tmp_path / "both", "MR*")
+    assert len(find_scans(tmp_path / "both/export/PAT000/1/B", "MR*")) == 1  # there is no choice
 
 
 def test_a_folder_or_one_file_is_found(scans):

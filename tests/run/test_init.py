@@ -74,7 +74,7 @@ def test_the_usual_layout_with_masks_and_a_table_matches_values_and_columns(tmp_
     held = described(root)
     assert held["classes"] == {"cyst": [5], "tumour": [3]}
     assert (held["images"], held["masks"], held["plane"], held["window"]) == ("images", "masks", "axial", None)
-    assert (held["image_size"], held["flip_columns"], held["percentiles"]) == (32, 0.5, [0.5, 99.5])
+    assert (held["image_size"], held["flip_columns"], held["percentiles"]) == (64, 0.5, [0.5, 99.5])
 
 
 def test_it_is_written_once_and_says_what_is_wrong_in_one_line(tmp_path, capsys):

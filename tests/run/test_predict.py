@@ -33,8 +33,9 @@ def scans(tmp_path) -> Path:
 
 
 def test_the_prediction_has_the_runs_model_data_and_precision_and_nothing_of_its_training(run, tmp_path):
-    config = prediction_config(find_network(run, plain=True), Path("scans"), tmp_path, "x")
+    config = prediction_config(find_network(run, plain=True), Path("scans"), tmp_path, "x", "CT*")
     data = config["data"]["init_args"]
+    assert data["series"] == "CT*"
     assert data["like"]["init_args"] == {
         "data_dir": "elsewhere", "image_size": 32, "labels": {"supervision": "image"},
     }  # fmt: skip
@@ -174,7 +175,7 @@ def test_a_scan_that_is_left_out_is_named_with_the_reason_each_time(run, scans, 
 
 def test_where_results_go_by_default(run, scans, started, monkeypatch):
     places = []
-    monkeypatch.setattr(module, "predict", lambda run, scans, out, plain, options, _: places.append((out, options)))
+    monkeypatch.setattr(module, "predict", lambda run, scans, out, plain, options, *_: places.append((out, options)))
     common = ["--runs", str(run.parent.parent), "--scans"]
     main([*common, str(scans)])
     main([*common, str(scans / "a.nii.gz"), "--plain", "--", "--trainer.devices", "2"])

@@ -58,6 +58,7 @@ class TrainedRun:
         self.intensity = data.intensity
         self.said = network.said
         self._spec = data.spec
+        self._series = network.config["data"]["init_args"].get("series")
         self._precision = str(network.config["trainer"].get("precision"))
         self._device = device
         self.module = _with_weights(model, network.checkpoint).to(device).eval().requires_grad_(False)
@@ -83,7 +84,7 @@ class TrainedRun:
             return self._segment(_batch_of_array(scan, spacing, self._spec))
         if spacing is not None:
             raise ConfigError(f"spacing: {scan} says its own; it is of arrays only")
-        found = find_scans(Path(scan))
+        found = find_scans(Path(scan), self._series)
         if len(found) != 1:
             raise DataError(f"{scan}: holds {len(found)} scans; predict takes one at a time.")
         folder = Path(scan).resolve()

@@ -84,9 +84,9 @@ def case_row(checked: Checked, name: str) -> dict[str, Any]:
 
 
 def short_text(text: str, data_dir: str) -> str:
-    """A finding's text with paths from the folder of the scans on."""
+    """A finding's text with paths from the folder of the scans on; that folder itself by its name."""
     for folder in {data_dir, str(Path(data_dir).resolve())}:
-        text = text.replace(f"{folder.rstrip('/')}/", "")
+        text = text.replace(f"{folder.rstrip('/')}/", "").replace(f"{folder.rstrip('/')}:", f"{Path(folder).name}:")
     return text
 
 

@@ -41,7 +41,7 @@ SHOWN_ROWS = 20
 """How many rows of figures the terminal shows; all are in the table."""
 
 
-def prediction_config(network: Network, scans: Path, out: Path, made_by: str) -> dict[str, Any]:
+def prediction_config(network: Network, scans: Path, out: Path, made_by: str, series: str | None) -> dict[str, Any]:
     """The configuration of LightningCLI's ``predict``.
 
     Args:
@@ -49,6 +49,7 @@ def prediction_config(network: Network, scans: Path, out: Path, made_by: str) ->
         scans: the unlabelled scans.
         out: where their segmentations go.
         made_by: names network and settings.
+        series: as of ``find_scans``.
     """
     like = json.loads(json.dumps(network.config["data"]))
     # What training batches held beside the image is of no use here, and its folder may be gone.
@@ -62,7 +63,13 @@ def prediction_config(network: Network, scans: Path, out: Path, made_by: str) ->
         "model": model,
         "data": {
             "class_path": "data_modules.scan_module.UnseenScans",
-            "init_args": {"scans": str(scans.resolve()), "out": str(out), "like": like, "made_by": made_by},
+            "init_args": {
+                "scans": str(scans.resolve()),
+                "out": str(out),
+                "like": like,
+                "made_by": made_by,
+                "series": series,
+            },
         },
         "trainer": {
             **{key: held[key] for key in TRAINER if key in held},
@@ -102,7 +109,13 @@ def check_place(scans: Path, out: Path) -> None:
 
 
 def predict(
-    run: Path, scans: Path, out: Path, plain: bool, options: list[str], relay_class: type[Relay] = Relay
+    run: Path,
+    scans: Path,
+    out: Path,
+    plain: bool,
+    options: list[str],
+    series: str | None = None,
+    relay_class: type[Relay] = Relay,
 ) -> None:
     """Segment what is not segmented yet, and print how much there is of each class.
 
@@ -114,6 +127,7 @@ def predict(
             ``provenance/``, what made them.
         plain: as of ``find_network``.
         options: further ones of LightningCLI's ``predict``.
+        series: as of ``find_scans``; None takes that of the training scans.
         relay_class: what runs it.
 
     Raises:
@@ -123,7 +137,8 @@ def predict(
     network = find_network(run, plain)
     names = class_names(run, network)
     made_by = name_maker(network, options)
-    cases = find_scans(scans)
+    series = series or network.config["data"]["init_args"].get("series")
+    cases = find_scans(scans, series)
     if scans.is_dir():
         warn_of_passed_over(list_scans(scans, ".", anywhere=True).passed_over, scans, READ)
     check_place(scans, out)
@@ -135,7 +150,7 @@ def predict(
         done = f"{len(cases) - len(todo)} of {len(cases)} scans are segmented already"
         print_line(done if todo else f"all {len(cases)} scans are segmented already")
         if todo:
-            config = prediction_config(network, scans, out, made_by)
+            config = prediction_config(network, scans, out, made_by, series)
             write_whole(out / CONFIG, yaml.safe_dump(config, sort_keys=False), SEGMENTATIONS)
             code = relay.run([sys.executable, "-m", "weakmedsam", "predict", "--config", str(out / CONFIG), *options])
             if code in KILLED:
@@ -204,6 +219,9 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     )
     parser.add_argument("--plain", action="store_true", help="the network's own segmentations, not refined by PAM")
     parser.add_argument("--scores", action="store_true", help="write what is thresholded, too: a volume a class")
+    parser.add_argument(
+        "--series", default=None, help="of DICOM: pattern of modality and description; default: the training scans'"
+    )
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -217,7 +235,7 @@ def main(words: list[str] | None = None, relay_class: type[Relay] = Relay) -> No
     out = args.out or run / "segmentations" / name
     with ending_in_a_message("with the scans that are left", vars(args)):
         options = [*(("--data.scores", "true") if args.scores else ()), *words[split + 1 :]]
-        predict(run, args.scans, out, args.plain, options, relay_class)
+        predict(run, args.scans, out, args.plain, options, args.series, relay_class)
 
 
 if __name__ == "__main__":
