@@ -24,8 +24,8 @@ from data_modules.formats.read import READING
 from data_modules.formats.volume import Reading
 from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
 from data_modules.prepare import lock_store, prepare
+from data_modules.pseudo_labels import PseudoLabelReader
 from data_modules.slice_datasets import (
-    PseudoLabelReader,
     SliceDataset,
     SliceTable,
     VolumeDataset,
@@ -392,7 +392,8 @@ class SliceDataModule(LightningDataModule):
     def _pseudo(self, entries: Sequence[Entry]) -> PseudoLabelReader | None:
         if self.labels.supervision != "pseudo" or self.labels.pseudo_labels_dir is None or not entries:
             return None
-        return PseudoLabelReader(Path(self.labels.pseudo_labels_dir))
+        corrected = self.labels.corrected_dir
+        return PseudoLabelReader(Path(self.labels.pseudo_labels_dir), None if corrected is None else Path(corrected))
 
     def _train_table(self) -> SliceTable:
         if self._train is None:

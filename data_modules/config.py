@@ -85,11 +85,15 @@ class Labels:
             longer weak supervision, for the fully supervised upper bound only.
         pseudo_labels_dir: folder of pseudo-label files, ``<case>.safetensors``.
         only_positive: train only on slices in which some class is present.
+        corrected_dir: folder of pseudo-labels that a person has corrected (``weakmedsam review``), of some cases or
+            none: slices that are trusted are taken from there, those that are left out train nothing; null: there are
+            none. `make train` sets it by itself.
     """
 
     supervision: Supervision = "image"
     pseudo_labels_dir: str | None = None
     only_positive: bool = False
+    corrected_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.supervision == "pseudo" and self.pseudo_labels_dir is None:

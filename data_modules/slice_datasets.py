@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from data_modules.augmentation import Augmentation, augment_batch
+from data_modules.pseudo_labels import CERTAIN, PseudoLabelReader
 from data_modules.resampling import frame_box
 from data_modules.store import FULL_SCALE, SliceReader
 from data_modules.store_index import Entry
-from weakmedsam.contracts import SOMEWHERE, Frame, PseudoLabelKeys, SliceBatch, VolumeBatch
+from weakmedsam.contracts import SOMEWHERE, Frame, SliceBatch, VolumeBatch
 from weakmedsam.errors import DataError
-
-CERTAIN = 255
-"""Confidence of 1 as it stands in a pseudo-label file."""
 
 
 @dataclass(frozen=True)
@@ -120,84 +114,6 @@ def check_positives(table: SliceTable, class_names: Sequence[str], where: str) -
         )
 
 
-class PseudoLabelReader:
-    """Reads single slices of pseudo-label files, ``<folder>/<case>.safetensors``.
-
-    Args:
-        folder: where the files are.
-        max_open: how many files are kept open.
-    """
-
-    def __init__(self, folder: Path, max_open: int = 256) -> None:
-        self.folder = folder
-        self.max_open = max_open
-        self._open: OrderedDict[str, Any] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "max_open": self.max_open, "_open": OrderedDict()}
-
-    def check(self, entries: Sequence[Entry]) -> None:
-        """Raise DataError if a file is missing, unreadable, of another case or of another working frame."""
-        missing = [entry.name for entry in entries if not (self.folder / f"{entry.name}.safetensors").exists()]
-        if missing:
-            raise DataError(
-                f"{self.folder}: {len(missing)} of {len(entries)} cases have no pseudo-label: {missing[:5]}. "
-                "Run the pseudo-label stage first, or correct pseudo_labels_dir."
-            )
-        for entry in entries:
-            case = self._case(entry.name)
-            if case not in (None, entry.name):
-                raise DataError(
-                    f"{self.folder / entry.name}.safetensors: is of case {case}. Remove it, and make the pseudo-labels "
-                    "again (make train does by itself)."
-                )
-            file = self._file(entry.name)
-            if not {PseudoLabelKeys.label, PseudoLabelKeys.confidence, PseudoLabelKeys.quality} <= set(file.keys()):
-                raise DataError(
-                    f"{self.folder / entry.name}.safetensors: is no pseudo-label. Delete it and make it again."
-                )
-            shape = tuple(file.get_slice(PseudoLabelKeys.label).get_shape())
-            wanted = (entry.depth, entry.frame.size, entry.frame.size)
-            if shape != wanted:
-                raise DataError(
-                    f"{self.folder / entry.name}.safetensors: is {shape}, the slices are {wanted}. "
-                    "It was made with another image_size or other data: make the pseudo-labels again."
-                )
-
-    def read(self, case: str, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """(label, confidence) of a slice, each (S, S) uint8; reads this slice only."""
-        file = self._file(case)
-        label = file.get_slice(PseudoLabelKeys.label)[number]
-        return label, file.get_slice(PseudoLabelKeys.confidence)[number]
-
-    def quality(self, case: str, number: int) -> float:
-        """Quality of a slice: of its worst class, 1 where it has none."""
-        classes = self._file(case).get_slice(PseudoLabelKeys.quality)[number]
-        present = classes[~np.isnan(classes)]
-        return float(present.min()) if len(present) else 1.0
-
-    def _case(self, name: str) -> str | None:
-        """Which case a file says that it is of; None where it says nothing."""
-        about = (self._file(name).metadata() or {}).get(PseudoLabelKeys.about)
-        try:
-            return None if about is None else str(json.loads(about)["case"])
-        except (KeyError, TypeError, ValueError):
-            return "unknown"
-
-    def _file(self, case: str) -> Any:
-        if case in self._open:
-            self._open.move_to_end(case)
-        else:
-            path = self.folder / f"{case}.safetensors"
-            try:
-                self._open[case] = safe_open(path, framework="numpy")
-            except (OSError, SafetensorError) as error:
-                raise DataError(f"{path}: cannot be read ({error}). Delete it and make it again.") from error
-            if len(self._open) > self.max_open:
-                self._open.popitem(last=False)
-        return self._open[case]
-
-
 class SliceDataset(Dataset[dict[str, Any]]):
     """Slices; the keys are those of ``SliceBatch``.
 
@@ -205,7 +121,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         table: which slices.
         reader: of the store.
         with_mask: add ``mask``, the expert mask: for validation only.
-        pseudo: add ``target``, ``confidence`` and ``quality`` from these pseudo-labels.
+        pseudo: add ``target``, ``confidence`` and ``quality`` from these pseudo-labels, and ``trusted`` where they have
+            corrections.
         expert_target: add ``target`` from the expert mask, with confidence and quality 1: for the upper bound
             only.
     """
@@ -254,10 +171,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if self.with_mask:
             batch["mask"] = self._masks(places)
         if self.pseudo is not None:
-            targets, confidences = zip(*(self.pseudo.read(*place) for place in places), strict=True)
-            batch["target"] = torch.from_numpy(np.stack(targets).astype(np.int64))
-            batch["confidence"] = torch.from_numpy(np.stack(confidences).astype(np.float32)).div_(CERTAIN)
-            batch["quality"] = torch.tensor([self.pseudo.quality(*place) for place in places])
+            label, confidence, quality, trusted = zip(*(self.pseudo.read(*place) for place in places), strict=True)
+            batch["target"] = torch.from_numpy(np.stack(label).astype(np.int64))
+            batch["confidence"] = torch.from_numpy(np.stack(confidence).astype(np.float32)).div_(CERTAIN)
+            batch["quality"] = torch.tensor(quality)
+            if self.pseudo.corrected is not None:
+                batch["trusted"] = torch.tensor(trusted)
         elif self.expert_target:
             batch["target"] = self._masks(places)
             batch["confidence"] = torch.ones(batch["target"].shape)

@@ -12,6 +12,7 @@ integer + 0.5 (the convention of segment-anything's point encoding).
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class SliceBatch(TypedDict, total=False):
         confidence: (B, H, W) float32 in [0, 1], how sure the target is; beside ``target`` only.
         quality: (B,) float32 in [0, 1], of the slice's pseudo-label: of its worst class, 1 where it has
             none; beside ``target`` only.
+        trusted: (B,) bool, whether a person has corrected or accepted the target; beside ``target``, and only where a
+            run's pseudo-labels have been reviewed.
     """
 
     image: Tensor
@@ -65,6 +68,7 @@ class SliceBatch(TypedDict, total=False):
     target: Tensor
     confidence: Tensor
     quality: Tensor
+    trusted: Tensor
 
 
 class VolumeBatch(TypedDict, total=False):
@@ -126,6 +130,33 @@ class PseudoLabelKeys:
     quality = "quality"
     stability = "stability"
     about = "about"
+
+
+class SliceState(IntEnum):
+    """What a review has made of a slice of a pseudo-label.
+
+    ``unchanged``; ``changed`` because a neighbour was corrected; ``trusted``: corrected or accepted by a person;
+    ``left_out`` of training.
+    """
+
+    unchanged = 0
+    changed = 1
+    trusted = 2
+    left_out = 3
+
+
+class CorrectionKeys:
+    """Tensors of a corrected pseudo-label file, beside the original and of the same name.
+
+    ``label`` (D, H, W) uint8 class ids on the working frame; ``state`` (D,) uint8, a ``SliceState``. The metadata's
+    ``about`` hold ``case``, ``original`` (``content`` of the original's), ``reviewed`` (hash of clicks and decisions)
+    and ``network`` (which answered the clicks).
+    """
+
+    label = PseudoLabelKeys.label
+    state = "state"
+    about = PseudoLabelKeys.about
+    needed = frozenset({label, state})
 
 
 def in_round(name: str, number: int) -> str:

@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 from data_modules.cases import Case, Intensity
 from data_modules.loaders import slice_loader
 from data_modules.prepare import prepare
+from data_modules.pseudo_labels import PseudoLabelReader
 from data_modules.slice_datasets import (
-    PseudoLabelReader,
     SliceDataset,
     VolumeDataset,
     check_positives,
@@ -140,9 +140,10 @@ def test_a_batch_is_its_slices_collated(stored, tmp_path, kind):
 
 def test_a_slice_is_as_good_as_its_worst_class(tmp_path):
     quality = np.array([[0.75, 0.5], [np.nan, 0.75], [np.nan, np.nan]], np.float32)
-    save_file({"quality": quality}, tmp_path / "a.safetensors")
+    maps = np.zeros((3, 4, 4), np.uint8)
+    save_file({"label": maps, "confidence": maps, "quality": quality}, tmp_path / "a.safetensors")
     reader = PseudoLabelReader(tmp_path)
-    assert [reader.quality("a", number) for number in range(3)] == [0.5, 0.75, 1.0]
+    assert [reader.read("a", number).quality for number in range(3)] == [0.5, 0.75, 1.0]
 
 
 def test_missing_damaged_and_foreign_pseudo_labels_are_named(stored, tmp_path):

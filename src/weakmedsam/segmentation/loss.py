@@ -26,6 +26,8 @@ class Loss:
         min_quality: quality of a pseudo-label in [0, 1] under which its slice is left out; 0 (published) keeps all. A
             slice's quality is that of its worst class; slices without a class have 1.
         quality_weight: weigh slices by that quality; published: no.
+        trusted_weight: weight of a slice that a person has corrected or accepted (`make review`) against 1 for others,
+            above 0 and at most 1,000,000; published: -.
 
     Raises:
         ConfigError: a number out of its range.
@@ -36,12 +38,14 @@ class Loss:
     ignore_below: float = 0.0
     min_quality: float = 0.0
     quality_weight: bool = False
+    trusted_weight: float = 3.0
 
     def __post_init__(self) -> None:
         check_range("model.loss.background_weight", self.background_weight, 0, LARGEST_WEIGHT, above=True)
         check_range("model.loss.dice_weight", self.dice_weight, 0, LARGEST_WEIGHT)
         check_range("model.loss.ignore_below", self.ignore_below, 0, 1)
         check_range("model.loss.min_quality", self.min_quality, 0, 1)
+        check_range("model.loss.trusted_weight", self.trusted_weight, 0, LARGEST_WEIGHT, above=True)
 
 
 def segmentation_loss(

@@ -279,6 +279,9 @@ class Segmenter(LightningModule):
         if "quality" in batch:
             kept = kept & (batch["quality"] >= self.loss.min_quality)[:, None, None]
             weight = batch["quality"] if self.loss.quality_weight else None
+        if "trusted" in batch:
+            trust = torch.where(batch["trusted"], self.loss.trusted_weight, 1.0)
+            weight = trust if weight is None else weight * trust
         return segmentation_loss(logits, batch["target"], kept, self.loss, weight)
 
     # Test

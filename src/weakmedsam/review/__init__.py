@@ -1,0 +1,1 @@
+"""See and correct pseudo-labels: a page on this machine, and the clicks replayed."""
