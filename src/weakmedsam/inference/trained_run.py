@@ -51,7 +51,7 @@ class TrainedRun:
     """
 
     def __init__(self, network: Network, names: list[str], device: torch.device) -> None:
-        model, data = _instantiate(network.config, names)
+        model, data = instantiate(network.config, names)
         self.class_names = names
         self.plane = data.slices.plane
         self.image_size = data.image_size
@@ -61,7 +61,7 @@ class TrainedRun:
         self._series = network.config["data"]["init_args"].get("series")
         self._precision = str(network.config["trainer"].get("precision"))
         self._device = device
-        self.module = _with_weights(model, network.checkpoint).to(device).eval().requires_grad_(False)
+        self.module = with_weights(model, network.checkpoint).to(device).eval().requires_grad_(False)
         self._pam = _callback(self.module) if isinstance(self.module, WeakMedSAM) else None
 
     @torch.no_grad()
@@ -132,8 +132,13 @@ def load_run(folder: str | Path, refined: bool = True, device: str | torch.devic
     return TrainedRun(network, class_names(run, network), chosen)
 
 
-def _instantiate(config: dict[str, Any], names: list[str]) -> tuple[WeakMedSAM | Segmenter, SliceDataModule]:
-    """The module, whose weights a checkpoint brings, and the data module that it has learnt from."""
+def instantiate(config: dict[str, Any], names: list[str]) -> tuple[WeakMedSAM | Segmenter, SliceDataModule]:
+    """The module of a stage's settings, whose weights a checkpoint brings, and the data module that it has learnt from.
+
+    Args:
+        config: the stage's, nested; ``model`` and ``data`` are read.
+        names: of the classes, id 1 first.
+    """
     model, data = config["model"], config["data"]
     model["init_args"] |= {"class_names": names}
     backbone = model["init_args"].get("backbone", {}).get("init_args", {})
@@ -148,7 +153,12 @@ def _instantiate(config: dict[str, Any], names: list[str]) -> tuple[WeakMedSAM |
     return built.model, built.data
 
 
-def _with_weights(model: WeakMedSAM | Segmenter, path: Path) -> WeakMedSAM | Segmenter:
+def with_weights(model: WeakMedSAM | Segmenter, path: Path) -> WeakMedSAM | Segmenter:
+    """The module with the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is gone, damaged, or of another model or version.
+    """
     check_checkpoint(path, "load_run:")
     held = read_checkpoint(path)
     check_version(held, str(path))

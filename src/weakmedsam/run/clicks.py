@@ -152,10 +152,8 @@ def write_clicks(run: Path, clicks: Sequence[Click]) -> None:
 
 def write_decisions(run: Path, decisions: Sequence[Decision]) -> None:
     """Write ``decisions.csv``, whole or not at all; without a decision it goes."""
-    rows = [
-        dict(zip(DECISION_COLUMNS, decision._replace(slice=ALL if decision.slice is None else decision.slice), strict=True))  # type: ignore[arg-type]
-        for decision in decisions
-    ]  # fmt: skip
+    cells = [(d.case, ALL if d.slice is None else d.slice, d.decision, d.time) for d in decisions]
+    rows = [dict(zip(DECISION_COLUMNS, row, strict=True)) for row in cells]
     _write(run / REVIEW / DECISIONS, DECISION_COLUMNS, rows)
 
 

@@ -132,7 +132,8 @@ def _carry_out(stage: Stage, request: Request, wanted: dict[str, Any], kept: Pat
     commands = stage.command(request, [*common, *options_for(stage, request.options)])
     launcher = request.launcher if "trainer" in stage.takes else ()
     for arguments in commands:
-        code = relay.run([*(launcher or (sys.executable,)), "-m", "weakmedsam", *arguments])
+        starts = launcher if launcher and arguments[0] != "review" else (sys.executable,)
+        code = relay.run([*starts, "-m", "weakmedsam", *arguments])
         write_object(folder / "clock.json", clock | {"seconds": time.monotonic() - started})
         if code and console.is_terminal:
             console.print()  # its process may have ended within the line of its bar

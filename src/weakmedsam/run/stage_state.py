@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_modules.wholeness import find_broken_files
+from weakmedsam.contracts import split_round
 from weakmedsam.errors import ConfigError, DataError
+from weakmedsam.run.clicks import read_reviewed
 from weakmedsam.run.overrides import parse_options, wanted_settings
 from weakmedsam.run.stage_inputs import mark_inputs
 from weakmedsam.run.stages import Request, Stage, count_masked
@@ -120,9 +122,17 @@ def is_current(run: Path, name: str) -> bool:
 
 
 def settings_of(stage: Stage, request: Request) -> dict[str, Any]:
-    """All that decides a stage's result: ``wanted_settings``, and under ``after`` the upstream results of now."""
+    """All that decides a stage's result: ``wanted_settings``, and under ``after`` the upstream results of now.
+
+    Of a segmentation network, where pseudo-labels have been reviewed, ``reviewed`` says so: see ``Reviewed.digest``.
+
+    Raises:
+        DataError: a table of the review is damaged.
+    """
     after = {name: result_name(request.folder / name) for name in stage.after}
-    return wanted_settings(stage, request) | {"after": after}
+    learns = split_round(stage.name)[0] == "segment"
+    reviewed = read_reviewed(request.folder).digest() if learns else None
+    return wanted_settings(stage, request) | {"after": after} | ({"reviewed": reviewed} if reviewed else {})
 
 
 def finished_note(stage: Stage, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +203,7 @@ def _setting_reasons(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
             if before.get(key) != now.get(key)
         ),
         *(_rerun(name) for name, made in new["after"].items() if old.get("after", {}).get(name) != made),
+        *(["clicks or decisions of the review changed"] if old.get("reviewed") != new.get("reviewed") else []),
     ] or ["options given in another order"]
 
 

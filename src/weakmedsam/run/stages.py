@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from weakmedsam.contracts import in_round
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.checkpoints import resume_options
+from weakmedsam.run.clicks import LABELS, REVIEW, is_reviewed
 from weakmedsam.system.json_files import read_object, seal, write_object
 
 EXPERIMENTS = Path("experiments")
@@ -169,13 +170,23 @@ def _pseudo_labels(request: Request, common: list[str]) -> list[list[str]]:
 
 def _segment(request: Request, common: list[str], number: int = 1) -> list[list[str]]:
     folder = request.folder / in_round("segment", number)
-    return [["fit", *common, *pseudo_labelled(request, number), *_root(folder), *resume_options(folder)]]
+    fit = ["fit", *common, *pseudo_labelled(request, number), *_root(folder), *resume_options(folder)]
+    return [_replay(request), fit] if is_reviewed(request.folder) else [fit]
+
+
+def _replay(request: Request) -> list[str]:
+    """Writes the corrected pseudo-labels that are not written yet."""
+    place = ["--dataset", request.dataset, "--experiment", request.experiment, "--runs", str(request.runs)]
+    return ["review", "--replay", *place]
 
 
 def pseudo_labelled(request: Request, number: int = 1) -> list[str]:
-    """Options with which a segmentation network learns the run's pseudo-labels of a round."""
+    """Options with which a segmentation network learns the run's pseudo-labels of a round, and what is corrected."""
     folder = request.folder / in_round("pseudo_labels", number)
-    return ["--data.labels.supervision", "pseudo", "--data.labels.pseudo_labels_dir", str(folder)]
+    words = ["--data.labels.supervision", "pseudo", "--data.labels.pseudo_labels_dir", str(folder)]
+    if is_reviewed(request.folder):
+        words += ["--data.labels.corrected_dir", str(request.folder / REVIEW / LABELS)]
+    return words
 
 
 def _upper_bound(request: Request, common: list[str]) -> list[list[str]]:
