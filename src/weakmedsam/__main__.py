@@ -26,6 +26,7 @@ COMMANDS = {
     "report": (PIPELINE, "write a run's report.html"),
     "status": ("weakmedsam.run.status", "show which stages of a run are done, and why others are not"),
     "compare": ("weakmedsam.report.compare_cli", "write one page about several runs"),
+    "review": ("weakmedsam.review.cli", "see and correct a run's pseudo-labels in the browser"),
     "predict": ("weakmedsam.run.predict", "segment unlabelled scans (with --config: LightningCLI's predict)"),
     "export": ("weakmedsam.inference.export", "write the segmentation network of a run as ONNX or torch.export"),
     "sweep": ("weakmedsam.sweep.cli", "sweep over settings"),

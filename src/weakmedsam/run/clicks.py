@@ -89,7 +89,7 @@ class Reviewed(NamedTuple):
 
     def cases(self) -> list[str]:
         """Names of the cases that have rows, sorted."""
-        return sorted({row.case for row in (*self.clicks, *self.decisions)})
+        return sorted({click.case for click in self.clicks} | {decision.case for decision in self.decisions})
 
     def digest(self) -> str | None:
         """Short hash of what counts, times left out; None where there is nothing."""
@@ -181,8 +181,8 @@ def _click(path: Path, row: TableRow) -> tuple[int, Click]:
     where = f"{path}: line {row.line}"
     if sign not in ("1", "-1"):
         raise DataError(f"{where}, column sign: {sign!r} is neither 1 (belongs to the class) nor -1. {_MEND}")
-    whole = [_whole(where, *cell) for cell in (("slice", number), ("x", x), ("y", y))]
-    return row.line, Click(case, *whole, int(sign), class_name, _time(where, time))
+    z, column, row_ = (_whole(where, *cell) for cell in (("slice", number), ("x", x), ("y", y)))
+    return row.line, Click(case, z, column, row_, int(sign), class_name, _time(where, time))
 
 
 def _decision(path: Path, row: TableRow) -> tuple[int, Decision]:
