@@ -7,7 +7,9 @@ import shutil
 import pytest
 from run_requests import request_for
 
+from weakmedsam.errors import DataError
 from weakmedsam.run import pipeline, status
+from weakmedsam.run.clicks import Click, Decision, write_clicks, write_decisions
 from weakmedsam.run.pipeline import run
 from weakmedsam.run.stage_state import (
     DONE,
@@ -174,3 +176,50 @@ def test_a_damaged_request_is_named(house, tmp_path):
         status.main(["--experiment", "x", "--runs", str(tmp_path / "runs")])
     run("prepare", request_for(tmp_path))
     assert json.loads((tmp_path / "runs/phantom/x/request.json").read_text())["backbone"] == "pocket"
+
+
+def test_clicks_put_the_segmentation_out_of_date_and_undone_give_its_network_back(house, tmp_path, capsys):
+    request = request_for(tmp_path, launcher=("srun", "python"))
+    run("segment", request)
+    folder = tmp_path / "runs/phantom/x"
+    (folder / "segment/first").touch()
+    write_clicks(folder, [Click("a", 0, 1, 2, 1, "lesion", "2025-01-31T12:00:00")])
+    assert state(tmp_path, "pseudo_labels") == (DONE, ())
+    assert state(tmp_path, "segment") == (OUT_OF_DATE, ("clicks or decisions of the review changed",))
+    house.clear()
+    run("segment", request)
+    replay, fit = house
+    assert replay == [
+        "review",
+        "--replay",
+        "--dataset",
+        "phantom",
+        "--experiment",
+        "x",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    assert fit[fit.index("--data.labels.corrected_dir") + 1] == str(folder / "review/labels")
+    assert state(tmp_path, "segment") == (DONE, ())
+    house.clear()
+    write_clicks(folder, [])
+    capsys.readouterr()
+    run("segment", request)
+    assert house == []
+    assert "segment.old1 is of these settings and is taken up again" in capsys.readouterr().out
+    assert (folder / "segment/first").exists()
+
+
+def test_a_later_round_learns_what_is_corrected_too(house, tmp_path):
+    folder = tmp_path / "runs/phantom/x"
+    write_decisions(folder, [Decision("a", None, "accepted", "2025-01-31T12:00:00")])
+    run("segment", request_for(tmp_path, rounds=2))
+    assert [words[0] for words in house if words[0] == "review"] == ["review"] * 2
+    assert sum("--data.labels.corrected_dir" in words for words in house) == 2
+
+
+def test_a_damaged_table_of_clicks_stops_before_anything_is_run(house, tmp_path):
+    (tmp_path / "runs/phantom/x/review").mkdir(parents=True)
+    (tmp_path / "runs/phantom/x/review/clicks.csv").write_text("case,slice\n")
+    with pytest.raises(DataError, match=r"clicks\.csv: line 1: lacks the column"):
+        state(tmp_path, "segment")

@@ -101,6 +101,14 @@ def test_a_slice_of_half_the_quality_weighs_half():
     assert with_dice._loss(logits, batch).item() == pytest.approx(only, rel=1e-5)
 
 
+def test_a_trusted_slice_weighs_as_much_as_the_setting_says():
+    model = segmenter(loss=Loss(trusted_weight=4.0, dice_weight=0.0))
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    loss = model._loss(logits, {"target": target, "trusted": torch.tensor([True, False])})
+    one, other = (loss_of(logits[i : i + 1], target[i : i + 1]) for i in range(2))
+    assert loss.item() == pytest.approx(((4 * one + other) / 5).item(), rel=1e-5)
+
+
 # Settings
 
 

@@ -24,7 +24,7 @@ Answer = Callable[[int, int, int], NDArray[np.float32]]
 AROUND = 1.0
 """Pixels about a click that follow it whatever the prompt answers."""
 
-REACH = 4
+REACH = 2
 """Slices either way into which a click goes on at most."""
 
 ALIKE = 0.5
