@@ -71,8 +71,8 @@ pipeline = $(BIN)/python -m weakmedsam $(1) $(if $(strip $(V)),-v) --dataset $(c
 	$(call option,--data-dir,DATA_DIR) $(call option,--trainer,TRAINER) $(call option,--logger,LOGGER) \
 	$(call option,--launcher,LAUNCHER) --rounds $(call given,ROUNDS) $(more)
 
-.PHONY: help setup init check sweep study docs train prepare classify pseudo-labels segment evaluate upper-bound report status predict \
-	test lint types format bench costs weights pocket constraints clean clean-runs distclean
+.PHONY: help setup init check sweep study docs train prepare classify pseudo-labels review segment evaluate upper-bound report status \
+	predict test lint types format bench costs weights pocket constraints clean clean-runs distclean
 
 ## This list
 help:
@@ -126,6 +126,11 @@ classify: $(STAMP)
 ## Make pseudo-labels, with prompt affinity mining
 pseudo-labels: $(STAMP)
 	@$(call pipeline,pseudo-labels)
+
+## See and correct the pseudo-labels of the run DATASET/EXPERIMENT in the browser (docs/correcting.md)
+review: $(STAMP)
+	@$(BIN)/python -m weakmedsam review --dataset $(call given,DATASET) --experiment $(call given,EXPERIMENT) \
+		--runs $(call given,RUNS) $(ARGS)
 
 ## Train the segmentation network on the pseudo-labels
 segment: $(STAMP)

@@ -11,6 +11,7 @@ from pathlib import Path
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.clicks import REVIEW, is_reviewed
+from weakmedsam.system.fast_import import wait_asleep
 from weakmedsam.system.file_lock import alone
 
 NEEDED = ("starlette", "uvicorn")
@@ -84,6 +85,7 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     run = args.runs / args.dataset / args.experiment
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    wait_asleep()
     with ending_in_a_message("with every click", vars(args)):
         if args.replay:
             replay(run)
