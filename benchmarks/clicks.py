@@ -76,7 +76,8 @@ def dice_by_clicks(session: Session, name: str) -> tuple[list[float], list[float
     case, classes = session.cases[name], len(session.class_names)
     label, mask = session.volume(name).original.label.copy(), np.array(session.reader.mask(name))
     session.networks.look_ahead(case.entry, case.rows)
-    dice, times = [mean_dice(label, mask, classes)], []
+    dice = [mean_dice(label, mask, classes)]
+    times: list[float] = []
 
     def answer(z: int, x: int, y: int) -> NDArray[np.float32]:
         return session.networks.answer(case.entry, z, x, y)
@@ -96,7 +97,8 @@ def measure_run(run: Path, most: int | None) -> dict[str, object]:
     """The curve of a run's cases that have masks."""
     session = Session(run)
     names = [name for name, case in session.cases.items() if case.entry.has_mask and case.rows][:most]
-    rows, times = [], []
+    rows: list[list[float]] = []
+    times: list[float] = []
     for name in names:
         dice, spent = dice_by_clicks(session, name)
         rows.append(dice)
@@ -106,8 +108,8 @@ def measure_run(run: Path, most: int | None) -> dict[str, object]:
     for number, mean, low in zip(NUMBERS, means, np.nanmin(rows, axis=0), strict=True):
         table.add_row(str(number), f"{mean:.3f}", f"{low:.3f}")
     Console().print(table)
-    dice = dict(zip(map(str, NUMBERS), means.round(4).tolist(), strict=True))
-    return {"dice": dice, "median_ms": round(statistics.median(times), 1), "volumes": len(names)}
+    curve = dict(zip(map(str, NUMBERS), means.round(4).tolist(), strict=True))
+    return {"dice": curve, "median_ms": round(statistics.median(times), 1), "volumes": len(names)}
 
 
 def main() -> None:
@@ -122,7 +124,8 @@ def main() -> None:
         torch.set_num_threads(1)
         CLOCK[0] = time.process_time
     repeats = 30 if arguments.full else 8
-    table, figures = Table("backbone", "median, ms", "slowest, ms", title=f"a click, {2 * REACH + 1} slices"), {}
+    figures: dict[str, dict[str, float]] = {}
+    table = Table("backbone", "median, ms", "slowest, ms", title=f"a click, {2 * REACH + 1} slices")
     makers: dict[str, Callable[[], Backbone]] = {
         "pocket": lambda: Pocket(SIZE),
         "samus": lambda: SAMUS(SIZE, "vit_b", "none"),

@@ -13,6 +13,7 @@ from weakmedsam.review import cli
 from weakmedsam.review.label_files import read_original
 from weakmedsam.review.session import RefusedError, Session
 from weakmedsam.run.clicks import ACCEPTED, REJECTED, Click, read_reviewed
+from weakmedsam.system.file_lock import alone
 
 
 def place(session, name):
@@ -150,6 +151,13 @@ def test_what_is_wrong_is_one_line(run, words, said, capsys):
         cli.main(["--runs", str(run.parents[1]), "--port", "0", *words])
     assert said in str(stopped.value)
     assert not (run.parent / "none").exists()
+
+
+def test_an_open_review_is_not_replayed_beside(run, capsys):
+    session = Session(run)
+    session.decide(next(iter(session.cases)), None, ACCEPTED)
+    with alone(run / "review"), pytest.raises(SystemExit, match="the review is open; end it there"):
+        cli.main(["--runs", str(run.parents[1]), "--replay"])
 
 
 def test_without_a_review_there_is_nothing_to_replay(run, capsys):

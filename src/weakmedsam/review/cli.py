@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def replay(run: Path) -> None:
     print(f"corrected pseudo-labels: {len(cases)} cases, {clicks} clicks ({written} written)")
 
 
-def _alone(run: Path) -> AbstractContextManager[int]:
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
     """One process at a time writes a review; a run that is not there is not made for it.
 
     Raises:
@@ -67,7 +69,13 @@ def _alone(run: Path) -> AbstractContextManager[int]:
     """
     if not run.is_dir():
         raise ConfigError(f"{run}: there is no such run; name its DATASET and EXPERIMENT")
-    return alone(run / REVIEW)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(run / REVIEW))
+        except ConfigError as error:
+            holder = str(error).partition(":")[0]
+            raise ConfigError(f"{holder}: the review is open; end it there (Ctrl-C), every click is kept") from error
+        yield
 
 
 def _say(address: str) -> None:

@@ -59,6 +59,7 @@ class Networks:
         self._segmenter, self._segmentation = segmenter, cast(Segmenter | None, None)
         self._reader = reader
         self._seen: OrderedDict[str, Seen] = OrderedDict()
+        self._wanted = ""
         self._lock = threading.RLock()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -77,8 +78,14 @@ class Networks:
             return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
 
     def look_ahead(self, entry: Entry, rows: Sequence[int]) -> None:
-        """Encode slices one by one, so that clicks that come meanwhile wait for one slice only."""
+        """Encode slices one by one, so that clicks that come meanwhile wait for one slice only.
+
+        It ends early where another case is looked at.
+        """
+        self._wanted = entry.name
         for z in rows:
+            if self._wanted != entry.name:
+                return
             with self._lock:
                 self._look(entry, [z])
 
