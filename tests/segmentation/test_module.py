@@ -109,6 +109,17 @@ def test_a_trusted_slice_weighs_as_much_as_the_setting_says():
     assert loss.item() == pytest.approx(((4 * one + other) / 5).item(), rel=1e-5)
 
 
+def test_one_weight_for_all_slices_changes_nothing_and_no_loss_is_below_zero():
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    model = segmenter(loss=Loss(trusted_weight=4.0))
+    plain = model._loss(logits, {"target": target}).item()
+    all_trusted = model._loss(logits, {"target": target, "trusted": torch.tensor([True, True])}).item()
+    assert all_trusted == pytest.approx(plain, rel=1e-4)
+    right = 50 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
+    found = model._loss(right, {"target": target, "trusted": torch.tensor([True, False])}).item()
+    assert found == pytest.approx(0, abs=1e-4)
+
+
 # Settings
 
 

@@ -83,6 +83,21 @@ def segmentation_loss(
     if settings.dice_weight > 0:
         classes = F.one_hot(readable, logits.shape[1]).movedim(-1, 1)
         inside = share[:, None]
-        overlap = DiceLoss(include_background=False, batch=True)
-        loss = loss + settings.dice_weight * overlap(logits.softmax(1) * inside, classes * inside)
+        probabilities = logits.softmax(1)
+        if slice_weight is None:
+            overlap = DiceLoss(include_background=False, batch=True)(probabilities * inside, classes * inside)
+        else:
+            overlap = _weighted_dice_loss(probabilities[:, 1:], classes[:, 1:], inside)
+        loss = loss + settings.dice_weight * overlap
     return loss
+
+
+def _weighted_dice_loss(probabilities: Tensor, classes: Tensor, weight: Tensor, smooth: float = 1e-5) -> Tensor:
+    """MONAI's Dice loss over a batch as a whole, with a weight of each pixel.
+
+    Where both of MONAI's arguments are weighted, their product has the square: weights above 1 make Dice more than 1.
+    """
+    over = (0, 2, 3)
+    shared = (weight * probabilities * classes).sum(over)
+    both = (weight * (probabilities + classes)).sum(over)
+    return (1 - (2 * shared + smooth) / (both + smooth)).mean()
