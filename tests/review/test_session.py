@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data_modules.pseudo_labels import PseudoLabelReader
-from weakmedsam.contracts import SliceState
+from weakmedsam.contracts import SOMEWHERE, SliceState
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.review import cli
-from weakmedsam.review.label_files import read_original
+from weakmedsam.review.label_files import read_original, unsure_slices
 from weakmedsam.review.session import RefusedError, Session
 from weakmedsam.run.clicks import ACCEPTED, REJECTED, Click, read_reviewed
 from weakmedsam.system.file_lock import alone
@@ -38,6 +38,16 @@ def test_cases_come_least_sure_first(run):
     assert len(unsure) > 2
     assert unsure == sorted(unsure, reverse=True)
     assert unsure[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_class_of_the_scan_alone_is_not_missed_where_it_may_not_be(run):
+    path = next(run.glob("pseudo_labels/*.safetensors"))
+    label = read_original(path).label
+    labels = np.full((len(label), 2), SOMEWHERE, np.float32)
+    unsure = unsure_slices(path, labels)
+    np.testing.assert_array_equal(np.isnan(unsure), ~label.any(axis=(1, 2)))
+    assert np.nanmax(unsure) < 1
+    assert (unsure_slices(path, np.abs(labels))[~label.any(axis=(1, 2))] == 1).all()
 
 
 def test_clicks_are_kept_replayed_and_taken_back(run):

@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
     Attributes:
         entry: what the store says of it.
-        present: (D, C) which classes slices are labelled with.
+        present: (D, C) which classes slices have, or may have where only their scan is labelled.
         unsure: (D,) of ``unsure_slices``.
         mean_unsure: of its slices that have a class; 0 without one.
     """
@@ -69,7 +69,7 @@ class Case(NamedTuple):
     def rows(self) -> list[int]:
         """Slices with a class, the least sure first."""
         rows = np.flatnonzero(self.present.any(axis=1))
-        return rows[np.argsort(-self.unsure[rows], kind="stable")].tolist()
+        return rows[np.argsort(-np.nan_to_num(self.unsure[rows]), kind="stable")].tolist()
 
 
 class Volume(NamedTuple):
@@ -213,9 +213,10 @@ class Session:
             entry = self._data.entries.get(path.stem)
             if entry is None:
                 continue
-            present = slice_labels(entry, self._data.slices.min_pixels) > 0
-            unsure = unsure_slices(path, present) if rank else np.zeros(len(present))
-            mean = float(np.nanmean(unsure)) if present.any() else 0.0
+            labels = slice_labels(entry, self._data.slices.min_pixels)
+            present = labels != 0  # or may be: SOMEWHERE
+            unsure = unsure_slices(path, labels) if rank else np.zeros(len(labels))
+            mean = float(np.nanmean(unsure)) if not np.isnan(unsure).all() else 0.0
             found.append(Case(entry, present, unsure, mean))
         if not found:
             raise ConfigError(f"{self.run / 'pseudo_labels'}: holds no pseudo-label of a case of this data set")
