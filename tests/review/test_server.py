@@ -187,3 +187,5 @@ def test_decisions_are_kept_and_taken_back(client):
 def test_a_port_in_use_is_named():
     with listen(0) as door, pytest.raises(ConfigError, match=r"--port \d+: Address already in use; choose another"):
         listen(door.getsockname()[1])
+    with pytest.raises(ConfigError, match=r"--port is 99999; it must be in \[0, 65,535\]"):
+        listen(99_999)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from weakmedsam.errors import ConfigError
+from weakmedsam.errors import ConfigError, check_range
 from weakmedsam.run.clicks import REVIEW
 from weakmedsam.system.atomic_io import replacing
 
@@ -99,8 +99,9 @@ def listen(port: int) -> socket.socket:
     """A socket on loopback.
 
     Raises:
-        ConfigError: the port is in use, or not ours to take.
+        ConfigError: there is no such port, it is in use, or it is not ours to take.
     """
+    check_range("--port", port, 0, 65_535)
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
