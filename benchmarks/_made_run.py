@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from weakmedsam.cli_parser import MODE
-from weakmedsam.run.stages import experiment_file
+from weakmedsam.run.request import experiment_file
 from weakmedsam.segmentation.module import Segmenter
 
 SHAPE = (240, 240, 155)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from data_modules.phantom import write_volume
 from data_modules.phantom_drawing import Drawing, PhantomParameters, draw_volume
 from data_modules.store_index import write_rows
-from weakmedsam.run.stages import experiment_file
+from weakmedsam.run.request import experiment_file
 from weakmedsam.system.json_files import read_object
 
 NAMES = ("lesion", "cyst")

@@ -1,7 +1,7 @@
 """What a user asks a pipeline for, for tests."""
 
 from weakmedsam.run.overrides import parse_options
-from weakmedsam.run.stages import Request
+from weakmedsam.run.request import Request
 
 
 def request_for(folder, *words, **changes):

@@ -12,7 +12,7 @@ from weakmedsam.callbacks import SubClassExploration
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.affinity import AFFINITIES
 from weakmedsam.pam.config import Refinement, dotted
-from weakmedsam.run.stages import EXPERIMENTS
+from weakmedsam.run.request import EXPERIMENTS
 from weakmedsam.sce.config import Clustering, SubClassTask
 from weakmedsam.settings_reference import (
     PAGE,

@@ -19,7 +19,7 @@ from weakmedsam.cli_parser import MODE, PrepareParser, check_nulls
 from weakmedsam.report.check_page import short_text, write_check
 from weakmedsam.report.check_summary import summary_lines, wrapped
 from weakmedsam.run.cli_errors import show_remarks
-from weakmedsam.run.stages import CHECK
+from weakmedsam.run.request import CHECK
 from weakmedsam.system.atomic_io import write_whole
 
 

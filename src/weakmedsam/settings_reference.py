@@ -25,7 +25,8 @@ from weakmedsam.callbacks import Preemption, Throughput
 from weakmedsam.cli_parser import constructor_arguments
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.affinity import AFFINITIES
-from weakmedsam.run.stages import EXPERIMENTS, STAGES
+from weakmedsam.run.request import EXPERIMENTS
+from weakmedsam.run.stages import STAGES
 from weakmedsam.system.atomic_io import write_whole
 from weakmedsam.system.yaml_files import read_yaml
 

@@ -12,7 +12,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.run.check import check_words, main
 from weakmedsam.run.init import init
 from weakmedsam.run.pipeline import run
-from weakmedsam.run.stages import Request
+from weakmedsam.run.request import Request
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,7 @@ from weakmedsam.report.page_mark import page_mark
 from weakmedsam.run import pipeline
 from weakmedsam.run.overrides import wanted_settings
 from weakmedsam.run.pipeline import run
-from weakmedsam.run.stages import (
-    STAGES,
-)
+from weakmedsam.run.stages import STAGES
 from weakmedsam.system.file_lock import alone
 from weakmedsam.system.fingerprints import is_whole
 from weakmedsam.system.json_files import read_object, write_object

@@ -11,6 +11,7 @@ from weakmedsam.errors import DataError
 from weakmedsam.run import pipeline, status
 from weakmedsam.run.clicks import Click, Decision, write_clicks, write_decisions
 from weakmedsam.run.pipeline import run
+from weakmedsam.run.request import recorded_request
 from weakmedsam.run.stage_state import (
     DONE,
     INTERRUPTED,
@@ -21,7 +22,7 @@ from weakmedsam.run.stage_state import (
     state_of,
     states_of,
 )
-from weakmedsam.run.stages import STAGES, chosen_stages, recorded_request
+from weakmedsam.run.stages import STAGES, chosen_stages
 from weakmedsam.system.json_files import read_object
 from weakmedsam.system.signals import Relay
 

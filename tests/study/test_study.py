@@ -10,7 +10,7 @@ import pytest
 from report_pages import section
 
 from tests.study.conftest import STUDY
-from weakmedsam.run.stages import Request
+from weakmedsam.run.request import Request
 from weakmedsam.run.status import main as status
 from weakmedsam.study import cli
 from weakmedsam.study.definition import plan_study, read_study

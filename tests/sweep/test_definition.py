@@ -20,7 +20,7 @@ from weakmedsam.classification.module import WeakMedSAM
 from weakmedsam.errors import ConfigError
 from weakmedsam.pam.feature_cache import Head, write_head
 from weakmedsam.run.overrides import parse_options
-from weakmedsam.run.stages import Request
+from weakmedsam.run.request import Request
 from weakmedsam.sce.config import SubClassTask
 from weakmedsam.segmentation.module import Segmenter
 from weakmedsam.sweep import cli as sweep

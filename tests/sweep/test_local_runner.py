@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes import write_checkpoint
 from weakmedsam.errors import ConfigError, DataError
-from weakmedsam.run.stages import EXPERIMENTS
+from weakmedsam.run.request import EXPERIMENTS
 from weakmedsam.sweep import local_runner
 from weakmedsam.sweep.agent import main, stage_command, words_of
 from weakmedsam.sweep.definition import PROGRAMS, Sweep, read_definition

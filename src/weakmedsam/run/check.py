@@ -14,7 +14,8 @@ from pathlib import Path
 from weakmedsam.errors import LESS_MEMORY
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.overrides import options_for, parse_options, wanted_settings
-from weakmedsam.run.stages import CHECK, STAGES, Request, stage_configs
+from weakmedsam.run.request import CHECK, Request
+from weakmedsam.run.stages import STAGES, stage_configs
 from weakmedsam.system.progress import VERBOSE
 from weakmedsam.system.signals import KILLED
 

@@ -23,7 +23,7 @@ from data_modules.survey_layout import Guess, count_formats
 from data_modules.tables import name_first
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.cli_errors import ending_in_a_message
-from weakmedsam.run.stages import EXPERIMENTS
+from weakmedsam.run.request import EXPERIMENTS
 from weakmedsam.system.atomic_io import write_whole
 
 WIDTH = 80

@@ -8,17 +8,8 @@ from typing import Any
 from weakmedsam.config_diff import DEVICE_KEYS, EXECUTION_KEYS, dotted_keys
 from weakmedsam.contracts import in_round, split_round
 from weakmedsam.errors import ConfigError
-from weakmedsam.run.stages import (
-    ANOTHER_ROUND,
-    REFINED,
-    STAGES,
-    THRESHOLD,
-    Request,
-    Stage,
-    experiment_file,
-    experiment_name,
-    stage_configs,
-)
+from weakmedsam.run.request import Request, experiment_file, experiment_name
+from weakmedsam.run.stages import ANOTHER_ROUND, REFINED, STAGES, THRESHOLD, Stage, stage_configs
 from weakmedsam.system.yaml_files import read_settings_file
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from weakmedsam.errors import DIVERGED, LESS_MEMORY, ConfigError, DataError
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.overrides import check_rounds, options_for, parse_options, wanted_settings
+from weakmedsam.run.request import CHECK, Request, keep_request
 from weakmedsam.run.stage_state import (
     DONE,
     INTERRUPTED,
@@ -33,15 +34,7 @@ from weakmedsam.run.stage_state import (
     settings_of,
     state_of,
 )
-from weakmedsam.run.stages import (
-    CHECK,
-    TARGETS,
-    Request,
-    Stage,
-    chosen_stages,
-    keep_request,
-    stage_configs,
-)
+from weakmedsam.run.stages import TARGETS, Stage, chosen_stages, stage_configs
 from weakmedsam.system.atomic_io import put_away
 from weakmedsam.system.file_lock import LOCK, alone
 from weakmedsam.system.json_files import REMOVE_STATE, write_object

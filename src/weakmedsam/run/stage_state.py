@@ -18,8 +18,9 @@ from weakmedsam.contracts import split_round
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.clicks import read_reviewed
 from weakmedsam.run.overrides import parse_options, wanted_settings
+from weakmedsam.run.request import Request
 from weakmedsam.run.stage_inputs import mark_inputs
-from weakmedsam.run.stages import Request, Stage, count_masked
+from weakmedsam.run.stages import Stage, count_masked
 from weakmedsam.system.fingerprints import Mark, find_damage, mark
 from weakmedsam.system.json_files import read_object
 

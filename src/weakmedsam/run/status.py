@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from weakmedsam.run.cli_errors import ending_in_a_message
+from weakmedsam.run.request import Request, recorded_request
 from weakmedsam.run.stage_state import DONE, NOT_NEEDED, NOT_RUN, read_note, states_of
-from weakmedsam.run.stages import STAGES, Request, Stage, another_round, chosen_stages, recorded_request
+from weakmedsam.run.stages import STAGES, Stage, another_round, chosen_stages
 
 _STYLES = {DONE: "green", NOT_NEEDED: "green", NOT_RUN: "dim"}
 STATUS_REASONS = 5

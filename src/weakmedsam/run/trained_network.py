@@ -12,8 +12,9 @@ from weakmedsam.config_diff import DEVICE_KEYS, NEUTRAL_KEYS, deciding
 from weakmedsam.contracts import in_round
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.overrides import pam_of, parse_options
+from weakmedsam.run.request import experiment_file
 from weakmedsam.run.stage_state import is_current, result_name
-from weakmedsam.run.stages import REFINED, chosen_threshold, experiment_file
+from weakmedsam.run.stages import REFINED, chosen_threshold
 from weakmedsam.system.json_files import parse_mapping, read_text
 
 CONFIGURED = ("model.init_args", "data.init_args", "trainer")

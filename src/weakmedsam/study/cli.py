@@ -16,7 +16,7 @@ from pathlib import Path
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.overrides import parse_options
-from weakmedsam.run.stages import Request
+from weakmedsam.run.request import Request
 from weakmedsam.study.definition import Study, plan_study, read_study
 from weakmedsam.study.runner import Starter, run_study
 from weakmedsam.system.progress import VERBOSE

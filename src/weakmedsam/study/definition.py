@@ -11,7 +11,8 @@ from typing import Any
 
 from weakmedsam.errors import ConfigError
 from weakmedsam.run.overrides import check_rounds, options_for, wanted_settings
-from weakmedsam.run.stages import STAGES, Request, Stage, chosen_stages, experiment_file
+from weakmedsam.run.request import Request, experiment_file
+from weakmedsam.run.stages import STAGES, Stage, chosen_stages
 from weakmedsam.system.yaml_files import read_settings_file
 
 SEED = "seed_everything"

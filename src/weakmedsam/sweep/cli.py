@@ -17,7 +17,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.overrides import parse_options
 from weakmedsam.run.pipeline import run
-from weakmedsam.run.stages import Request
+from weakmedsam.run.request import Request
 from weakmedsam.sweep.agent import words_of
 from weakmedsam.sweep.definition import Sweep, claim, fit_to_store, plan
 from weakmedsam.system.file_lock import alone

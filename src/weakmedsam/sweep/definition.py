@@ -14,7 +14,8 @@ import yaml
 from weakmedsam.config_diff import differences
 from weakmedsam.errors import ConfigError, DataError
 from weakmedsam.run.overrides import options_for
-from weakmedsam.run.stages import EXPERIMENTS, STAGES, Request, pseudo_labelled, stage_configs
+from weakmedsam.run.request import EXPERIMENTS, Request
+from weakmedsam.run.stages import STAGES, pseudo_labelled, stage_configs
 from weakmedsam.system.atomic_io import write_whole
 from weakmedsam.system.json_files import parse_mapping, read_text
 from weakmedsam.system.yaml_files import read_settings_file
