@@ -5,11 +5,11 @@ settings of BraTS, frames of 256 pixels. The scan is compressed NIfTI. Each comm
 reading, network, way back to the scan's own grid, picture and files are in its time.
 
 The last line is one JSON object: ``seconds`` of the default, refined by PAM (bar 20 on two cores; PAM refines the
-slices in which the untrained network finds something, about half of them), ``plain_seconds`` of the network alone, ``processor_seconds`` and
-``plain_processor_seconds`` of the same (user and system, all processes: what to compare where other work runs beside),
-``peak_gib`` (bar 2), the largest of a process, and ``overhead_ratio`` (bar 1.3): processor time of
-``load_run().predict``, from file to class ids on the scan's grid, by that of the bare forward passes of the same
-network on the same batches, one thread.
+slices in which the untrained network finds something, about half of them), ``plain_seconds`` of the network alone,
+``processor_seconds`` and ``plain_processor_seconds`` of the same (user and system, all processes: what to compare where
+other work runs beside), ``peak_gib`` (bar 2), the largest of a process, and ``overhead_ratio`` (bar 1.3): processor
+time of ``load_run().predict``, from file to class ids on the scan's grid, by that of the bare forward passes of the
+same network on the same batches, one thread.
 """
 
 from __future__ import annotations
