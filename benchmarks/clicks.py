@@ -3,7 +3,8 @@
 Without a run: how long a click takes that goes on into as many slices as it may, from embeddings that are there, at 256
 pixels; the bar is 300 ms on two cores. With one: clicks that the expert masks of its cases set, one after another into
 the middle of the largest error of the volume, and the mean Dice of the corrected pseudo-labels by their number. The
-masks are of patients whose pseudo-labels are made without them; only the simulated clicks see them.
+masks are of patients whose pseudo-labels are made without them; only the simulated clicks see them. ``--keep N`` writes
+N clicks of each volume into the run's review, as a person would, so that ``make train`` learns from them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from weakmedsam.backbones.samus import SAMUS
 from weakmedsam.review.correction import REACH, apply_click
 from weakmedsam.review.session import Session
 from weakmedsam.review.simulation import next_click
-from weakmedsam.run.clicks import Click
+from weakmedsam.run.clicks import REVIEW, Click
+from weakmedsam.system.file_lock import alone
 
 BAR_MS = 300.0
 SIZE = 256
@@ -112,14 +114,32 @@ def measure_run(run: Path, most: int | None) -> dict[str, object]:
     return {"dice": curve, "median_ms": round(statistics.median(times), 1), "volumes": len(names)}
 
 
+def keep_clicks(run: Path, most: int | None, clicks: int) -> dict[str, object]:
+    """Click into the least sure cases of a run; the clicks stand in its review, behind those that are there."""
+    with alone(run / REVIEW):
+        session = Session(run)
+        names = [name for name, case in session.cases.items() if case.entry.has_mask and case.rows][:most]
+        for name in names:
+            mask, present = np.array(session.reader.mask(name)), session.cases[name].present
+            for _ in range(clicks):
+                click = next_click(session.volume(name).label, mask, present, session.class_names)
+                if click is not None:
+                    session.click(name, click)
+    return {"kept": clicks, "volumes": len(names)}
+
+
 def main() -> None:
     """Print tables and a line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clicks", description=__doc__)
     parser.add_argument("--run", type=Path, help="folder of a finished run whose cases have masks")
     parser.add_argument("--cases", type=int, help="at most so many, the least sure first")
+    parser.add_argument("--keep", type=int, metavar="N", help="write N clicks a volume into the review, and end")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, processor time: beside other work")
     parser.add_argument("--full", action="store_true", help="more repeats")
     arguments = parser.parse_args()
+    if arguments.keep is not None and arguments.run is not None:
+        print(json.dumps(keep_clicks(arguments.run, arguments.cases, arguments.keep)))
+        return
     if arguments.cpu_time:
         torch.set_num_threads(1)
         CLOCK[0] = time.process_time
