@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from weakmedsam.metrics.gathering import gather_shares
 from weakmedsam.metrics.overlap_surface import (
     SliceScores,
     Spacing,
@@ -76,11 +76,8 @@ def gather_scores(scores: Sequence[CaseScores], class_names: Sequence[str]) -> l
     Returns:
         Those of all ranks by case, then class; one of each, though a sampler that pads scores a case twice.
     """
-    shares: list[Any] = [scores]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shares = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shares, scores)
-    unique = {(score.case, class_names.index(score.class_name)): score for share in shares for score in share}
+    shared = (score for share in gather_shares(scores) for score in share)
+    unique = {(score.case, class_names.index(score.class_name)): score for score in shared}
     return [unique[key] for key in sorted(unique)]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from weakmedsam.contracts import PseudoLabelKeys
+from weakmedsam.metrics.gathering import gather_shares
 from weakmedsam.pam.pseudo_label_io import read_quality
 from weakmedsam.system.atomic_io import write_table
 
@@ -32,12 +33,7 @@ class CaseDice(NamedTuple):
 
 def gather_cases(cases: list[CaseDice]) -> list[CaseDice]:
     """Those of all ranks, sorted, one of each; every rank of a distributed run must call it."""
-    shares: list[Any] = [cases]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shares = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shares, cases)
-    # A sampler that pads lets two ranks score one case.
-    unique = {(case.case, case.class_name): case for share in shares for case in share}
+    unique = {(case.case, case.class_name): case for share in gather_shares(cases) for case in share}
     return [unique[key] for key in sorted(unique)]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from weakmedsam.classification.module import Activation, WeakMedSAM
 from weakmedsam.contracts import VolumeBatch
 from weakmedsam.geometry import to_native
+from weakmedsam.metrics.gathering import gather_shares
 from weakmedsam.metrics.overlap_surface import dice_from_counts, overlap_counts
 from weakmedsam.pam.config import Refinement
 from weakmedsam.pam.thresholding import threshold_scores
@@ -69,8 +70,8 @@ class ThresholdChoice:
             ``threshold``; ``dice``, the mean over classes of means over volumes at each threshold; ``cases``, how many
             volumes.
         """
-        cases = _gathered(self._dice)
-        dice = torch.stack(cases).nanmean(dim=0).nanmean(dim=-1)
+        cases = {name: dice for share in gather_shares(self._dice) for name, dice in share.items()}
+        dice = torch.stack([cases[name] for name in sorted(cases)]).nanmean(dim=0).nanmean(dim=-1)
         known = {t: value for t, value in zip(self.thresholds, dice.tolist(), strict=True) if value == value}
         best = [t for t, value in known.items() if value >= max(known.values()) - 1e-9]
         return {
@@ -83,13 +84,3 @@ class ThresholdChoice:
 def write_threshold(folder: Path, chosen: dict[str, Any]) -> None:
     """Write ``threshold.json``."""
     write_whole(folder / THRESHOLD, json.dumps(chosen, indent=1) + "\n")
-
-
-def _gathered(cases: dict[str, Tensor]) -> list[Tensor]:
-    """Those of all ranks, one of each."""
-    shares: list[Any] = [cases]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shares = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shares, cases)
-    unique = {name: case for share in shares for name, case in share.items()}
-    return [unique[name] for name in sorted(unique)]
