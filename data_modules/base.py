@@ -48,6 +48,7 @@ from data_modules.summary import (
     warn_of_undefined,
 )
 from weakmedsam.errors import DataError, check_range
+from weakmedsam.system.commands import command
 
 DEFAULT_SLICES, DEFAULT_SPLIT, DEFAULT_LABELS, DEFAULT_PREPARATION = (
     Slices(),
@@ -203,8 +204,8 @@ class SliceDataModule(LightningDataModule):
         index = read_index(self.store)
         if index is None:
             raise DataError(
-                f"{self.store}: nothing is prepared there, or its index.json is damaged. Run `make prepare`, or call "
-                "prepare_data()."
+                f"{self.store}: nothing is prepared there, or its index.json is damaged. Run `{command('prepare')}`, "
+                "or call prepare_data()."
             )
         check_sizes(self.store, index.entries)
         self.entries = index.entries

@@ -27,6 +27,7 @@ from data_modules.phantom_drawing import CYST, LESION, VERSION, Drawing, Phantom
 from data_modules.sources import Sources
 from weakmedsam.errors import check_range
 from weakmedsam.system.atomic_io import SCANS, explaining_full_disk
+from weakmedsam.system.commands import command
 from weakmedsam.system.progress import tracked
 
 DEFAULT = PhantomParameters()
@@ -100,7 +101,7 @@ class Phantom(SliceDataModule):
         layout=(
             "phantom-<key>/\n  phantom.json\n  images/phantom_000.nii.gz\n  masks/phantom_000.nii.gz   1 lesion, 2 cyst"
         ),
-        home="nowhere: the program draws it, `make prepare DATASET=phantom`",
+        home=f"nowhere: the program draws it, `{command('prepare', dataset='phantom')}`",
     )
 
     def __init__(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from data_modules.store_index import Entry
 from weakmedsam.contracts import IGNORE, CorrectionKeys, PseudoLabelKeys, SliceState
 from weakmedsam.errors import DataError
+from weakmedsam.system.commands import command
 
 CERTAIN = 255
 """Confidence of 1 as it stands in a pseudo-label file."""
@@ -75,7 +76,9 @@ class PseudoLabelReader:
 
     def _check(self, path: Path, entry: Entry) -> None:
         corrected = path.parent == self.corrected
-        mend = "weakmedsam review --replay makes it anew" if corrected else "make train makes it anew by itself"
+        mend = (
+            "weakmedsam review --replay makes it anew" if corrected else f"{command('train')} makes it anew by itself"
+        )
         case = self._about(path).get("case", entry.name)
         if case != entry.name:
             raise DataError(f"{path}: is of case {case}. Remove it: {mend}.")

@@ -36,6 +36,7 @@ from data_modules.wholeness import ENTRY, mark_files
 from weakmedsam.contracts import Frame
 from weakmedsam.errors import DataError
 from weakmedsam.system.atomic_io import explaining_full_disk
+from weakmedsam.system.commands import command
 from weakmedsam.system.json_files import seal
 
 FULL_SCALE = 65535
@@ -227,7 +228,7 @@ def _explaining_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        mend = "The same command, or `make prepare`, prepares its volume again."
+        mend = f"The same command, or `{command('prepare')}`, prepares its volume again."
         raise DataError(f"{path} cannot be read ({error}). {mend}") from error
 
 

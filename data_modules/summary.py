@@ -19,6 +19,7 @@ from data_modules.store_index import Entry
 from data_modules.wholeness import find_wrong_size
 from weakmedsam.contracts import SOMEWHERE
 from weakmedsam.errors import DataError
+from weakmedsam.system.commands import command
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def check_sizes(store: Path, entries: Mapping[str, Entry]) -> None:
     for name, entry in entries.items():
         wrong = find_wrong_size(store / name, entry.files)
         if wrong is not None:
-            raise DataError(f"{wrong[0]} {wrong[1]}. `make prepare` prepares its volume again.")
+            raise DataError(f"{wrong[0]} {wrong[1]}. `{command('prepare')}` prepares its volume again.")
 
 
 def describe_intensity(train: Sequence[Entry], rule: str) -> str:

@@ -109,7 +109,7 @@ def test_without_a_scored_round_the_last_trained_one_is_the_runs(run: Path) -> N
     for stage in ("test", "test_2"):
         shutil.rmtree(run / stage)
     assert read_run(run).last.number == 2
-    assert "make evaluate ROUNDS=2 DATASET=phantom EXPERIMENT=k4" in section(page_of(run), "test")
+    assert "make evaluate DATASET=phantom EXPERIMENT=k4 ROUNDS=2" in section(page_of(run), "test")
 
 
 def test_runs_are_compared_by_their_last_rounds(run: Path) -> None:

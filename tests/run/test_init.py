@@ -32,7 +32,7 @@ def test_a_dicom_tree_with_labels_by_ranges_is_described_and_prepares(tmp_path, 
     main(["My clinic"])
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
-    assert "make check DATASET=my_clinic" in said
+    assert "weakmedsam check --dataset my_clinic" in said
     held = yaml.safe_load(Path("experiments/data/my_clinic.yaml").read_text())["data"]["init_args"]
     assert (held["images"], held["series"], held["classes"]) == (".", "CT thorax 3mm", {"tumour": [1]})
     assert held["slices"]["window"] == [40, 400]

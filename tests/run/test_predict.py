@@ -145,7 +145,7 @@ def test_segmentations_of_two_folders_are_not_mixed_and_a_moved_one_is_the_same(
     started.also = lambda: finish(scans, out, run, "a", "b[x]")
     predict(run, scans, out, plain=True, options=[])
     save_nifti(tmp_path / "others/a.nii.gz", np.zeros((5, 4, 3), np.int16))
-    with pytest.raises(ConfigError, match=rf"OUT=.*holds segmentations of the scans in {scans}: name another"):
+    with pytest.raises(ConfigError, match=rf"--out .*holds segmentations of the scans in {scans}: name another"):
         predict(run, tmp_path / "others", out, plain=True, options=[])
     predict(run, scans.rename(tmp_path / "moved"), out, plain=True, options=[])
     assert len(started) == 1

@@ -250,7 +250,7 @@ def test_two_sweeps_of_one_name_are_refused_with_the_difference(tmp_path):
 
 def test_without_an_account_the_local_way_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with pytest.raises(ConfigError, match="make sweep LOCAL=1"):
+    with pytest.raises(ConfigError, match="make sweep SWEEP=sce LOCAL=1"):
         sweep.register(plan("sce", request_for(tmp_path)), 1)
 
 

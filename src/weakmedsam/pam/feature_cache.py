@@ -27,6 +27,7 @@ from weakmedsam.pam.affinity import grid_points
 from weakmedsam.pam.refiner import PamBatch, Refinement, refine
 from weakmedsam.pam.thresholding import threshold_scores
 from weakmedsam.system.atomic_io import replacing, write_whole
+from weakmedsam.system.commands import command
 from weakmedsam.system.json_files import read_object
 
 HEAD = "features.json"
@@ -132,7 +133,7 @@ class StoredPrompts(Backbone):
         """Nothing can be trained."""
 
 
-WRITTEN_ANEW = "`make sweep SWEEP=pam` notices that and writes it anew"
+WRITTEN_ANEW = f"`{command('sweep', sweep='pam')}` notices that and writes it anew"
 
 
 def write_head(folder: Path, head: Head) -> None:
@@ -158,7 +159,7 @@ def read_head(folder: Path) -> Head:
     """
     path = folder / HEAD
     if not path.is_file():
-        raise DataError(f"{path}: there are no stored features; `make sweep SWEEP=pam` writes them first")
+        raise DataError(f"{path}: there are no stored features; `{command('sweep', sweep='pam')}` writes them first")
     try:
         return Head(**read_object(path))
     except (DataError, TypeError) as error:

@@ -18,6 +18,7 @@ from weakmedsam.contracts import PseudoLabelKeys
 from weakmedsam.errors import DataError
 from weakmedsam.pam.thresholding import PseudoLabel
 from weakmedsam.system.atomic_io import replacing
+from weakmedsam.system.commands import command
 
 TENSORS = (
     PseudoLabelKeys.label,
@@ -70,8 +71,8 @@ def read_origin(path: Path) -> Origin:
         return Origin(**about)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is damaged, or not a pseudo-label file of this version ({error}): remove it, and make the "
-            "pseudo-labels again (make train does by itself)"
+            f"{path} is damaged, or not a pseudo-label file of this version ({error}): remove it, and "
+            f"make the pseudo-labels again ({command('train')} does by itself)"
         ) from error
 
 

@@ -19,6 +19,7 @@ from weakmedsam.report.dice_table import dice_table, remarks, table_title
 from weakmedsam.report.final_dice import unconvincing
 from weakmedsam.report.run_data import read_run
 from weakmedsam.system.atomic_io import write_whole
+from weakmedsam.system.commands import command
 
 REPORT = "report.html"
 
@@ -65,7 +66,7 @@ def summary_table(run_dir: Path, console: Console | None = None) -> None:
     for sentence in unconvincing(run):
         console.print(sentence, style="bold", markup=False)
     page = _short_path(run.folder / REPORT)
-    said = f"report: {page}" if page.exists() else f"no report yet: make report writes {page}"
+    said = f"report: {page}" if page.exists() else f"no report yet: {command('report')} writes {page}"
     console.print(said, style="bold", markup=False, soft_wrap=True)  # a path is copied whole
 
 

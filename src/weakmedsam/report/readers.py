@@ -10,6 +10,7 @@ from pathlib import Path
 
 from weakmedsam.errors import DataError
 from weakmedsam.system import json_files as notes
+from weakmedsam.system.commands import command
 from weakmedsam.system.json_files import read_text
 
 NAN = math.nan
@@ -39,7 +40,7 @@ class EpochTable:
         return found
 
 
-REMOVE_RESULT = "Remove it: `make train` makes results anew, and the report leaves out what stays away"
+REMOVE_RESULT = f"Remove it: `{command('train')}` makes results anew, and the report leaves out what stays away"
 
 
 def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -21,6 +21,7 @@ from weakmedsam.report.readers import (
     read_rows,
 )
 from weakmedsam.run.stage_state import DONE, INTERRUPTED, NOT_NEEDED, NOT_RUN, OUT_OF_DATE, read_note, recorded_state
+from weakmedsam.system.commands import command
 from weakmedsam.system.json_files import parse_mapping, read_object, read_text
 
 REPORTED_STAGES = ("prepare", "classify", "pseudo_labels", "segment", "test", "threshold", "refined")
@@ -186,7 +187,9 @@ def read_run(folder: Path) -> Run:
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `make train` makes one.")
+        raise DataError(
+            f"{folder}: no such run. A run lies in runs/<dataset>/<experiment>; `{command('train')}` makes one."
+        )
     numbers = range(1, _count_rounds(folder) + 1)
     names = (*REPORTED_STAGES, *(in_round(kind, n) for n in numbers[1:] for kind in LATER))
     trained = ("classify", *(in_round("segment", n) for n in numbers))

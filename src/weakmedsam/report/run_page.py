@@ -21,10 +21,10 @@ from weakmedsam.report.summary import (
     RANDOM,
     TIPS,
     cell,
+    command_of,
     duration,
     figures,
     kept_epoch,
-    target_of,
     title_of,
 )
 
@@ -55,7 +55,6 @@ def render_run(run: Run) -> str:
             dash=DASH,
             stages=list(run.stages.values()),
             titles={name: title_of(name) for name in run.stages},
-            targets={name: target_of(name) for name in run.stages},
             tips=TIPS,
             rule=RULE,
             random=RANDOM,
@@ -95,6 +94,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "cell": cell}
+    environment.globals["command_of"] = command_of
     return environment
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from weakmedsam.contracts import in_round, split_round
 from weakmedsam.report.readers import NAN, Row
 from weakmedsam.report.run_data import Round, Run
+from weakmedsam.system.commands import command
 
 DASH = "\N{EN DASH}"
 RANDOM = "weights: none (random numbers)"
@@ -27,12 +28,12 @@ TITLES = {
     "refined": "test, refined",
     "upper_bound": "upper bound",
 }
-MAKE_TARGETS = {
+COMMANDS = {
     **TITLES,
     **dict.fromkeys(("test", "test_maps", "threshold", "refined"), "evaluate"),
     "upper_bound": "upper-bound",
 }
-"""The make target of each stage."""
+"""What runs each stage, of the program and of ``make``."""
 
 TIPS = {
     "auroc": "Area under the ROC curve of the image-level class, over slices: 0.5 is chance, 1 perfect.",
@@ -106,10 +107,11 @@ def title_of(stage: str) -> str:
     return TITLES[kind] + (f", round {number}" if number > 1 else "")
 
 
-def target_of(stage: str) -> str:
-    """The words after ``make`` that run a stage."""
-    kind, number = split_round(stage)
-    return MAKE_TARGETS[kind] + (f" ROUNDS={number}" if number > 1 else "")
+def command_of(run: Run, stage: str) -> str:
+    """What runs a stage of a run, or with ``train`` all that are left."""
+    kind, number = ("train", len(run.rounds)) if stage == "train" else split_round(stage)
+    rounds = {"rounds": str(number)} if number > 1 else {}
+    return command(COMMANDS.get(kind, kind), dataset=run.dataset, experiment=run.experiment, **rounds)
 
 
 def number(value: float, digits: int = 3) -> str:

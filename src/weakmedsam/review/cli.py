@@ -68,7 +68,7 @@ def _alone(run: Path) -> Iterator[None]:
         ConfigError: there is no such run, or its review is open.
     """
     if not run.is_dir():
-        raise ConfigError(f"{run}: there is no such run; name its DATASET and EXPERIMENT")
+        raise ConfigError(f"{run}: there is no such run; name its data set and experiment")
     with ExitStack() as stack:
         try:
             stack.enter_context(alone(run / REVIEW))

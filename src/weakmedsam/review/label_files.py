@@ -16,6 +16,7 @@ from weakmedsam.contracts import SOMEWHERE, CorrectionKeys, PseudoLabelKeys
 from weakmedsam.errors import DataError
 from weakmedsam.review.correction import Corrected
 from weakmedsam.system.atomic_io import replacing
+from weakmedsam.system.commands import command
 
 
 class Source(NamedTuple):
@@ -59,7 +60,7 @@ def read_original(path: Path) -> Original:
             about = _about(file)
             return Original(file.get_tensor(PseudoLabelKeys.label), int(about["content"]), str(about["volume"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}): make train makes it anew") from error
+        raise DataError(f"{path} is damaged ({error}): {command('train')} makes it anew") from error
 
 
 def unsure_slices(path: Path, labels: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -91,7 +92,7 @@ def unsure_slices(path: Path, labels: NDArray[np.float32]) -> NDArray[np.float64
                 ]
                 found[z] = 1 - min(sure) / CERTAIN if sure else np.nan
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is damaged ({error}): make train makes it anew") from error
+        raise DataError(f"{path} is damaged ({error}): {command('train')} makes it anew") from error
     return found
 
 

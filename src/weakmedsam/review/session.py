@@ -40,6 +40,7 @@ from weakmedsam.run.clicks import (
 )
 from weakmedsam.run.stage_state import is_current, result_name
 from weakmedsam.run.trained_network import CONFIGURED, Network, class_names, last_round, network_settings
+from weakmedsam.system.commands import command
 from weakmedsam.system.progress import tracked
 
 KEPT_VOLUMES = 8
@@ -229,7 +230,9 @@ class Session:
     def _replayed(self, name: str) -> Volume:
         original = read_original(self._original_path(name))
         if original.volume != self._data.digest_volume(name):
-            raise DataError(f"{self._original_path(name)}: is of other slices or labels than the store's: make train")
+            raise DataError(
+                f"{self._original_path(name)}: is of other slices or labels than the store's: {command('train')}"
+            )
         case = self.cases[name]
         volume = Volume(original, original.label.copy(), [], [])
         clicks, answer = self.reviewed.of_case(name).clicks, partial(self.networks.answer, case.entry)
@@ -270,11 +273,11 @@ def _open_run(run: Path) -> tuple[SliceDataModule, WeakMedSAM]:
     """Data, set up, and the classification network without its weights."""
     if result_name(run / "pseudo_labels") is None:
         raise ConfigError(
-            f"{run} has no pseudo-labels to review: name the DATASET and EXPERIMENT of a run, or make them first "
-            "(make pseudo-labels)"
+            f"{run} has no pseudo-labels to review: name data set and experiment of a run, or make them first "
+            f"({command('pseudo-labels')})"
         )
     if not is_current(run, "pseudo_labels"):
-        raise ConfigError(f"{run / 'pseudo_labels'} is out of date: make them again first (make pseudo-labels)")
+        raise ConfigError(f"{run / 'pseudo_labels'} is out of date: make them again first ({command('pseudo-labels')})")
     config = network_settings(run / "classify/config.yaml", *CONFIGURED)
     names = class_names(run, Network(config, Path(), [], ""))
     module, data = instantiate(config, names)

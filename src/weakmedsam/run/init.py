@@ -25,6 +25,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.run.cli_errors import ending_in_a_message
 from weakmedsam.run.request import EXPERIMENTS
 from weakmedsam.system.atomic_io import write_whole
+from weakmedsam.system.commands import command
 
 WIDTH = 80
 """Columns of the summary."""
@@ -180,10 +181,11 @@ def init(folder: Path, output: Path | None) -> Path:
         wrapped = textwrap.wrap(how, WIDTH - 11, break_on_hyphens=False) or [""]
         print("\n".join(f"{what if not n else '':<11}{line}" for n, line in enumerate(wrapped)))
     print(f"{'written':<11}{path}")
-    if path.parent == EXPERIMENTS / "data":
-        print(f"{'next':<11}look at it, then: make check DATASET={shlex.quote(path.stem)}")
-    else:
-        print(f"{'next':<11}look at it, then: weakmedsam check --config {shlex.quote(str(path))}")
+    beside = path.parent == EXPERIMENTS / "data"
+    check = (
+        command("check", dataset=path.stem) if beside else shlex.join(["weakmedsam", "check", "--config", str(path)])
+    )
+    print(f"{'next':<11}look at it, then: {check}")
     return path
 
 

@@ -91,21 +91,21 @@ def check_place(scans: Path, out: Path) -> None:
         ConfigError: ``out`` is a file, the folder of the scans, or that of others' segmentations.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"OUT={out} is a file; name a folder")
+        raise ConfigError(f"--out {out} is a file; name a folder")
     folder = scans if scans.is_dir() else scans.parent
     if out.resolve() == folder.resolve():
-        raise ConfigError(f"OUT={out} is the folder of the scans, which would be written over: name another one")
+        raise ConfigError(f"--out {out} is the folder of the scans, which would be written over: name another one")
     earlier = out / CONFIG
     if earlier.is_file():
         try:
             held = Path(str(network_settings(earlier, "data.init_args")["data"]["init_args"].get("scans")))
         except ConfigError as error:
             raise ConfigError(
-                f"{earlier} is damaged: remove it if OUT={out} holds segmentations of these scans, or name another"
+                f"{earlier} is damaged: remove it if --out {out} holds segmentations of these scans, or name another"
             ) from error
         before = held.parent if has_scan_ending(held.name) and not held.is_dir() else held
         if before.exists() and before.resolve() != folder.resolve():
-            raise ConfigError(f"OUT={out} holds segmentations of the scans in {before}: name another folder")
+            raise ConfigError(f"--out {out} holds segmentations of the scans in {before}: name another folder")
 
 
 def predict(

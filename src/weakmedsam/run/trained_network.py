@@ -15,6 +15,7 @@ from weakmedsam.run.overrides import pam_of, parse_options
 from weakmedsam.run.request import experiment_file
 from weakmedsam.run.stage_state import is_current, result_name
 from weakmedsam.run.stages import REFINED, chosen_threshold
+from weakmedsam.system.commands import command
 from weakmedsam.system.json_files import parse_mapping, read_text
 
 CONFIGURED = ("model.init_args", "data.init_args", "trainer")
@@ -45,8 +46,8 @@ def last_round(run: Path) -> int:
     """
     if result_name(run / "segment") is None:
         raise ConfigError(
-            f"{run} has no trained segmentation network: name the DATASET and EXPERIMENT of a run, or make it first "
-            "(make train)"
+            f"{run} has no trained segmentation network: name data set and experiment of a run, or make it first "
+            f"({command('train')})"
         )
     number = 1
     while is_current(run, in_round("segment", number + 1)):
@@ -74,14 +75,13 @@ def find_network(run: Path, plain: bool) -> Network:
         return Network(
             network_settings(segment / "config.yaml", *CONFIGURED), checkpoint, made, f"{segment}, not refined"
         )
+    unrefined = command("predict", plain=True)
     settings = refined if is_current(run, refined.name) else run / "classify"
     config = network_settings(settings / "config.yaml", *CONFIGURED)
     said = str(settings)
     pam = config["model"]["init_args"].get("pam")
     if pam is None:
-        raise ConfigError(
-            f"{settings} was trained without PAM (model.pam: null): PLAIN=1 segments by the network alone"
-        )
+        raise ConfigError(f"{settings} was trained without PAM (model.pam: null): {unrefined} does without")
     if settings != refined:
         default = experiment_file(REFINED)
         if not default.is_file():
@@ -93,7 +93,7 @@ def find_network(run: Path, plain: bool) -> Network:
     pam["init_args"] = _merged(pam["init_args"], {"start": {"checkpoint": str(checkpoint)}})
     classified = result_name(run / "classify")
     if classified is None:
-        raise ConfigError(f"{run / 'classify'} is not finished: finish it (make train), or take PLAIN=1")
+        raise ConfigError(f"{run / 'classify'} is not finished: finish it ({command('train')}), or {unrefined}")
     made.append(classified)
     said = f"{segment}, refined by PAM with the settings of {said}"
     return Network(config, run / "classify/checkpoints/best.ckpt", made, said)
@@ -119,7 +119,7 @@ def network_settings(path: Path, *needed: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is gone, or damaged.
     """
-    mend = "`make train` of the run makes it anew"
+    mend = f"`{command('train')}` of the run makes it anew"
     if not path.exists():
         raise ConfigError(f"{path} is gone: {mend}")
     try:

@@ -14,6 +14,7 @@ from weakmedsam.errors import ConfigError
 from weakmedsam.figures import draw_segmentation, most_telling_slice
 from weakmedsam.geometry import to_native
 from weakmedsam.system.atomic_io import SEGMENTATIONS, write_whole
+from weakmedsam.system.commands import command
 
 
 @runtime_checkable
@@ -45,8 +46,8 @@ def check_new_scans(data: object) -> NewScans:
     """
     if not isinstance(data, NewScans):
         raise ConfigError(
-            "predict with a segmentation network segments unlabelled scans: make predict SCANS=... (python -m "
-            "weakmedsam.run.predict --help). The data set's own test cases are segmented by `test`"
+            f"predict with a segmentation network segments unlabelled scans: {command('predict', scans='FOLDER')}. The "
+            "data set's own test cases are segmented by `test`"
         )
     return data
 

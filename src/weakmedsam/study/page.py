@@ -17,6 +17,7 @@ from weakmedsam.run.stage_state import DONE
 from weakmedsam.study.definition import Plan
 from weakmedsam.study.results import METHODS, RunResult, Spread, StudyRow, study_rows
 from weakmedsam.system.atomic_io import write_table, write_whole
+from weakmedsam.system.commands import command
 
 PAGE = "study.html"
 COLUMNS = ("set", "variant", "seed", "class", "method", "dice", "run")
@@ -163,6 +164,7 @@ def _render(plan: Plan, results: Sequence[RunResult], shown: Sequence[Shown]) ->
         .get_template("study_page.html")
         .render(
             plan=plan,
+            report=command("report", dataset="...", experiment="..."),
             sections=sections,
             answer=answer,
             unlearnt=any(not one.row.convincing for rows in answer.values() for one in rows),

@@ -20,6 +20,7 @@ from weakmedsam.run.pipeline import run
 from weakmedsam.run.request import Request
 from weakmedsam.sweep.agent import words_of
 from weakmedsam.sweep.definition import Sweep, claim, fit_to_store, plan
+from weakmedsam.system.commands import command
 from weakmedsam.system.file_lock import alone
 
 
@@ -52,7 +53,8 @@ def register(sweep: Sweep, count: int) -> None:
 
     use_wandb_offline_unless_asked()
     if os.environ.get("WANDB_MODE") == "offline":
-        raise ConfigError("nobody is logged in to W&B: `wandb login`, or run the sweep here: make sweep LOCAL=1")
+        here = command("sweep", sweep=sweep.name, local=True)
+        raise ConfigError(f"nobody is logged in to W&B: `wandb login`, or run the sweep here: {here}")
     definition = {key: value for key, value in sweep.definition.items() if key != "seed"}  # W&B knows no such key
     number = wandb.sweep(definition, project="weakmedsam")
     subprocess.run(
@@ -84,7 +86,7 @@ def main(words: list[str] | None = None) -> None:
     """Parse the command line and run the sweep."""
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(prog="python -m weakmedsam.sweep.cli", description="Sweep over settings.")
+    parser = argparse.ArgumentParser(prog="weakmedsam sweep", description="Sweep over settings.")
     parser.add_argument("sweep", help="experiments/sweeps/<SWEEP>.yaml")
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--experiment", default="default", help="the run whose earlier stages it builds on")

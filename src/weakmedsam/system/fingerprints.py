@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weakmedsam.errors import CheckpointError, DataError
+from weakmedsam.system.commands import command
 
 SMALL = 2**20
 """Bytes up to which a file's content is read at every look."""
@@ -102,8 +103,8 @@ def check_checkpoint(path: Path, key: str) -> None:
         CheckpointError: it is not; names the mend.
     """
     mend = (
-        "of a run's own checkpoint, the run's command (make train) notices that and makes it anew; of another's, "
-        "copy it again"
+        f"of a run's own checkpoint, the run's command ({command('train')}) notices that and makes it anew; of "
+        "another's, copy it again"
     )
     if not path.is_file():
         raise CheckpointError(f"{key} {path}: there is no such file; {mend}")

@@ -14,12 +14,13 @@ from typing import Any
 
 from weakmedsam.errors import ConfigError, DataError, DiskError
 from weakmedsam.system.atomic_io import put_away, write_whole
+from weakmedsam.system.commands import command
 from weakmedsam.system.yaml_files import parse_yaml
 
 SEAL = "seal"
 """Key of the checksum that a note carries of the rest of itself."""
 
-REMOVE_STATE = "Remove it, and `make train` looks at its stage anew"
+REMOVE_STATE = f"Remove it, and `{command('train')}` looks at its stage anew"
 
 
 def read_text(path: Path) -> str:
