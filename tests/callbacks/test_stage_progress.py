@@ -9,6 +9,7 @@ from terminals import Terminal
 from tiny import tiny_phantom
 
 from weakmedsam import cli
+from weakmedsam.callbacks import stage_progress
 from weakmedsam.callbacks.stage_progress import StageProgress, _batches
 from weakmedsam.system.progress import VERBOSE
 
@@ -58,6 +59,16 @@ def test_in_a_file_a_training_is_a_line_an_epoch_and_nothing_else(tmp_path, caps
     assert second.split()[-2] == "val/auroc"
     make(tmp_path)[0].test(network, data, verbose=False)
     assert capsys.readouterr().out == ""
+
+
+def test_in_a_file_volumes_are_a_line_a_minute(tmp_path, capsys, monkeypatch):
+    tested, _, data = make(tmp_path)
+    monkeypatch.setattr(stage_progress, "LINE_EVERY", 0.0)
+    tested.test(module(), data, verbose=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    volumes = len(data.cases("test"))
+    assert [line[:2] for line in lines] == [["volume", f"{n + 1}/{volumes}"] for n in range(volumes)]
+    assert lines[0][3] == "left"
 
 
 def test_other_ranks_print_nothing(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -11,9 +12,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
 from weakmedsam.system.progress import ProgressLine, is_verbose
 
+LINE_EVERY = 60.0
+"""Seconds between two lines about a test's or prediction's volumes in a file, at least."""
+
 
 class StageProgress(ProgressBar):
-    """Draw one bar a command, with the metric that chooses the checkpoint; in a file, a line an epoch of a training.
+    """Draw one bar a command, with the metric that chooses the checkpoint; in a file, a line an epoch or minute.
 
     Training and validation batches of all epochs are the units of a training's bar, so the time left is the stage's.
     Rank 0 alone prints.
@@ -23,6 +27,7 @@ class StageProgress(ProgressBar):
         super().__init__()
         self._enabled = True
         self._line: ProgressLine | None = None
+        self._said = 0.0  # when the last line about volumes was printed
 
     def disable(self) -> None:
         """Print nothing from here on: Lightning asks for it on ranks above 0."""
@@ -75,8 +80,7 @@ class StageProgress(ProgressBar):
             return
         metric = _metric(trainer)
         self._line.show(metric)
-        if not sys.stdout.isatty():
-            print("  " + "  ".join(filter(None, (_epoch_of(trainer), self._line.time_left(), metric))), flush=True)
+        self._print(_epoch_of(trainer), metric)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar; it is not full where the training has stopped early."""
@@ -87,8 +91,8 @@ class StageProgress(ProgressBar):
         self._open(*_counted("volume", trainer.num_test_batches))
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Count the volume."""
-        self._advance(self._count("volume", trainer))
+        """Count the volume; in a file, a line a minute."""
+        self._volume_done(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar."""
@@ -99,8 +103,8 @@ class StageProgress(ProgressBar):
         self._open(*_counted("volume", trainer.num_predict_batches))
 
     def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Count the volume."""
-        self._advance(self._count("volume", trainer))
+        """Count the volume; in a file, a line a minute."""
+        self._volume_done(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar."""
@@ -114,7 +118,7 @@ class StageProgress(ProgressBar):
         if self._enabled:
             if self._line is not None:
                 self._line.close(whole=False)
-            self._line = ProgressLine(label, total)
+            self._line, self._said = ProgressLine(label, total), time.monotonic()
             self._line.open()
             if total:
                 self._line.begin(total)
@@ -122,6 +126,18 @@ class StageProgress(ProgressBar):
     def _advance(self, label: str, units: float = 1.0) -> None:
         if self._line is not None:
             self._line.advance(label, units)
+
+    def _volume_done(self, trainer: Trainer) -> None:
+        label = self._count("volume", trainer)
+        self._advance(label)
+        if time.monotonic() - self._said >= LINE_EVERY:
+            self._print(label)
+
+    def _print(self, label: str, metric: str = "") -> None:
+        """One line, where no bar is drawn."""
+        self._said = time.monotonic()
+        if self._line is not None and not sys.stdout.isatty():
+            print("  " + "  ".join(filter(None, (label, self._line.time_left(), metric))), flush=True)
 
     def _count(self, unit: str, trainer: Trainer) -> str:
         """As "volume 3/6"; of several processes each sees its own, and no number is said."""

@@ -1,4 +1,4 @@
-"""One line about work that takes a while: a bar in a terminal, at most a line an epoch in a file.
+"""One line about work that takes a while: a bar in a terminal, at most a line an epoch or a minute in a file.
 
 rich is imported when a bar is drawn: processes that prepare volumes import this file, and draw none.
 """
