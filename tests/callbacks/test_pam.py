@@ -2,16 +2,19 @@ import csv
 import math
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from classifiers import module, trainer
+from data_settings import data_settings
 from pam_settings import pam_callback, pam_settings
 from safetensors.numpy import load_file
 from tiny import tiny_phantom
 
 from data_modules.augmentation import Augmentation
 from data_modules.config import Slices
+from data_modules.folder import Folder
 from weakmedsam.callbacks import PromptAffinityMining
 from weakmedsam.classification.cam import Pooling
 from weakmedsam.classification.local_encoder import LocalEncoder
@@ -298,3 +301,21 @@ def test_corrected_labels_make_a_pseudo_label_anew(run, scans, tmp_path):
     assert held.volume == data.digest_volume(path.stem)
     data.slices = Slices(min_pixels=10**6)
     assert held.volume != data.digest_volume(path.stem)
+
+
+def test_without_masks_validation_shows_what_it_refines_and_scores_nothing(scans, tmp_path):
+    root = tmp_path / "bare"
+    (drawn,) = (scans / "scans").glob("phantom-*")
+    shutil.copytree(drawn / "images", root / "images")
+    rows = ["case,slice,lesion,cyst"]
+    for path in sorted((drawn / "masks").iterdir()):
+        mask = np.asarray(nibabel.load(path).dataobj)
+        name = path.name.removesuffix(".nii.gz")
+        rows += [f"{name},{z},{int((mask[..., z] == 1).any())},{int((mask[..., z] == 2).any())}" for z in range(12)]
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    settings = {"image_size": 32, "split__fractions": (0.5, 0.25, 0.25), "batch_size": 8, "num_workers": 0}
+    settings |= {"prepare__store_dir": str(tmp_path / "store"), "prepare__workers": 1}
+    data = Folder(str(root), {"lesion": [1], "cyst": [2]}, **data_settings(**settings))
+    trainer(tmp_path, 1).fit(module(pam=True), data)
+    assert (tmp_path / "pictures/epoch_000.png").stat().st_size > 10_000
+    assert "val/pam_dice" not in read(tmp_path / "history.csv")[-1]

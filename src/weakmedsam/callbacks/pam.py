@@ -136,6 +136,7 @@ class PromptAffinityMining(Callback):
     ) -> None:
         self.settings = Refinement(prompts, affinity, walk, occlusion, vote, threshold, views)
         check_range("model.pam.pictures", pictures, 1, 1000)
+        self._pictures = pictures
         self.validation = validation
         self._sample: Tensor | None = None
         self.start = start.checkpoint
@@ -184,8 +185,11 @@ class PromptAffinityMining(Callback):
         self._rows.clear()
         if data.has_val_masks and not self._dice:
             self._dice = {name: VolumeDice(data.val_cases, len(module.class_names)) for name in ("cam", "pam")}
-            if self.validation.slices is not None:
-                self._sample = stratified_sample(torch.from_numpy(data.val_labels()), self.validation.slices)
+        if self._sample is None:
+            # Without masks there is nothing to score: only what is shown is refined.
+            size = self.validation.slices if data.has_val_masks else self._pictures
+            if size is not None:
+                self._sample = stratified_sample(torch.from_numpy(data.val_labels() > 0), size)
         for metric in self._dice.values():
             metric.to(module.device).reset()
 
@@ -198,17 +202,18 @@ class PromptAffinityMining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Refine the sample, or all slices that have a class: on others nothing is predicted, with or without PAM."""
+        """Refine the sample, or all slices that have a class: on others nothing is predicted, with or without PAM.
+
+        Without masks these are the slices of the pictures.
+        """
         module, activation = cast(WeakMedSAM, pl_module), cast(Activation, outputs)
-        if "mask" not in batch or not self._due(trainer):
+        if not self._due(trainer):
             return
-        labelled = batch["label"].any(dim=1)
+        labelled = (batch["label"] > 0).any(dim=1)
         if self._sample is not None:
             labelled &= self._sample.to(labelled.device)[batch["index"]]
         chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
-        if (
-            len(others) and self._sample is None
-        ):  # what lies there below data.slices.min_pixels is missed, as in the test
+        if len(others) and self._sample is None:  # what lies there below data.slices.min_pixels is missed, as in the test
             for metric in self._dice.values():
                 metric.update(torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others])
         if not len(chosen):
@@ -220,19 +225,20 @@ class PromptAffinityMining(Callback):
             batch["label"][chosen],
             batch["box"][chosen],
         )
-        truth = batch["mask"][chosen]
+        truth = batch["mask"][chosen] if "mask" in batch else None
         before, _ = threshold_scores(refined.before, self.settings.threshold.value)
         after, _ = threshold_scores(refined.after, self.settings.threshold.value)
         for name, ids in (("cam", before), ("pam", after)):
-            self._dice[name].update(ids, truth, batch["index"][chosen])
+            if truth is not None:
+                self._dice[name].update(ids, truth, batch["index"][chosen])
         if trainer.is_global_zero:
-            areas = mask_areas(truth)
+            areas = [1] * len(chosen) if truth is None else mask_areas(truth)  # without masks the first of a case
             for i, row in enumerate(chosen.tolist()):
                 case = batch["case"][row]
                 if self._rows.wants(case, areas[i]):
                     title = f"{case} slice {int(batch['slice'][row])}\n"
-                    image = batch["image"][row, 0]
-                    made = draw_row(module, title, image, refined, i, before[i], after[i], truth[i])
+                    image, mask = batch["image"][row, 0], None if truth is None else truth[i]
+                    made = draw_row(module, title, image, refined, i, before[i], after[i], mask)
                     self._rows.keep(case, areas[i], made)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
