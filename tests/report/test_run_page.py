@@ -23,6 +23,7 @@ from weakmedsam.report.images import Album, best_median_worst, mean_by_case
 from weakmedsam.report.readers import EpochTable
 from weakmedsam.report.run_data import Monitor, read_run
 from weakmedsam.report.summary import DASH, cell, duration, number
+from weakmedsam.run.clicks import ACCEPTED, Click, Decision, write_clicks, write_decisions
 
 
 @pytest.fixture
@@ -348,6 +349,16 @@ def test_summary_table(full_run: Path) -> None:
     assert "not done" not in text
     shutil.rmtree(full_run / "test")
     assert "not done: test (not run)" in printed(full_run)
+
+
+def test_reviews_are_counted_beside_the_pseudo_labels(full_run: Path) -> None:
+    shown = section(page_of(full_run), "pseudo-labels")
+    assert "make review DATASET=" in shown
+    write_clicks(full_run, [Click("a", 0, 1, 2, 1, "lesion", "2026-01-31T12:00:00")])
+    write_decisions(full_run, [Decision("b", None, ACCEPTED, "2026-01-31T12:00:00")])
+    shown = section(page_of(full_run), "pseudo-labels")
+    assert "Reviewed: 1 click and 1 decision on 2 of the cases" in shown
+    assert "make review" not in shown  # who has begun knows the command
 
 
 def test_without_expert_masks_the_end_says_how_good_the_pseudo_labels_are(full_run: Path) -> None:

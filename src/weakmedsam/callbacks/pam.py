@@ -213,7 +213,8 @@ class PromptAffinityMining(Callback):
         if self._sample is not None:
             labelled &= self._sample.to(labelled.device)[batch["index"]]
         chosen, others = (rows.nonzero().flatten() for rows in (labelled, ~labelled))
-        if len(others) and self._sample is None:  # what lies there below data.slices.min_pixels is missed, as in the test
+        if len(others) and self._sample is None:
+            # What lies there below data.slices.min_pixels is missed, as in the test.
             for metric in self._dice.values():
                 metric.update(torch.zeros_like(batch["mask"][others]), batch["mask"][others], batch["index"][others])
         if not len(chosen):

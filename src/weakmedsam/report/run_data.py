@@ -20,6 +20,7 @@ from weakmedsam.report.readers import (
     read_history,
     read_rows,
 )
+from weakmedsam.run.clicks import Reviewed, read_reviewed
 from weakmedsam.run.stage_state import DONE, INTERRUPTED, NOT_NEEDED, NOT_RUN, OUT_OF_DATE, read_note, recorded_state
 from weakmedsam.system.commands import command
 from weakmedsam.system.json_files import parse_mapping, read_object, read_text
@@ -122,6 +123,7 @@ class Run:
         expert: the segmentation network was trained on expert masks (``supervision: expert``).
         random: the backbone started from random numbers (``weights: none``).
         unmasked: no test case has an expert mask, so that there is nothing to score.
+        reviewed: clicks and decisions on its pseudo-labels.
         label_warnings: what ``prepare`` has found that the labels say too little of, a sentence each.
     """
 
@@ -135,6 +137,7 @@ class Run:
     expert: bool
     random: bool
     unmasked: bool
+    reviewed: Reviewed
     label_warnings: tuple[str, ...]
 
     @property
@@ -215,6 +218,7 @@ def read_run(folder: Path) -> Run:
         # From the configuration: a stage's settings hold YAML values that an option may have overruled.
         random=_backbone_options(configs["classify"]).get("weights") == "none",
         unmasked=unmasked,
+        reviewed=read_reviewed(folder),
         label_warnings=_label_warnings(prepared),
     )
 
