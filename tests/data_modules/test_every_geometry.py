@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRBigEndian
 from saved_segmenter import CLASSES
-from scan_formats import LPS, same_places, save, save_dicom, save_enhanced
+from scan_formats import LPS, same_places, save_dicom, save_enhanced
 
 from data_modules.cases import Case, Intensity
 from data_modules.formats.read import read_scan
@@ -97,14 +97,15 @@ def write_dicom(folder, voxels, affine, kind):
         for path in paths:
             held = pydicom.dcmread(path)
             held.PixelData = held.pixel_array.astype(">i2").tobytes()
-            save(held, path, ExplicitVRBigEndian)
+            held.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+            pydicom.dcmwrite(path, held, enforce_file_format=True)
     return paths
 
 
 WRITERS = {"nifti": write_nifti, "nrrd": write_nrrd, "meta": write_metaimage, "dicom": write_dicom}
 KINDS = [
     *("nifti", "nifti big", "nifti2", "nifti2 big scaled", "nifti scaled", "nifti differ", "nifti big differ"),
-    *("nrrd", "nrrd big", "meta", "meta big", "dicom"),
+    *("nrrd", "nrrd big", "meta", "meta big", "dicom", "dicom scaled", "dicom big", "dicom enhanced"),
 ]
 
 
