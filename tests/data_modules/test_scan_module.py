@@ -1,5 +1,6 @@
 """Unlabelled scans through Lightning, with a segmentation network that sees what is bright, so that all is known."""
 
+import csv
 import os
 
 import nibabel as nib
@@ -74,6 +75,23 @@ def test_a_network_segments_them_as_it_does_in_the_test(drawn, images, tmp_path)
         assert np.array_equal(geometry.to_slices(found[volume["case"]]), expected)
         assert {1, 2} <= set(np.unique(expected).tolist())
     assert len(list((tmp_path / "out/pictures").glob("*.png"))) == 6
+
+
+def test_the_dice_of_the_files_is_that_of_the_test(drawn, images, tmp_path):
+    network = save(tmp_path / "best.ckpt")
+    found = segment(tmp_path, drawn, images, network)
+    trainer(tmp_path / "test").test(network, tiny_phantom(drawn), verbose=False)
+    with (tmp_path / "test/cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    between = 0
+    for row in rows:
+        k = 1 + CLASSES.index(row["class"])
+        mask = np.asarray(nib.load(images.parent / f"masks/{row['case']}.nii.gz").dataobj) == k
+        predicted = found[row["case"]] == k
+        outside = 2 * (mask & predicted).sum() / (mask.sum() + predicted.sum())
+        assert float(row["dice"]) == pytest.approx(outside, abs=1e-4)
+        between += 0 < outside < 1
+    assert between
 
 
 def test_however_a_file_turns_its_axes_the_segmentation_is_the_same_in_space(drawn, images, tmp_path):
