@@ -16,7 +16,7 @@ from data_modules.slice_datasets import slice_labels
 from data_modules.store import SliceReader
 from weakmedsam.inference.trained_run import instantiate
 from weakmedsam.pam.pseudo_label_io import Origin, write_pseudo_label
-from weakmedsam.pam.thresholding import PseudoLabel
+from weakmedsam.pam.thresholding import PseudoLabel, mean_confidence
 
 
 def write_run(folder: Path) -> Path:
@@ -72,7 +72,7 @@ def write_pseudo_labels(run: Path, data: Phantom) -> None:
             np.where(np.take_along_axis(allowed, grown.reshape(len(mask), -1), 1).reshape(mask.shape), grown, 0)
         )
         sure = torch.full(label.shape, 0.9 - 0.2 * number)
-        quality = torch.where(torch.from_numpy(present) > 0, 0.5, torch.nan)
+        quality = mean_confidence(label, sure, torch.from_numpy(present))
         labels = PseudoLabel(label.to(torch.uint8), sure, quality, quality)
         origin = Origin(entry.name, {}, data.digest_volume(entry.name))
         write_pseudo_label(run / "pseudo_labels" / f"{entry.name}.safetensors", labels, origin)

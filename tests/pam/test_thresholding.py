@@ -6,6 +6,7 @@ from weakmedsam.pam.thresholding import (
     centre_scores,
     compete,
     gated_scores,
+    mean_confidence,
     profile_levels,
     smooth,
     threshold_scores,
@@ -42,6 +43,17 @@ def test_smoothing_keeps_constants_and_the_sum_of_a_point():
     assert blurred.sum() == pytest.approx(1, abs=1e-5)
     assert blurred.argmax() == 10 * 21 + 10
     assert torch.equal(smooth(point, 0.0), point)
+
+
+def test_quality_is_the_mean_confidence_of_the_classs_own_pixels():
+    ids, confidence = torch.zeros(3, 2, 2), torch.full((3, 2, 2), 0.9)
+    ids[0, 0], confidence[0, 0] = 1, torch.tensor([0.2, 0.4])
+    ids[1, 0, 0], confidence[1, 0, 0] = 2, 0.7
+    found = mean_confidence(ids, confidence, torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    assert torch.allclose(found[0, 0], torch.tensor(0.3))
+    assert torch.allclose(found[1], torch.tensor([0.0, 0.7]))  # none of the first class
+    assert found[0, 1].isnan()
+    assert found[2].isnan().all()
 
 
 def test_agreement_is_dice_per_class_and_nan_where_absent():

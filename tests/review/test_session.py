@@ -5,10 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from data_modules.pseudo_labels import PseudoLabelReader
-from weakmedsam.contracts import SOMEWHERE, SliceState
+from weakmedsam.contracts import SliceState
 from weakmedsam.errors import ConfigError, DataError
+from weakmedsam.pam.pseudo_label_io import Origin, write_pseudo_label
+from weakmedsam.pam.thresholding import PseudoLabel
 from weakmedsam.review import cli
 from weakmedsam.review.label_files import read_original, unsure_slices
 from weakmedsam.review.session import RefusedError, Session
@@ -40,14 +43,11 @@ def test_cases_come_least_sure_first(run):
     assert unsure[-1] == pytest.approx(0.1, abs=0.01)
 
 
-def test_a_class_of_the_scan_alone_is_not_missed_where_it_may_not_be(run):
-    path = next(run.glob("pseudo_labels/*.safetensors"))
-    label = read_original(path).label
-    labels = np.full((len(label), 2), SOMEWHERE, np.float32)
-    unsure = unsure_slices(path, labels)
-    np.testing.assert_array_equal(np.isnan(unsure), ~label.any(axis=(1, 2)))
-    assert np.nanmax(unsure) < 1
-    assert (unsure_slices(path, np.abs(labels))[~label.any(axis=(1, 2))] == 1).all()
+def test_a_slice_is_as_unsure_as_its_worst_class_and_without_one_not_at_all(tmp_path):
+    quality = torch.tensor([[0.9, 0.4], [0.7, torch.nan], [torch.nan, torch.nan], [0.0, torch.nan]])
+    label = torch.zeros(4, 2, 2)
+    write_pseudo_label(tmp_path / "a", PseudoLabel(label.byte(), label, quality, quality), Origin("a", {}))
+    assert np.allclose(unsure_slices(tmp_path / "a"), [0.6, 0.3, np.nan, 1.0], equal_nan=True)
 
 
 def test_clicks_are_kept_replayed_and_taken_back(run):

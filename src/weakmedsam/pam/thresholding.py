@@ -27,8 +27,8 @@ class PseudoLabel(NamedTuple):
     Attributes:
         label: (B, H, W) uint8, 0 = background, 1..C.
         confidence: (B, H, W) float32 in [0, 1].
-        quality: (B, C) float32 in [0, 1], NaN where the class is absent: ``agreement`` of the activation
-            before and after refinement, times ``stability`` where that was measured.
+        quality: (B, C) float32 in [0, 1], NaN where the class is absent: ``mean_confidence``, times ``stability``
+            where that was measured.
         stability: (B, C) float32 in [0, 1], agreement with the pseudo-label of the mirrored image; NaN
             where the class is absent or nothing was mirrored.
     """
@@ -159,14 +159,33 @@ def threshold_scores(scores: Tensor, threshold: float = 0.5) -> tuple[Tensor, Te
     return label, confidence.clamp(0, 1)
 
 
-def agreement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
-    """Dice between two labels of each slice: before and after refinement, or of an image and its mirror.
+def mean_confidence(ids: Tensor, confidence: Tensor, label: Tensor) -> Tensor:
+    """Mean confidence of the pixels that a class has in each slice.
 
-    A walk that has to redraw most of what the classifier saw is not to be trusted.
+    Of what was tried without masks it says most about the Dice of a pseudo-label (docs/results.md, quality).
 
     Args:
-        before: (B, H, W) class ids, e.g. without refinement.
-        after: (B, H, W) class ids, e.g. with it.
+        ids: (B, H, W) class ids.
+        confidence: (B, H, W) of ``threshold_scores``.
+        label: (B, C) image-level label.
+
+    Returns:
+        (B, C) in [0, 1], 0 where the class has no pixel, NaN where it is absent.
+    """
+    columns = []
+    for c in range(label.shape[1]):
+        own = (ids == c + 1).flatten(1)
+        mean = (confidence.flatten(1) * own).sum(1) / own.sum(1).clamp_min(1)
+        columns.append(torch.where(label[:, c] > 0.5, mean, torch.nan))
+    return torch.stack(columns, dim=1).float()
+
+
+def agreement(ids: Tensor, mirrored: Tensor, label: Tensor) -> Tensor:
+    """Dice between the labels of each slice and those of its mirrored image.
+
+    Args:
+        ids: (B, H, W) class ids.
+        mirrored: (B, H, W) class ids, mirrored back.
         label: (B, C) image-level label.
 
     Returns:
@@ -174,7 +193,7 @@ def agreement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
     """
     columns = []
     for c in range(label.shape[1]):
-        a, b = (before == c + 1).flatten(1), (after == c + 1).flatten(1)
+        a, b = (ids == c + 1).flatten(1), (mirrored == c + 1).flatten(1)
         dice = 2 * (a & b).sum(1) / (a.sum(1) + b.sum(1)).clamp_min(1)
         columns.append(torch.where(label[:, c] > 0.5, dice, torch.nan))
     return torch.stack(columns, dim=1).float()

@@ -19,7 +19,7 @@ from weakmedsam.pam.occlusion import Drops, drops_under_occlusion
 from weakmedsam.pam.refiner import PamBatch, Refined, Refinement, find_levels, mine, score_maps
 from weakmedsam.pam.self_training import find_present
 from weakmedsam.pam.tables import CaseDice
-from weakmedsam.pam.thresholding import PseudoLabel, agreement, threshold_scores
+from weakmedsam.pam.thresholding import PseudoLabel, agreement, mean_confidence, threshold_scores
 from weakmedsam.pam.volume_affinity import relative_thickness
 
 Look = Callable[[VolumeBatch], Activation]
@@ -181,7 +181,7 @@ def label_volume(
         before, _ = threshold_scores(refined.before, settings.threshold.value)
         rows = some.cpu()
         result.label[rows], result.confidence[rows] = after.cpu(), confidence.cpu()
-        result.quality[rows] = agreement(before, after, label[some]).cpu()
+        result.quality[rows] = mean_confidence(after, confidence, label[some]).cpu()
         areas = (after > 0).flatten(1).sum(1)
         best = int(areas.argmax())
         if int(areas[best]) > largest:

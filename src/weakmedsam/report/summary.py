@@ -51,8 +51,8 @@ TIPS = {
     "upper_bound": "Dice of the same network trained on the expert masks: what weak labels could reach at best.",
     "val_dice": "Dice of the segmentation network against the expert masks of the validation cases.",
     "agreement": "Dice of the segmentation network with the pseudo-labels: there are no expert masks.",
-    "quality": "Dice between the thresholded map before and after refinement, times the stability where that "
-    "was measured; no expert mask is used.",
+    "quality": "Mean confidence of the pixels that the class has in a slice, times the stability where that was "
+    "measured; no expert mask is used.",
     "stability": "Dice between the pseudo-labels of an image and of its mirror images; no expert mask is used.",
     "dice": "Overlap, 2|A and B| / (|A| + |B|), per case over the whole volume: 0 to 1.",
     "jaccard": "Overlap, |A and B| / |A or B|, per case over the whole volume: 0 to 1.",

@@ -216,7 +216,7 @@ class Session:
                 continue
             labels = slice_labels(entry, self._data.slices.min_pixels)
             present = labels != 0  # or may be: SOMEWHERE
-            unsure = unsure_slices(path, labels) if rank else np.zeros(len(labels))
+            unsure = unsure_slices(path) if rank else np.zeros(len(labels))
             mean = float(np.nanmean(unsure)) if not np.isnan(unsure).all() else 0.0
             found.append(Case(entry, present, unsure, mean))
         if not found:
