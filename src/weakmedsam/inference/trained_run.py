@@ -159,7 +159,7 @@ def with_weights(model: WeakMedSAM | Segmenter, path: Path) -> WeakMedSAM | Segm
     Raises:
         CheckpointError: the file is gone, damaged, or of another model or version.
     """
-    check_checkpoint(path, "load_run:")
+    check_checkpoint(path, "checkpoint")
     held = read_checkpoint(path)
     check_version(held, str(path))
     model.on_load_checkpoint(held)
