@@ -1,6 +1,7 @@
 """Pseudo-labels that start from a segmentation network; here one that sees what is bright, so that all is known."""
 
 import csv
+import math
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,7 +234,24 @@ def test_no_label_of_a_test_case_is_used(scans, tmp_path, monkeypatch):
 def test_a_class_is_present_where_it_is_likelier_than_all_else():
     maps = torch.zeros(2, 2, 4, 4)
     maps[0, 0, 1, 2], maps[0, 1, 3, 3], maps[1, 1, 0, 0] = 0.5, 0.49, 0.9
-    assert find_present(maps).tolist() == [[1, 0], [0, 1]]
+    assert find_present(maps, torch.zeros(2, 2)).tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_veto_counts_against_a_few_pixels_and_less_against_a_large_region():
+    maps = torch.zeros(4, 1, 100, 100)
+    maps[0, 0, :10, :10] = 0.9  # 1 %
+    maps[1, 0, :10, :20] = 0.9
+    maps[2, 0, :40, :20] = 0.9
+    log_of_4 = 2 * math.log(2)
+    for classified, found in (
+        (0.0, [1, 1, 1, 0]),
+        (-0.01, [0, 1, 1, 0]),
+        (-log_of_4 + 0.01, [0, 1, 1, 0]),
+        (-log_of_4 - 0.01, [0, 0, 1, 0]),
+        (-3 * log_of_4 - 0.01, [0, 0, 0, 0]),
+        (math.inf, [1, 1, 1, 0]),
+    ):
+        assert find_present(maps, torch.full((4, 1), classified)).flatten().tolist() == found
 
 
 @pytest.mark.parametrize(

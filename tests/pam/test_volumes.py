@@ -152,12 +152,12 @@ def test_what_the_classifier_rules_out_stays_empty():
     batch, model = volume(), module(pam=True)
     settings = pam_settings(PLAIN, threshold__value=0.4)
     seen = faint(0.9)
-    seen.logits[1, 0] = -3.0
+    seen.logits[1, 0] = -8.0  # the region is a sixth of the frame
     assert segment_volume(model, seen, batch, settings).flatten(1).any(1).all()  # nothing has been validated
     model.operating_points[0] = 0.5
     ids = segment_volume(model, seen, batch, settings)
     assert ids.flatten(1).any(1).tolist() == [True, False, True, True]
-    model.operating_points[0] = 0.01
+    model.operating_points[0] = 1e-4
     assert segment_volume(model, seen, batch, settings)[1].any()
 
 

@@ -328,9 +328,9 @@ class WeakMedSAM(LightningModule):
             batch["label"] = infer_presence(activation.logits, batch["label"], self.operating_points)
         return activation
 
-    def classified_present(self, logits: Tensor) -> Tensor:
-        """(B, C) bool of class logits: whether a slice may have a class, by the operating points of validation."""
-        return logits.float().sigmoid() >= self.operating_points
+    def log_odds_of_presence(self, logits: Tensor) -> Tensor:
+        """(B, C) of class logits: log-odds above the operating points of validation; infinite where a point is 0."""
+        return logits.float() - self.operating_points.logit()
 
     def look_at_volume(self, batch: VolumeBatch) -> Activation:
         """``forward`` over the slices of a volume, a few at a time."""

@@ -31,6 +31,11 @@ PRESENT = 0.5
 """What a class's map has to reach somewhere in a slice that is said to have the class: there it is likelier than all
 else together."""
 
+SMALL = 0.01
+"""Share of the frame up to which what a segmentation network finds in a slice may be a few stray pixels."""
+SIZE_EXPONENT = 2.0
+"""A region n times as large counts as odds of n to the power of this. Chosen on validation (docs/results.md)."""
+
 
 def load_segmenter(path: Path, class_names: list[str], image_size: int) -> tuple[Segmenter, dict[str, Any] | None]:
     """A trained segmentation network, frozen, from its checkpoint alone.
@@ -143,13 +148,22 @@ class SegmentedStart:
         return torch.where(seen, maps * share, 0)
 
 
-def find_present(maps: Tensor) -> Tensor:
-    """Which classes slices have, by what a segmentation network says of them.
+def find_present(maps: Tensor, classified: Tensor) -> Tensor:
+    """Which classes slices have, by what both networks say of them.
+
+    A few stray pixels make a segmentation network say "there", and the classification network has learnt just that
+    question: it has a veto. The larger a region, the less likely it is to be stray, and the surer the classification
+    network has to be: ``classified + SIZE_EXPONENT * log(area / SMALL)`` must not lie below 0, the logarithm 0 up to
+    that area.
 
     Args:
         maps: (B, C, h, w) of ``SegmentedStart``.
+        classified: (B, C) log-odds of presence by the classification network, 0 at its operating point.
 
     Returns:
         (B, C) of the maps' type, 0 or 1, as image-level labels are.
     """
-    return (maps.amax((-2, -1)) >= PRESENT).to(maps.dtype)
+    reached = maps >= PRESENT
+    larger = (reached.flatten(2).float().mean(dim=2) / SMALL).clamp_min(1)
+    said = classified + SIZE_EXPONENT * larger.log() >= 0
+    return (reached.flatten(2).any(dim=2) & said).to(maps.dtype)

@@ -119,9 +119,7 @@ def refine_prediction(
     """
     said = batch.copy()
     inside = inside_box(batch["box"][None], batch["frame"].size, activation.cam.shape[-1])
-    # A few stray pixels make a segmentation network say "there"; the classifier has learnt just that question.
-    present = find_present(activation.cam * inside).bool() & module.classified_present(activation.logits)
-    said["label"] = present.float()
+    said["label"] = find_present(activation.cam * inside, module.log_odds_of_presence(activation.logits)).float()
     yield from refine_volume(module, activation.rows(labelled_rows(said)), said, settings)
 
 
