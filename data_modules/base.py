@@ -22,6 +22,7 @@ from data_modules.cases import Case, DatasetInfo, choose_classes
 from data_modules.config import Labels, Preparation, Slices, Split
 from data_modules.formats.read import READING
 from data_modules.formats.volume import Reading
+from data_modules.label_sizes import least_confidences
 from data_modules.loaders import Order, ShareSampler, slice_loader, training_loader, volume_loader
 from data_modules.prepare import lock_store, prepare
 from data_modules.pseudo_labels import PseudoLabelReader
@@ -124,6 +125,7 @@ class SliceDataModule(LightningDataModule):
         self.entries: Mapping[str, Entry] = {}
         self.split: Mapping[str, str] = {}
         self._train: SliceTable | None = None
+        self._least: dict[str, NDArray[np.uint8]] = {}  # of ``least_confidences``, once a training is set up
         self._first_epoch = 0
 
     # What a data set says
@@ -388,13 +390,17 @@ class SliceDataModule(LightningDataModule):
                 raise DataError(f"supervision: expert needs a mask for every training case; none for {unmasked[:10]}.")
             _log.warning("SUPERVISION BY EXPERT MASKS: this is the fully supervised upper bound")
         elif (pseudo := self._pseudo(train)) is not None:
-            pseudo.check(train if self.has_val_masks else train + self.cases("val"))
+            labelled = train if self.has_val_masks else train + self.cases("val")
+            pseudo.check(labelled)
+            if self.labels.trim_unsure:
+                self._least = least_confidences({entry.name: pseudo.size(entry.name) for entry in labelled})
 
     def _pseudo(self, entries: Sequence[Entry]) -> PseudoLabelReader | None:
         if self.labels.supervision != "pseudo" or self.labels.pseudo_labels_dir is None or not entries:
             return None
         corrected = self.labels.corrected_dir
-        return PseudoLabelReader(Path(self.labels.pseudo_labels_dir), None if corrected is None else Path(corrected))
+        folder = Path(self.labels.pseudo_labels_dir)
+        return PseudoLabelReader(folder, None if corrected is None else Path(corrected), self._least)
 
     def _train_table(self) -> SliceTable:
         if self._train is None:

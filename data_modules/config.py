@@ -88,12 +88,15 @@ class Labels:
         corrected_dir: folder of pseudo-labels that a person has corrected (``weakmedsam review``), of some cases or
             none: slices that are trusted are taken from there, those that are left out train nothing; null: there are
             none. `make train` sets it by itself.
+        trim_unsure: pseudo-labels of scans that PAM is unsure of lose their least confident pixels where they are
+            larger than those of other scans (``label_sizes.py``); published: no.
     """
 
     supervision: Supervision = "image"
     pseudo_labels_dir: str | None = None
     only_positive: bool = False
     corrected_dir: str | None = None
+    trim_unsure: bool = True
 
     def __post_init__(self) -> None:
         if self.supervision == "pseudo" and self.pseudo_labels_dir is None:

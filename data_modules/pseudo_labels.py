@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from data_modules.label_sizes import LabelSize, trim_label
 from data_modules.store_index import Entry
 from weakmedsam.contracts import IGNORE, CorrectionKeys, PseudoLabelKeys, SliceState
 from weakmedsam.errors import DataError
@@ -42,23 +43,30 @@ class PseudoLabelReader:
 
     A slice that a person has corrected or accepted is certain; of one that is left out, nothing is learnt. One that was
     changed only because its neighbour was corrected counts where it was made from these very pseudo-labels: those of a
-    later round are newer.
+    later round are newer. What nobody has looked at is trimmed to ``least``.
 
     Args:
         folder: where the files are.
         corrected: folder of corrected ones, see ``CorrectionKeys``; None: there are none.
+        least: by case, of ``least_confidences``; a case that is not there is not trimmed.
         max_open: how many files are kept open.
     """
 
-    def __init__(self, folder: Path, corrected: Path | None = None, max_open: int = 256) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        corrected: Path | None = None,
+        least: Mapping[str, NDArray[np.uint8]] | None = None,
+        max_open: int = 256,
+    ) -> None:
         self.folder = folder
         self.corrected = corrected
+        self.least = dict(least or {})
         self.max_open = max_open
         self._open: OrderedDict[Path, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"folder": self.folder, "corrected": self.corrected, "max_open": self.max_open}
-        return {**kept, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def check(self, entries: Sequence[Entry]) -> None:
         """Raise DataError if a file is missing, unreadable, of another case or of another working frame."""
@@ -74,6 +82,12 @@ class PseudoLabelReader:
             if path is not None:
                 self._check(path, entry)
 
+    def size(self, case: str) -> LabelSize:
+        """What the pseudo-label of a volume says of its classes' sizes."""
+        file = self._file(self._path(case))
+        slices = np.isfinite(file.get_tensor(PseudoLabelKeys.quality)).sum(axis=0)
+        return LabelSize(file.get_tensor(PseudoLabelKeys.histogram), slices)
+
     def _check(self, path: Path, entry: Entry) -> None:
         corrected = path.parent == self.corrected
         mend = (
@@ -83,7 +97,12 @@ class PseudoLabelReader:
         if case != entry.name:
             raise DataError(f"{path}: is of case {case}. Remove it: {mend}.")
         file = self._file(path)
-        needed = {PseudoLabelKeys.label, PseudoLabelKeys.confidence, PseudoLabelKeys.quality}
+        needed = {
+            PseudoLabelKeys.label,
+            PseudoLabelKeys.confidence,
+            PseudoLabelKeys.quality,
+            PseudoLabelKeys.histogram,
+        }
         if not (CorrectionKeys.needed if corrected else needed) <= set(file.keys()):
             raise DataError(f"{path}: is no pseudo-label. Delete it: {mend}.")
         shape = tuple(file.get_slice(PseudoLabelKeys.label).get_shape())
@@ -99,6 +118,8 @@ class PseudoLabelReader:
         file = self._file(self._path(case))
         label = file.get_slice(PseudoLabelKeys.label)[number]
         confidence = file.get_slice(PseudoLabelKeys.confidence)[number]
+        if case in self.least:
+            label, confidence = trim_label(label, confidence, self.least[case])
         quality = _worst(file.get_slice(PseudoLabelKeys.quality)[number])
         path = self._correction(case)
         if path is None:

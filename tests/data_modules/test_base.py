@@ -143,13 +143,41 @@ def test_workers_read_the_same(root):
     torch.testing.assert_close(torch.cat([b["image"] for b in make(root, num_workers=1).train_dataloader()]), alone)
 
 
+def write_labels(folder, name, label, confidence):
+    histogram = np.bincount(confidence[label == 1], minlength=256)[None]
+    parts = {"label": label, "confidence": confidence, "quality": np.ones((6, 1), np.float32), "histogram": histogram}
+    save_file(parts, folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_unsure_pseudo_labels_that_are_too_large_are_trimmed(root, tmp_path, trim):
+    first, *others = (entry.name for entry in make(root).cases("train"))
+    for name in (first, *others):
+        label, confidence = np.zeros((6, 32, 32), np.uint8), np.full((6, 32, 32), 200, np.uint8)
+        label[:, :8, :8] = 1
+        if name == first:
+            label[:, :24] = 1
+            spilt = np.arange(24 * 32).reshape(24, 32) % 50
+            confidence[:, :24] = np.where(np.outer(np.arange(24) < 8, np.arange(32) < 8), 200, spilt)
+        write_labels(tmp_path, name, label, confidence)
+    settings = {"labels__pseudo_labels_dir": str(tmp_path), "labels__trim_unsure": trim, "num_workers": 0}
+    module = make(root, labels__supervision="pseudo", **settings)
+    found = {}
+    for batch in module.train_dataloader():
+        for case, target in zip(batch["case"], batch["target"], strict=True):
+            found.setdefault(case, []).append(int((target == 1).sum()))
+    assert len(others) > 1
+    assert all(set(found[name]) == {64} for name in others)
+    assert min(found[first]) >= (64 if trim else 24 * 32)
+    assert max(found[first]) <= (120 if trim else 24 * 32)
+
+
 def test_pseudo_labels_train(root, tmp_path):
     with pytest.raises(DataError, match="have no pseudo-label"):
         make(root, labels__supervision="pseudo", labels__pseudo_labels_dir=str(tmp_path))
     for name in (entry.name for entry in make(root).cases("train")):
         zeros = np.zeros((6, 32, 32), np.uint8)
-        parts = {"label": zeros + 1, "confidence": zeros + 51, "quality": np.ones((6, 1), np.float32)}
-        save_file(parts, tmp_path / f"{name}.safetensors")
+        write_labels(tmp_path, name, zeros + 1, zeros + 51)
     module = make(root, labels__supervision="pseudo", labels__pseudo_labels_dir=str(tmp_path))
     batch = next(iter(module.train_dataloader()))
     assert set(batch) == WEAK | {"target", "confidence", "quality"}

@@ -21,6 +21,7 @@ def write(folder, state, original=1, case="a"):
         "label": np.ones(shape, np.uint8),
         "confidence": np.full(shape, 100, np.uint8),
         "quality": np.full((len(state), 1), 0.5, np.float32),
+        "histogram": np.zeros((1, 256), np.int64),
     }
     about = {"about": json.dumps({"case": case, "content": 1})}
     save_file(tensors, folder / f"pseudo/{case}.safetensors", about)

@@ -50,6 +50,7 @@ def write_pseudo(folder, entries):
             "label": rng.integers(0, 2, shape).astype(np.uint8),
             "confidence": rng.integers(0, 256, shape).astype(np.uint8),
             "quality": np.where(np.arange(entry.depth) == 3, 0.25, np.nan).astype(np.float32)[:, None],
+            "histogram": np.zeros((1, 256), np.int64),
         }
         save_file(written[entry.name], folder / f"{entry.name}.safetensors")
     return written

@@ -25,6 +25,7 @@ TENSORS = (
     PseudoLabelKeys.confidence,
     PseudoLabelKeys.quality,
     PseudoLabelKeys.stability,
+    PseudoLabelKeys.histogram,
 )
 
 
@@ -44,11 +45,15 @@ class Origin(NamedTuple):
 
 def write_pseudo_label(path: Path, labels: PseudoLabel, origin: Origin) -> None:
     """Write one volume's file, whole or not at all (``PseudoLabelKeys`` states its tensors)."""
+    label = labels.label.cpu().numpy()
+    confidence = (labels.confidence * 255).round().to(torch.uint8).cpu().numpy()
+    histogram = [np.bincount(confidence[label == c + 1], minlength=256) for c in range(labels.quality.shape[1])]
     tensors: dict[str, NDArray[Any]] = {
-        PseudoLabelKeys.label: labels.label.cpu().numpy(),
-        PseudoLabelKeys.confidence: (labels.confidence * 255).round().to(torch.uint8).cpu().numpy(),
+        PseudoLabelKeys.label: label,
+        PseudoLabelKeys.confidence: confidence,
         PseudoLabelKeys.quality: labels.quality.cpu().numpy().astype(np.float32),
         PseudoLabelKeys.stability: labels.stability.cpu().numpy().astype(np.float32),
+        PseudoLabelKeys.histogram: np.stack(histogram).astype(np.int64),
     }
     # One entry: safetensors writes several in an order that differs from process to process.
     about = json.dumps({**origin._asdict(), "content": _checksum(tensors)}, sort_keys=True)

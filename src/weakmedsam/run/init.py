@@ -39,6 +39,7 @@ FIXED = """\
       supervision: image            # image: labels only; pseudo: + pseudo-labels; expert: MASKS, for the upper bound
       pseudo_labels_dir: null       # folder of <case>.safetensors, for supervision: pseudo
       corrected_dir: null           # those of them that `make review` has corrected; make train sets it
+      trim_unsure: true             # trim unsure pseudo-labels that are larger than others
       only_positive: false          # train on slices with some class only
     augment:                        # never moves a pixel out of the frame, so the label stays true
 {flip}
