@@ -1,5 +1,6 @@
 """What ``make`` would run, and the files that say what is installed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,12 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "Makefile").read_text()
+INHERITED = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS")
 
 
 def make(*words, environment=None):
+    # What `make test ARGS=...` was called with is not for these.
+    environment = {key: value for key, value in (environment or os.environ).items() if key not in INHERITED}
     done = subprocess.run(
         ["make", "--silent", "-o", ".venv/.installed", *words],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60,
