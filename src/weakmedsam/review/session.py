@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
     entry: Entry
     present: NDArray[np.bool_]
-    unsure: NDArray[np.float64]
+    unsure: NDArray[np.float32]
     mean_unsure: float
 
     @property
@@ -216,7 +216,7 @@ class Session:
                 continue
             labels = slice_labels(entry, self._data.slices.min_pixels)
             present = labels != 0  # or may be: SOMEWHERE
-            unsure = unsure_slices(path) if rank else np.zeros(len(labels))
+            unsure = unsure_slices(path) if rank else np.zeros(len(labels), np.float32)
             mean = float(np.nanmean(unsure)) if not np.isnan(unsure).all() else 0.0
             found.append(Case(entry, present, unsure, mean))
         if not found:
