@@ -118,21 +118,20 @@ class PseudoLabelReader:
         file = self._file(self._path(case))
         label = file.get_slice(PseudoLabelKeys.label)[number]
         confidence = file.get_slice(PseudoLabelKeys.confidence)[number]
-        if case in self.least:
-            label, confidence = trim_label(label, confidence, self.least[case])
         quality = _worst(file.get_slice(PseudoLabelKeys.quality)[number])
         path = self._correction(case)
-        if path is None:
-            return SliceTarget(label, confidence, quality, False)
-        held = self._file(path)
-        state = int(held.get_slice(CorrectionKeys.state)[number])
-        corrected = held.get_slice(CorrectionKeys.label)[number]
-        if state == SliceState.left_out:
-            return SliceTarget(np.full_like(label, IGNORE), np.zeros_like(confidence), quality, False)
-        if state == SliceState.trusted:
-            return SliceTarget(corrected, np.full_like(confidence, CERTAIN), 1.0, True)
-        if state == SliceState.changed and self._is_of_these(path, case):
-            return SliceTarget(corrected, confidence, quality, False)
+        if path is not None:
+            held = self._file(path)
+            state = int(held.get_slice(CorrectionKeys.state)[number])
+            corrected = held.get_slice(CorrectionKeys.label)[number]
+            if state == SliceState.left_out:
+                return SliceTarget(np.full_like(label, IGNORE), np.zeros_like(confidence), quality, False)
+            if state == SliceState.trusted:
+                return SliceTarget(corrected, np.full_like(confidence, CERTAIN), 1.0, True)
+            if state == SliceState.changed and self._is_of_these(path, case):
+                return SliceTarget(corrected, confidence, quality, False)
+        if case in self.least:
+            label, confidence = trim_label(label, confidence, self.least[case])
         return SliceTarget(label, confidence, quality, False)
 
     def _is_of_these(self, path: Path, case: str) -> bool:

@@ -121,9 +121,9 @@ class PseudoLabelKeys:
     ``label`` (D, H, W) uint8 class ids on the working frame; ``confidence`` (D, H, W) uint8,
     255 = certain; ``quality`` (D, C) float32 in [0, 1], NaN where the class is absent; ``stability``
     (D, C), the part of it that mirrored images gave, NaN where that was not measured; ``histogram`` (C, 256) int64,
-    pixels of each class by confidence. The file's
-    metadata hold what it was made of, as one JSON string under ``about``: ``case``, the ``settings`` that made it,
-    ``volume``, a hash of slices and labels, and ``content``, the CRC-32 of the tensors above in that order.
+    pixels of each class by confidence, so that sizes are known without reading the pixels. The file's metadata hold
+    what it was made of, as one JSON string under ``about``: ``case``, the ``settings`` that made it, ``volume``, a hash
+    of slices and labels, and ``content``, the CRC-32 of the tensors above in that order.
     """
 
     label = "label"

@@ -41,6 +41,15 @@ def test_each_state_gives_its_own_target(tmp_path):
     assert [target.trusted for target in found] == [False, False, True, False]
 
 
+def test_only_what_nobody_has_looked_at_is_trimmed(tmp_path):
+    write(tmp_path, STATES)
+    least = {"a": np.array([101], np.uint8)}
+    reader = PseudoLabelReader(tmp_path / "pseudo", tmp_path / "corrected", least)
+    found = [reader.read("a", number) for number in range(4)]
+    assert [int(target.label[0, 0]) for target in found] == [0, 2, 2, IGNORE]
+    assert [int(target.confidence[0, 0]) for target in found] == [0, 100, 255, 0]
+
+
 def test_in_a_later_round_only_what_a_person_looked_at_stays(tmp_path):
     reader = write(tmp_path, STATES, original=7)
     assert [int(reader.read("a", number).label[0, 0]) for number in range(4)] == [1, 1, 2, IGNORE]
